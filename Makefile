@@ -1,0 +1,63 @@
+# qwen-megatron: `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# An active virtual environment is used as it is; otherwise ours stands in .venv.
+ENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+PY := $(ENV)/bin/python
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# TORCH=cpu installs the pinned CPU build; TORCH=preinstalled keeps the torch that is there (CUDA, a container).
+TORCH ?= cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+STAMP := $(ENV)/.qwen-megatron-setup
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+CODE := data_tools qwen_megatron tests benchmarks setup.py
+
+export PYTHONDONTWRITEBYTECODE :=
+# Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test check format clean
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## create the environment and build the C++ extension (TORCH=preinstalled keeps your torch)
+
+$(PY):
+	@command -v g++ >/dev/null || { echo "setup: g++ not found; install a C++17 compiler (Debian, Ubuntu: apt-get install g++)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "setup: $(PYTHON) is older than Python 3.11; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(filter preinstalled,$(TORCH)),--system-site-packages) $(ENV)
+
+$(STAMP): requirements/cpu.txt requirements/dev.txt setup.py pyproject.toml $(SOURCES) | $(PY)
+ifeq ($(TORCH),preinstalled)
+	@$(PY) -c 'import torch; print("setup: keeping torch", torch.__version__)'
+	grep -v '^torch==' requirements/cpu.txt > $(ENV)/requirements-without-torch.txt
+	$(PY) -m pip install --quiet -r $(ENV)/requirements-without-torch.txt -r requirements/dev.txt
+else
+	@# The index pip is set up with first (mirrors, local wheels), then PyTorch's own index of CPU builds.
+	$(PY) -m pip install --quiet "$$(grep '^torch==' requirements/cpu.txt)" 2>/dev/null \
+	  || $(PY) -m pip install --quiet --extra-index-url $(TORCH_INDEX) "$$(grep '^torch==' requirements/cpu.txt)"
+	$(PY) -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
+endif
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
+	$(PY) examples/demo.py
+
+test: setup ## the whole test suite
+	$(PY) -m pytest
+
+check: setup ## formatting, lint, types, import order
+	$(ENV)/bin/ruff format --check $(CODE)
+	$(ENV)/bin/ruff check $(CODE)
+	$(ENV)/bin/mypy
+	$(PY) -m pytest -q tests/test_import_order.py
+
+format: setup ## rewrite the code in the house format
+	$(ENV)/bin/ruff format $(CODE)
+	$(ENV)/bin/ruff check --fix $(CODE)
+
+clean: ## remove the environment, builds and caches (not your runs)
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis data_tools/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,25 @@
+"""Errors that a user can cause and mend; everything else is a bug.
+
+Each message names the file or key, the rule that is broken, the operands and what to change.
+`DataError` belongs to `data_tools`, which does not know this package; it is re-exported for convenience.
+"""
+
+from data_tools.errors import DataError
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "PlatformError"]
+
+
+class ConfigError(Exception):
+    """The configuration breaks one or more rules; all of them are in the message."""
+
+    def __init__(self, problems: list[str] | str):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class CheckpointError(Exception):
+    """A checkpoint or Hugging Face folder is incomplete, damaged or does not fit the run."""
+
+
+class PlatformError(Exception):
+    """The machine or an installed library cannot do what the configuration asks for."""
