@@ -1,0 +1,76 @@
+"""The two checksums of a token file: SHA-256 of the whole, CRC-32 of every block.
+
+The SHA-256 is the identity of the content and what ``qwen-data verify`` compares. The CRC-32 (zlib's polynomial) of
+each 64 KiB block, kept in the .crc file, lets training verify exactly the blocks it reads.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+BLOCK_BYTES = 65536
+CRC_DTYPE = np.dtype("<u4")
+READ_BYTES = 128 * BLOCK_BYTES
+
+
+def num_blocks(size_bytes: int) -> int:
+    """Blocks of a file of ``size_bytes`` bytes; the last one may be short."""
+    return -(-size_bytes // BLOCK_BYTES)
+
+
+class StreamChecksums:
+    """SHA-256 and block CRCs of a byte stream given in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._crcs: list[bytes] = []
+        self._open_crc = 0
+        self._open_bytes = 0
+        self.size_bytes = 0
+
+    def update(self, piece: memoryview | bytes) -> None:
+        """Takes the next bytes of the stream."""
+        view = memoryview(piece).cast("B")
+        self._sha256.update(view)
+        self.size_bytes += len(view)
+        crcs = []
+        start = 0
+        while start < len(view):
+            stop = min(len(view), start + BLOCK_BYTES - self._open_bytes)
+            self._open_crc = zlib.crc32(view[start:stop], self._open_crc)
+            self._open_bytes += stop - start
+            start = stop
+            if self._open_bytes == BLOCK_BYTES:
+                crcs.append(self._open_crc)
+                self._open_crc = self._open_bytes = 0
+        self._crcs.append(np.array(crcs, dtype=CRC_DTYPE).tobytes())
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of everything so far."""
+        return self._sha256.hexdigest()
+
+    def crc_bytes(self) -> bytes:
+        """Content of the .crc file for everything so far: one little-endian uint32 for each block."""
+        tail = [self._open_crc] if self._open_bytes else []
+        return b"".join(self._crcs) + np.array(tail, dtype=CRC_DTYPE).tobytes()
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The content of ``path`` in pieces of 8 MiB, whole blocks except for the last."""
+    with path.open("rb", buffering=0) as stream:
+        while piece := stream.read(READ_BYTES):
+            # A raw read may come back short (network file systems); block positions need whole pieces.
+            while len(piece) < READ_BYTES and (more := stream.read(READ_BYTES - len(piece))):
+                piece += more
+            yield piece
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    for piece in read_pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""Unicode normalisation form C in linear time.
+
+``unicodedata.normalize`` sorts runs of combining marks by insertion, in quadratic time: a megabyte of alternating
+accents takes minutes. Long runs are sorted here first, which is canonically equivalent and leaves it nothing to do.
+"""
+
+import re
+import unicodedata
+from functools import cache
+
+_LONG_RUN = 64
+
+
+def nfc(text: str) -> str:
+    """``text`` in normalisation form C; ``text`` itself if it is in that form already.
+
+    Source: Unicode Standard Annex 15; canonical ordering is D109 of the Unicode Standard.
+    """
+    if text.isascii() or unicodedata.is_normalized("NFC", text):
+        return text
+    if len(text) >= _LONG_RUN:
+        text = _long_mark_runs().sub(_sorted_marks, text)
+    return unicodedata.normalize("NFC", text)
+
+
+def _sorted_marks(match: re.Match[str]) -> str:
+    # Decomposed first, mark by mark: a few marks of class 0 decompose into marks of two classes. sorted() is stable,
+    # as canonical ordering must be.
+    marks = [part for mark in match[0] for part in unicodedata.normalize("NFD", mark)]
+    return "".join(sorted(marks, key=unicodedata.combining))
+
+
+@cache
+def _long_mark_runs() -> re.Pattern[str]:
+    """Matches runs of characters whose decomposition is combining marks only."""
+    ranges: list[list[int]] = []
+    combining, decomposition = unicodedata.combining, unicodedata.decomposition
+    for code, character in enumerate(map(chr, range(0x110000))):
+        if not combining(character) and not decomposition(character):
+            continue
+        if all(map(combining, unicodedata.normalize("NFD", character))):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    marks = "".join(f"{re.escape(chr(first))}-{re.escape(chr(last))}" for first, last in ranges)
+    return re.compile(f"[{marks}]{{{_LONG_RUN},}}")
