@@ -109,8 +109,8 @@ def _reopen(prefix: Path, verify_blocks: bool, fingerprint: str) -> Corpus:
     corpus = Corpus.open(prefix, verify_blocks=verify_blocks)
     if corpus.fingerprint != fingerprint:
         raise DataError(
-            f"{prefix}: the corpus was rebuilt while it was in use: fingerprint {corpus.fingerprint}, was {fingerprint}; "
-            "start again with one or the other"
+            f"{prefix}: the corpus was rebuilt while it was in use: fingerprint {corpus.fingerprint}, was "
+            f"{fingerprint}; start again with one or the other"
         )
     return corpus
 

@@ -1,0 +1,54 @@
+"""The list of rejected records: counted by reason, kept as file, line, reason and detail."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import orjson
+
+from data_tools.atomic_file import sync_directory, sync_file
+from data_tools.jsonl import Rejection
+from data_tools.sidecar import corpus_path
+
+
+def rejected_path(prefix: str | Path) -> Path:
+    """Where the rejected records of a corpus are listed unless the user names another file."""
+    return corpus_path(prefix, "rejected.jsonl")
+
+
+class RejectionLog:
+    """Collects rejections in a temporary file.
+
+    Attributes:
+        counts: reason -> number of records.
+    """
+
+    def __init__(self, temporary: Path) -> None:
+        self._temporary = temporary
+        self._stream = temporary.open("wb")
+        self.counts: Counter[str] = Counter()
+
+    def __enter__(self) -> "RejectionLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def add(self, rejections: Sequence[Rejection]) -> None:
+        """Appends rejections, in the order of the input."""
+        for rejection in rejections:
+            self.counts[rejection.reason] += 1
+            self._stream.write(orjson.dumps(rejection, option=orjson.OPT_APPEND_NEWLINE))
+
+    def publish(self, path: Path) -> None:
+        """Gives the list its name; if nothing was rejected, removes a list that an earlier run left there."""
+        self._stream.close()
+        if not self.counts:
+            path.unlink(missing_ok=True)
+            return
+        sync_file(self._temporary)
+        self._temporary.replace(path)
+        sync_directory(path.parent)
