@@ -1,0 +1,26 @@
+"""Floating-point operations of training, the numerator of model FLOPs utilisation.
+
+Forward, for each token: 2 operations for each weight in a matrix product (layers and output layer, padding not counted;
+the embedding is a look-up), and in each layer two products (queries with keys, probabilities with values) of 2 P
+operations for each visible position, P query heads x head size. Causal attention sees s / 2 positions on average, so
+both together cost 2 s P. The backward pass costs twice the forward pass. Recomputation is not counted: utilisation is
+about useful work.
+Source: Chowdhery et al. 2022 (arXiv 2204.02311), appendix B; causal attention counted half.
+"""
+
+from __future__ import annotations
+
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.parameters import layer_matrix_parameters
+
+
+def training_flops_per_token(model: ModelConfig, seq_length: int) -> float:
+    """Operations of forward and backward pass for one token.
+
+    Args:
+        model: Architecture.
+        seq_length: Context trained on, in tokens.
+    """
+    matrices = model.num_layers * layer_matrix_parameters(model) + model.vocab_size * model.hidden_size
+    attention = 2.0 * seq_length * model.num_attention_heads * model.kv_channels * model.num_layers
+    return 3.0 * (2.0 * matrices + attention)

@@ -1,0 +1,53 @@
+"""Section `parallel`: how the model and the batch are laid out over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qwen_megatron.config.setting import about, count
+
+MAX_PROCESSES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelOptions:
+    """Section `parallel` as a user gives it."""
+
+    tensor_model_parallel_size: int = field(
+        default=1, metadata=count("Processes that share the matrices of every layer.", maximum=MAX_PROCESSES)
+    )
+    pipeline_model_parallel_size: int = field(
+        default=1, metadata=count("Stages the layers are divided into, one after the other.", maximum=MAX_PROCESSES)
+    )
+    sequence_parallel: bool = field(
+        default=False,
+        metadata=about(
+            "Split norms, dropouts and residual stream along the sequence over the tensor-parallel processes; the "
+            "result is the same, activations take less memory."
+        ),
+    )
+    world_size: int | None = field(
+        default=None,
+        metadata=count(
+            "Processes of the job. Default: what torchrun started, otherwise tensor x pipeline size.",
+            maximum=MAX_PROCESSES,
+        ),
+    )
+    platform: str = field(
+        default="auto",
+        metadata=about(
+            "`cuda` uses NCCL, `cpu` gloo and torch kernels; `auto` takes cuda where a device is there.",
+            choices=("auto", "cpu", "cuda"),
+        ),
+    )
+    distributed_timeout_seconds: int = field(
+        default=600,
+        metadata=count("A process that waits longer than this for another one ends with an error.", maximum=7 * 86400),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(ParallelOptions):
+    """Section `parallel`, every value fixed."""
+
+    world_size: int = field(metadata=count("Processes of the job.", maximum=MAX_PROCESSES))

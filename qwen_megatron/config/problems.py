@@ -1,0 +1,50 @@
+"""Collects what is wrong with a configuration, so that a user sees all of it at once, with the nearest good values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from qwen_megatron.config.setting import show
+
+
+class Problems:
+    """Problems found so far, and the keys whose values cannot be used in further rules.
+
+    Attributes:
+        messages: `key=value: rule; nearest valid values`.
+        unusable: Keys (`section.name`) already found wrong: rules on them would report the same mistake again.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.unusable: set[str] = set()
+
+    def add(self, key: str, value: object, rule: str) -> None:
+        """Records that `key` breaks a rule."""
+        self.messages.append(f"{key}={show(value)}: {rule}")
+        self.unusable.add(key)
+
+    def usable(self, *keys: str) -> bool:
+        """Whether none of the keys has been found wrong."""
+        return self.unusable.isdisjoint(keys)
+
+
+def nearest_divisors(number: int, value: int) -> str:
+    """The divisors of `number` next below and above `value`, as advice."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    divisors = sorted({*small, *(number // divisor for divisor in small)})
+    below = [divisor for divisor in divisors if divisor < value][-1:]
+    above = [divisor for divisor in divisors if divisor > value][:1]
+    return use(below + above)
+
+
+def nearest_multiples(base: int, value: int) -> str:
+    """The positive multiples of `base` next below and above `value`, as advice."""
+    below = value // base * base
+    return use([number for number in (below, below + base) if number > 0])
+
+
+def use(values: Iterable[int]) -> str:
+    """`use 2 or 4`."""
+    return f"use {' or '.join(str(value) for value in values)}"

@@ -1,0 +1,117 @@
+"""From what a user gave to the plan of a run: every value fixed, every rule checked, sizes worked out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen_megatron.config.checkpoint import CheckpointConfig
+from qwen_megatron.config.data import DataConfig
+from qwen_megatron.config.flops import training_flops_per_token
+from qwen_megatron.config.logging import LoggingConfig
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.optimizer import OptimizerConfig
+from qwen_megatron.config.parallel import ParallelConfig
+from qwen_megatron.config.parameters import count_parameters, parameters_per_stage
+from qwen_megatron.config.problems import Problems
+from qwen_megatron.config.rules import check_fields, check_sections
+from qwen_megatron.config.schema import Config
+from qwen_megatron.config.sections import Sections, fill_sections
+from qwen_megatron.config.training import TrainingConfig
+from qwen_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, worked out.
+
+    Attributes:
+        model, parallel, optimizer, training, data, checkpoint, logging: The sections, every value fixed.
+        world_size: Processes of the job.
+        data_parallel_size: Replicas of the model: world size / (tensor x pipeline size).
+        num_microbatches: Micro-batches of each data-parallel rank in one optimizer step.
+        padded_vocab_size: Rows of the embedding over all tensor-parallel ranks: the smallest multiple of their number
+            that holds the vocabulary.
+        layers_per_stage: Layers of each pipeline stage.
+        num_parameters: Parameters of the whole model, without padding.
+        num_parameters_per_rank: Parameters that one rank of each pipeline stage stores.
+        flops_per_token: Floating-point operations to train one token; see `config.flops`.
+    """
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    data: DataConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+    world_size: int
+    data_parallel_size: int
+    num_microbatches: int
+    padded_vocab_size: int
+    layers_per_stage: tuple[int, ...]
+    num_parameters: int
+    num_parameters_per_rank: tuple[int, ...]
+    flops_per_token: float
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all processes."""
+        return self.training.global_batch_size * self.training.seq_length
+
+
+def resolve(config: Config, world_size: int | None = None) -> Plan:
+    """Fixes every value and checks every rule; changes nothing.
+
+    Args:
+        config: As given.
+        world_size: Processes that a launcher started; None if there is none.
+    Raises:
+        ConfigError: with every broken rule.
+    """
+    problems = Problems()
+    sections = examine(config, world_size, problems)
+    if problems.messages:
+        raise ConfigError(problems.messages)
+    return plan_of(sections)
+
+
+def examine(config: Config, world_size: int | None, problems: Problems) -> Sections:
+    """The sections with every value fixed; what is wrong goes to `problems`.
+
+    Args:
+        config: As given.
+        world_size: As for `resolve`.
+        problems: Filled; keys that are unusable from the start are left alone.
+    """
+    check_fields(config, problems)
+    sections = fill_sections(config, world_size, problems)
+    check_sections(sections, problems)
+    return sections
+
+
+def plan_of(sections: Sections) -> Plan:
+    """The plan of sections that break no rule."""
+    model, parallel, training = sections.model, sections.parallel, sections.training
+    tensor_size, num_stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    data_parallel_size = parallel.world_size // (tensor_size * num_stages)
+    layers_per_stage = (model.num_layers // num_stages,) * num_stages
+    padded_vocab_size = -(-model.vocab_size // tensor_size) * tensor_size
+    return Plan(
+        model=model,
+        parallel=parallel,
+        optimizer=sections.optimizer,
+        training=training,
+        data=sections.data,
+        checkpoint=sections.checkpoint,
+        logging=sections.logging,
+        world_size=parallel.world_size,
+        data_parallel_size=data_parallel_size,
+        num_microbatches=training.global_batch_size // (training.micro_batch_size * data_parallel_size),
+        padded_vocab_size=padded_vocab_size,
+        layers_per_stage=layers_per_stage,
+        num_parameters=count_parameters(model),
+        num_parameters_per_rank=parameters_per_stage(
+            model, tensor_size=tensor_size, padded_vocab_size=padded_vocab_size, layers_per_stage=layers_per_stage
+        ),
+        flops_per_token=training_flops_per_token(model, training.seq_length),
+    )

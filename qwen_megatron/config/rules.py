@@ -1,0 +1,154 @@
+"""The rules of a configuration: bounds of single values, then rules between values, each with the nearest good one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_multiples
+from qwen_megatron.config.schema import Config
+from qwen_megatron.config.sections import Sections
+from qwen_megatron.config.setting import broken_fields, settings_of, show
+
+TENSOR = "parallel.tensor_model_parallel_size"
+PIPELINE = "parallel.pipeline_model_parallel_size"
+WORLD = "parallel.world_size"
+
+
+def check_fields(config: Config, problems: Problems) -> None:
+    """Bounds and choices of every value given."""
+    for section_field in dataclasses.fields(config):
+        section = getattr(config, section_field.name)
+        for name, rule in broken_fields(section).items():
+            if problems.usable(f"{section_field.name}.{name}"):
+                problems.add(f"{section_field.name}.{name}", getattr(section, name), rule)
+    for name, setting in settings_of(ModelConfig).items():
+        value = getattr(config.model, name)
+        broken = setting.broken_rule(value)
+        if broken is not None and problems.usable(f"model.{name}"):
+            problems.add(f"model.{name}", value, broken)
+
+
+def check_sections(sections: Sections, problems: Problems) -> None:
+    """Rules between values; a rule on a value already found wrong is left out."""
+    check_model(sections.model, problems)
+    check_layout(sections, problems)
+    check_sequence(sections, problems)
+    check_batch(sections, problems)
+    check_schedule(sections, problems)
+    check_start(sections, problems)
+
+
+def check_model(model: ModelConfig, problems: Problems) -> None:
+    """Rules inside the architecture."""
+    heads, groups, head_size = model.num_attention_heads, model.num_query_groups, model.kv_channels
+    if problems.usable("model.num_attention_heads", "model.num_query_groups") and heads % groups != 0:
+        rule = f"must divide model.num_attention_heads({heads}); {nearest_divisors(heads, groups)}"
+        problems.add("model.num_query_groups", groups, rule)
+    if problems.usable("model.kv_channels"):
+        if head_size % 2 != 0:
+            rule = f"must be even, rotary embedding turns pairs; {nearest_multiples(2, head_size)}"
+            problems.add("model.kv_channels", head_size, rule)
+        elif head_size == 2 and model.use_dynamic_ntk:
+            problems.add("model.kv_channels", head_size, "must be above 2 with model.use_dynamic_ntk; use 4")
+
+
+def check_layout(sections: Sections, problems: Problems) -> None:
+    """Tensor and pipeline sizes divide the model, and together the world."""
+    model, parallel = sections.model, sections.parallel
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    split = {
+        f"model.{name}": getattr(model, name)
+        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size")
+        if problems.usable(f"model.{name}")
+    }
+    if split.get("model.num_query_groups") == split.get("model.num_attention_heads"):
+        split.pop("model.num_query_groups", None)
+    if problems.usable(TENSOR):
+        broken = " and ".join(f"{key}({value})" for key, value in split.items() if value % tensor != 0)
+        if broken:
+            advice = nearest_divisors(math.gcd(*split.values()), tensor)
+            problems.add(TENSOR, tensor, f"must divide {broken}; {advice}")
+    if problems.usable(PIPELINE, "model.num_layers") and model.num_layers % pipeline != 0:
+        advice = nearest_divisors(model.num_layers, pipeline)
+        problems.add(PIPELINE, pipeline, f"must divide model.num_layers({model.num_layers}); {advice}")
+    if problems.usable(WORLD, TENSOR, PIPELINE) and parallel.world_size % (tensor * pipeline) != 0:
+        rule = f"must be a multiple of {TENSOR}({tensor}) x {PIPELINE}({pipeline}) = {tensor * pipeline}"
+        problems.add(WORLD, parallel.world_size, f"{rule}; {nearest_multiples(tensor * pipeline, parallel.world_size)}")
+    if parallel.platform == "cpu" and model.implementation == "transformer_engine":
+        rule = "needs a CUDA device, but parallel.platform is cpu; use torch"
+        problems.add("model.implementation", model.implementation, rule)
+
+
+def check_sequence(sections: Sections, problems: Problems) -> None:
+    """The context trained on fits sequence parallelism and the model."""
+    model, training, tensor = sections.model, sections.training, sections.parallel.tensor_model_parallel_size
+    if sections.parallel.sequence_parallel and problems.usable("parallel.sequence_parallel", TENSOR):
+        if tensor == 1:
+            rule = (
+                f"splits the sequence over tensor-parallel processes, but {TENSOR} is 1; use false, or raise {TENSOR}"
+            )
+            problems.add("parallel.sequence_parallel", True, rule)
+        elif problems.usable("training.seq_length") and training.seq_length % tensor != 0:
+            rule = f"must be a multiple of {TENSOR}({tensor}) with parallel.sequence_parallel"
+            advice = nearest_multiples(tensor, training.seq_length)
+            problems.add("training.seq_length", training.seq_length, f"{rule}; {advice}")
+    stretches = [f"model.{name}" for name in ("use_dynamic_ntk", "use_logn_attn") if getattr(model, name)]
+    if (
+        stretches
+        and problems.usable("training.seq_length", "model.seq_length", *stretches)
+        and training.seq_length > model.seq_length
+    ):
+        rule = f"must be at most model.seq_length({model.seq_length}) with {' and '.join(stretches)}"
+        reason = "evaluation would stretch positions that training does not"
+        problems.add("training.seq_length", training.seq_length, f"{rule}: {reason}; use {model.seq_length}")
+
+
+def check_batch(sections: Sections, problems: Problems) -> None:
+    """The global batch divides into whole micro-batches for every replica."""
+    parallel, training = sections.parallel, sections.training
+    if not problems.usable("training.global_batch_size", "training.micro_batch_size"):
+        return
+    micro, base = training.micro_batch_size, training.micro_batch_size
+    factors = f"training.micro_batch_size({micro})"
+    # Without a good layout the number of replicas is not known, but the batch is a multiple of the micro-batch anyway.
+    if problems.usable(WORLD, TENSOR, PIPELINE):
+        replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+        data_parallel_size = parallel.world_size // replica
+        base = micro * data_parallel_size
+        factors = f"{factors} x data_parallel_size({data_parallel_size}) = {base}"
+    if training.global_batch_size % base != 0:
+        advice = nearest_multiples(base, training.global_batch_size)
+        rule = f"must be a multiple of {factors}; {advice}"
+        problems.add("training.global_batch_size", training.global_batch_size, rule)
+
+
+def check_schedule(sections: Sections, problems: Problems) -> None:
+    """Warm-up, decay and stop come in this order, and the rate falls."""
+    optimizer, training = sections.optimizer, sections.training
+    warmup, decay = optimizer.lr_warmup_iters, optimizer.lr_decay_iters
+    if problems.usable("optimizer.lr_warmup_iters", "optimizer.lr_decay_iters") and warmup >= decay:
+        rule = f"must be below optimizer.lr_decay_iters({decay}); use {decay - 1}"
+        problems.add("optimizer.lr_warmup_iters", warmup, rule)
+    if problems.usable("optimizer.lr", "optimizer.min_lr") and optimizer.min_lr > optimizer.lr:
+        rule = f"must be at most optimizer.lr({show(optimizer.lr)}); use {show(optimizer.lr)}"
+        problems.add("optimizer.min_lr", optimizer.min_lr, rule)
+    exit_iter = training.exit_iter
+    if exit_iter is None or not problems.usable("training.exit_iter", "training.train_iters"):
+        return
+    if exit_iter > training.train_iters:
+        rule = f"must be at most training.train_iters({training.train_iters}); use {training.train_iters}"
+        problems.add("training.exit_iter", exit_iter, rule)
+
+
+def check_start(sections: Sections, problems: Problems) -> None:
+    """A run starts from one place."""
+    checkpoint = sections.checkpoint
+    if not problems.usable("checkpoint.load", "checkpoint.init_from"):
+        return
+    if checkpoint.load == "":
+        problems.add("checkpoint.load", "", "must be auto, none or the path of a checkpoint; use auto")
+    elif checkpoint.load not in ("auto", "none") and checkpoint.init_from is not None:
+        rule = f"cannot be combined with checkpoint.load={checkpoint.load}, which brings its own weights; leave one out"
+        problems.add("checkpoint.init_from", checkpoint.init_from, rule)
