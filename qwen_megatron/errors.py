@@ -6,7 +6,7 @@ Each message names the file or key, the rule that is broken, the operands and wh
 
 from data_tools.errors import DataError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "PlatformError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "PlatformError", "TrainingError"]
 
 
 class ConfigError(Exception):
@@ -23,3 +23,7 @@ class CheckpointError(Exception):
 
 class PlatformError(Exception):
     """The machine or an installed library cannot do what the configuration asks for."""
+
+
+class TrainingError(Exception):
+    """A run met something it must not train through, such as a loss that is not a number."""

@@ -1,0 +1,124 @@
+"""What a checkpoint holds: sharded tensors for Megatron-Core's format, and one JSON file for everything small."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform as python_platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.serialize import to_dict
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.run import Run
+from qwen_megatron.train.state import TrainState
+
+STATE = "state.json"
+
+# The one sharding of optimizer state that every other layout can read.
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallState:
+    """Everything that is not a tensor.
+
+    Attributes:
+        train_state: Counters.
+        optimizer: Parameter groups of the optimizer without parameters.
+        config: The resolved configuration, by section.
+        data: Fingerprint and consumed samples of each corpus, by prefix.
+        environment: Versions, commit and threads: the terms on which going on is bitwise equal.
+    """
+
+    train_state: TrainState
+    optimizer: list[dict[str, Any]]
+    config: dict[str, Any]
+    data: dict[str, dict[str, Any]]
+    environment: dict[str, Any]
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=1).encode()
+
+    @classmethod
+    def read(cls, folder: Path) -> SmallState:
+        """Reads `state.json` of a checkpoint.
+
+        Raises:
+            CheckpointError: if it is missing or garbled.
+        """
+        path = folder / STATE
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(**{**content, "train_state": TrainState(**content["train_state"])})
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: missing; the folder is not a checkpoint of qwen-megatron") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: garbled ({error!r}); name another checkpoint") from error
+
+
+def small_state(run: Run) -> SmallState:
+    """The small state of a run, as it stands."""
+    fingerprints, consumed = run.dataset.fingerprints(), run.dataset.consumed(run.state.consumed_samples)
+    return SmallState(
+        train_state=run.state,
+        optimizer=run.engine.optimizer.state_dict()["optimizer"]["param_groups"],
+        config=plan_sections(run.plan),
+        data={prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed},
+        environment=environment(),
+    )
+
+
+def plan_sections(plan: Plan) -> dict[str, Any]:
+    """The resolved configuration as plain data."""
+    names = ("model", "parallel", "optimizer", "training", "data", "checkpoint", "logging")
+    return {name: to_dict(getattr(plan, name)) for name in names}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and settings that bits depend on."""
+    packages = ("torch", "megatron-core", "numpy", "qwen-megatron", "transformer-engine")
+    return {
+        "python": python_platform.python_version(),
+        "packages": {name: version for name in packages if (version := installed_version(name))},
+        "commit": source_commit(),
+        "threads": torch.get_num_threads(),
+        "machine": python_platform.machine(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def source_commit() -> str | None:
+    """Commit of the source tree this runs from, with "-dirty" if files differ; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def sharded_tensors(engine: Engine, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
+    """The sharded state dict of a checkpoint: model, and the optimizer's state per parameter."""
+    model = engine.qwen.sharded_state_dict(metadata=SHARDING)
+    # Transformer Engine's modules add pickled scaling state; without fp8 it is empty.
+    _, model = extract_matching_values(model, lambda value: isinstance(value, ShardedObject))
+    tensors: dict[str, Any] = {"model": model}
+    if with_optimizer:
+        optimizer = engine.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING)
+        tensors["optimizer"] = optimizer["param_state"]
+    return tensors

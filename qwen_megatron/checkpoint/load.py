@@ -1,0 +1,103 @@
+"""Loads a checkpoint into an engine of any layout, after every byte of it has been verified."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from qwen_megatron.checkpoint.contents import SHARDING, SmallState, sharded_tensors
+from qwen_megatron.checkpoint.manifest import LATEST, list_checkpoints, read_latest, read_manifest, verify_files
+from qwen_megatron.checkpoint.storage import load_tensors
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.train.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Checks presence, size and sha256 of all files; collective where a job is running, each rank reads its share.
+
+    Raises:
+        CheckpointError: on every rank, naming the file, what was expected and what was found.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    problem = None
+    try:
+        files = read_manifest(folder)
+        verify_files(folder, files, sorted(files)[rank::world])
+    except (CheckpointError, OSError) as error:
+        problem = str(error)
+    problems: list[str | None] = [problem] * world
+    if world > 1:
+        dist.all_gather_object(problems, problem)
+    found = sorted({text for text in problems if text})
+    if found:
+        raise CheckpointError("\n".join(found))
+
+
+def find_newest(directory: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies; None if the run has none at all. Collective.
+
+    Damaged ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is whole: starting from scratch would lose the run silently.
+    """
+    candidates = list_checkpoints(directory)
+    latest = read_latest(directory)
+    if latest is not None and latest not in {path.name for path in candidates}:
+        log.warning("%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest)
+    problems = []
+    for folder in candidates:
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            log.warning("passing over a damaged checkpoint: %s", error)
+            problems.append(str(error))
+        else:
+            return folder
+    if problems:
+        raise CheckpointError(
+            f"{directory}: none of its {len(candidates)} checkpoints is whole:\n  " + "\n  ".join(problems) + "\n"
+            "Repair one, or start over with checkpoint.load=none and another checkpoint.directory"
+        )
+    return None
+
+
+def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
+    """Everything: weights, fp32 masters, moments. The layout may differ from the one that saved. Collective.
+
+    Args:
+        folder: A verified checkpoint.
+        engine: Overwritten.
+    Raises:
+        CheckpointError: if the checkpoint does not fit the model.
+    """
+    small = SmallState.read(folder)
+    loaded = load_tensors(sharded_tensors(engine, is_loading=True, with_optimizer=True), folder)
+    engine.qwen.load_state_dict(loaded["model"])
+    engine.optimizer.load_state_dict(
+        {
+            "optimizer": {"param_groups": small.optimizer},
+            "param_state": loaded["optimizer"],
+            "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"],
+        }
+    )
+    return small
+
+
+def load_weights(folder: Path, engine: Engine) -> None:
+    """Weights alone, for `checkpoint.init_from`: the optimizer starts anew from them. Collective."""
+    load_model(folder, engine.qwen)
+    # The fp32 masters are copies; without this the first update would bring the old weights back.
+    engine.optimizer.reload_model_params()
+
+
+def load_model(folder: Path, qwen: torch.nn.Module) -> None:
+    """Weights into a bare model. Collective."""
+    loaded: dict[str, Any] = load_tensors({"model": qwen.sharded_state_dict(metadata=SHARDING)}, folder)
+    qwen.load_state_dict(loaded["model"])

@@ -1,0 +1,121 @@
+"""The manifest: size and sha256 of every file of a checkpoint, written last. Without a valid one there is no checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_megatron.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+FORMAT = "qwen-megatron checkpoint"
+VERSION = 1
+FOLDER = re.compile(r"iter_(\d{7,})")
+FILE_NAME = re.compile(r"[A-Za-z0-9_.]+")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file: bytes and sha256 in hex."""
+
+    size: int
+    sha256: str
+
+
+def folder_name(iteration: int) -> str:
+    """`iter_0000100`."""
+    return f"iter_{iteration:07d}"
+
+
+def write_manifest(folder: Path, files: dict[str, FileEntry]) -> None:
+    """Writes the manifest of a folder whose other files are all on disk."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "files": {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in sorted(files.items())},
+    }
+    write_synced(folder / MANIFEST, json.dumps(content, indent=1).encode())
+
+
+def read_manifest(folder: Path) -> dict[str, FileEntry]:
+    """The files of a checkpoint, their presence and sizes checked.
+
+    Raises:
+        CheckpointError: naming the file that is missing, garbled or of another size.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT or content["version"] != VERSION:
+            raise CheckpointError(f"{path}: is version {content['version']} of '{content['format']}', not {VERSION} of '{FORMAT}'")
+        files = {name: FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing, so {folder} is not a complete checkpoint; name another one") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable manifest ({error}); the checkpoint cannot be trusted") from error
+    for name, entry in files.items():
+        if not FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{path}: names a file {name!r}; only plain file names are allowed")
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"{folder / name}: missing, the manifest lists it with {entry.size} bytes") from error
+        if size != entry.size:
+            raise CheckpointError(f"{folder / name}: has {size} bytes, the manifest says {entry.size}")
+    return files
+
+
+def verify_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str]) -> None:
+    """Reads the named files and compares their sha256.
+
+    Raises:
+        CheckpointError: naming the first file that differs, with both hashes.
+    """
+    for name in names:
+        with (folder / name).open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        if actual != files[name].sha256:
+            raise CheckpointError(
+                f"{folder / name}: sha256 is {actual}, the manifest says {files[name].sha256}; the file is damaged"
+            )
+
+
+def write_synced(path: Path, content: bytes) -> FileEntry:
+    """Writes a file under a temporary name, syncs it and renames it."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoint folders of a run, the newest first, whole or not."""
+    found = [(int(match[1]), path) for path in directory.glob("iter_*") if (match := FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def read_latest(directory: Path) -> str | None:
+    """What the `latest` file names, None if there is no such file."""
+    try:
+        return (directory / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,179 @@
+"""Wires a pretraining run: the only place where data, model, optimizer, checkpoints and hooks meet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from qwen_megatron.checkpoint.contents import plan_sections
+from qwen_megatron.checkpoint.hook import CheckpointHook
+from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
+from qwen_megatron.checkpoint.manifest import write_synced
+from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.serialize import to_yaml
+from qwen_megatron.data.dataset import BlendedDataset, open_dataset
+from qwen_megatron.data.loader import Loader
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
+from qwen_megatron.platforms import get_platform
+from qwen_megatron.train.engine import Engine, build_engine
+from qwen_megatron.train.hooks.console import ConsoleHook
+from qwen_megatron.train.hooks.evaluation import EvaluationHook
+from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
+from qwen_megatron.train.loop import train
+from qwen_megatron.train.run import Hook, Run
+from qwen_megatron.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(plan: Plan) -> None:
+    """Runs the plan on this rank, from the newest checkpoint where there is one.
+
+    Raises:
+        DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
+    """
+    configure_logging()
+    limit_threads(plan.world_size)
+    platform = get_platform(plan.parallel.platform)
+    shims = platform.prepare()
+    timeout = plan.parallel.distributed_timeout_seconds
+    device = start_process_group(platform, timeout)
+    groups: Groups | None = None
+    try:
+        groups = build_groups(
+            tensor_model_parallel_size=plan.parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=plan.parallel.pipeline_model_parallel_size,
+            device=device,
+            timeout_seconds=timeout,
+        )
+        if groups.rank == 0:
+            announce(plan, platform.name, shims)
+        run = build_run(plan, build_engine(plan, groups, platform))
+        train(run)
+    finally:
+        leave(groups)
+
+
+def build_run(plan: Plan, engine: Engine) -> Run:
+    """Opens the data, restores the state and puts the hooks in order."""
+    dataset = open_dataset(
+        plan.data.blend,
+        seq_length=plan.training.seq_length,
+        seed=plan.training.seed,
+        eval_samples=plan.data.eval_samples,
+    )
+    state = restore(plan, engine, dataset)
+    loader = Loader(
+        dataset,
+        micro_batch_size=plan.training.micro_batch_size,
+        data_parallel_rank=engine.groups.dp.rank(),
+        data_parallel_size=engine.groups.dp.size(),
+        num_workers=plan.data.num_workers,
+    )
+    # Metrics before checkpoints: a checkpoint is never newer than the rows about it.
+    hooks: list[Hook] = [ConsoleHook(plan.logging.log_interval), MetricsHook()]
+    if plan.logging.tensorboard:
+        hooks.append(TensorBoardHook())
+    if plan.data.eval_samples:
+        hooks.append(EvaluationHook(plan.training.eval_interval))
+    hooks.append(CheckpointHook(plan.checkpoint.save_interval))
+    return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks)
+
+
+def restore(plan: Plan, engine: Engine, dataset: BlendedDataset) -> TrainState:
+    """Goes on from `checkpoint.load`, starts from `checkpoint.init_from`, or starts anew.
+
+    Raises:
+        CheckpointError: if what is asked for is not whole, does not fit, or was trained on other data.
+    """
+    folder = checkpoint_to_resume(plan)
+    if folder is not None:
+        small = load_checkpoint(folder, engine)
+        check_data_unchanged(small.data, dataset, folder)
+        log_main("going on from %s (step %d)", folder, small.train_state.iteration)
+        return small.train_state
+    if plan.checkpoint.init_from is not None:
+        source = Path(plan.checkpoint.init_from)
+        verify_checkpoint(source)
+        load_weights(source, engine)
+        log_main("starting with the weights of %s", source)
+    return TrainState()
+
+
+def checkpoint_to_resume(plan: Plan) -> Path | None:
+    choice = plan.checkpoint.load
+    if choice == "none":
+        return None
+    if choice == "auto":
+        return find_newest(Path(plan.checkpoint.directory))
+    folder = Path(choice)
+    verify_checkpoint(folder)
+    return folder
+
+
+def check_data_unchanged(saved: dict[str, dict[str, object]], dataset: BlendedDataset, folder: Path) -> None:
+    """Refuses to go on with other data: the cursor would point at other samples.
+
+    Raises:
+        CheckpointError: naming the corpora that differ.
+    """
+    now = dataset.fingerprints()
+    before = {prefix: entry["fingerprint"] for prefix, entry in saved.items()}
+    if sorted(now.values()) == sorted(str(value) for value in before.values()):
+        return
+    gone = [prefix for prefix, value in before.items() if value not in now.values()]
+    new = [prefix for prefix, value in now.items() if value not in before.values()]
+    raise CheckpointError(
+        f"{folder}: was trained on other data (then but not now: {gone or 'nothing'}; now but not then: {new or 'nothing'}). "
+        "Name the same corpora in data.blend, or start from its weights alone with checkpoint.load=none and "
+        f"checkpoint.init_from={folder}"
+    )
+
+
+def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
+    """Rank 0 says what runs, and keeps the resolved configuration in the run's folder."""
+    directory = Path(plan.checkpoint.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_synced(directory / "config.yaml", to_yaml(plan_sections(plan)).encode())
+    parallel = plan.parallel
+    log.info(
+        "%s parameters on %s: TP %d x PP %d x DP %d, %s, %d micro-batches of %d x %d tokens a step on each replica",
+        f"{plan.num_parameters:,}",
+        platform_name,
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        plan.data_parallel_size,
+        plan.training.precision,
+        plan.num_microbatches,
+        plan.training.micro_batch_size,
+        plan.training.seq_length,
+    )
+    if shims:
+        log.info("%d names of Megatron-Core redirected for this platform (--verbose lists them)", len(shims))
+    for line in shims:
+        log.debug("shim %s", line)
+
+
+def log_main(message: str, *arguments: object) -> None:
+    if dist.get_rank() == 0:
+        log.info(message, *arguments)
+
+
+def configure_logging() -> None:
+    """One short line per message, rank 0 only below warnings."""
+    main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+
+
+def limit_threads(world_size: int) -> None:
+    """Threads = cores / ranks on this machine: more of them spin against each other."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // local))

@@ -1,0 +1,59 @@
+"""A micro-batch as the model takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qwen_megatron.data.dataset import SampleId
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of one data-parallel rank. Legend: b micro-batch, s sequence.
+
+    Attributes:
+        tokens_bs: [b, s] int64.
+        labels_bs: [b, s] int64, the token after each.
+        loss_mask_bs: [b, s] fp32, 1 where the label counts.
+        position_ids_bs: [b, s] int64.
+        document_ids_bs: [b, s] int64, number of the token's document within its sample.
+        samples: Where the tokens come from; None marks a filler row that counts for nothing.
+    """
+
+    tokens_bs: torch.Tensor
+    labels_bs: torch.Tensor
+    loss_mask_bs: torch.Tensor
+    position_ids_bs: torch.Tensor
+    document_ids_bs: torch.Tensor
+    samples: tuple[SampleId | None, ...]
+
+
+def make_batch(
+    rows: Sequence[np.ndarray | None], samples: Sequence[SampleId | None], seq_length: int, end_of_document: int
+) -> Batch:
+    """Cuts rows of seq_length + 1 tokens into inputs and labels.
+
+    Args:
+        rows: int64 [seq_length + 1] each; None makes a filler row with loss mask 0.
+        samples: Where each row comes from.
+        seq_length: Tokens a row, without the last label.
+        end_of_document: Token that ends a document.
+    """
+    empty = np.zeros(seq_length + 1, dtype=np.int64)
+    tokens = torch.from_numpy(np.stack([empty if row is None else row for row in rows]))
+    counts = torch.tensor([0.0 if row is None else 1.0 for row in rows])
+    inputs = tokens[:, :-1].contiguous()
+    ends = (inputs == end_of_document).long()
+    return Batch(
+        tokens_bs=inputs,
+        labels_bs=tokens[:, 1:].contiguous(),
+        loss_mask_bs=counts[:, None].expand(-1, seq_length).contiguous(),
+        position_ids_bs=torch.arange(seq_length).expand(len(rows), -1).contiguous(),
+        # The end token still belongs to the document that it ends.
+        document_ids_bs=ends.cumsum(dim=1) - ends,
+        samples=tuple(samples),
+    )

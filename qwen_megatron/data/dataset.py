@@ -1,0 +1,117 @@
+"""Samples of a blend of corpora, each found from its number alone.
+
+Sample k of a corpus is tokens [k * seq_length, (k + 1) * seq_length], one more than a sequence for the last label. The
+last samples of every corpus are held out for evaluation and never trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.corpus import Corpus
+from qwen_megatron.data.blending import Blend, largest_remainder
+from qwen_megatron.data.permutation import KeyedPermutation
+from qwen_megatron.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleId:
+    """Where a sample's tokens stand.
+
+    Attributes:
+        corpus: Number of the corpus in the blend.
+        sample: Number of the sample in the corpus: tokens [sample * seq_length, (sample + 1) * seq_length].
+        epoch: How often the corpus had been used up before.
+    """
+
+    corpus: int
+    sample: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.corpus}:{self.sample}:{self.epoch}"
+
+
+class BlendedDataset:
+    """Training and evaluation samples of a blend.
+
+    Args:
+        corpora: Open corpora by prefix.
+        weights: Weight of each corpus; None for shares by token count.
+        seq_length: Tokens a sample, without the last label.
+        seed: Order of the samples.
+        eval_samples: Samples held out over the whole blend, by weight, at least one a corpus if any.
+    Raises:
+        DataError: if a corpus is too small to train and hold out.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        weights: Sequence[float] | None,
+        *,
+        seq_length: int,
+        seed: int,
+        eval_samples: int,
+    ):
+        self.prefixes = list(corpora)
+        self.corpora = list(corpora.values())
+        self.seq_length = seq_length
+        self.seed = seed
+        weights = [corpus.num_tokens for corpus in self.corpora] if weights is None else list(weights)
+        self.blend = Blend(weights)
+        held_out = largest_remainder(weights, max(eval_samples, len(weights))) if eval_samples else [0] * len(weights)
+        totals = [max(0, corpus.num_tokens - 1) // seq_length for corpus in self.corpora]
+        self.train_counts = [total - held for total, held in zip(totals, held_out, strict=True)]
+        for prefix, total, held in zip(self.prefixes, totals, held_out, strict=True):
+            if total - held < 1:
+                raise DataError(
+                    f"{prefix}: holds {total} samples of seq_length {seq_length}, but {held} are held out for evaluation "
+                    "and at least 1 must be left to train on; lower data.eval_samples or training.seq_length, or add text"
+                )
+        self.eval_ids = [
+            SampleId(corpus=i, sample=sample, epoch=0)
+            for i, (train, total) in enumerate(zip(self.train_counts, totals, strict=True))
+            for sample in range(train, total)
+        ]
+
+    def train_id(self, number: int) -> SampleId:
+        """The `number`-th training sample of the run, counted over all corpora and epochs."""
+        corpus, drawn = self.blend.locate(number)
+        epoch, position = divmod(drawn, self.train_counts[corpus])
+        return SampleId(corpus=corpus, sample=self.permutation(corpus, epoch)(position), epoch=epoch)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - a dataset lives as long as its run
+    def permutation(self, corpus: int, epoch: int) -> KeyedPermutation:
+        """Order of a corpus in an epoch; keyed by its content, so a blend's order of corpora does not matter."""
+        return KeyedPermutation(self.train_counts[corpus], self.seed, self.corpora[corpus].fingerprint, epoch)
+
+    def tokens(self, sample: SampleId) -> np.ndarray:
+        """int64 [seq_length + 1]."""
+        return self.corpora[sample.corpus].tokens(sample.sample * self.seq_length, self.seq_length + 1)
+
+    def consumed(self, samples: int) -> dict[str, int]:
+        """The cursor: samples each corpus gave among the first `samples` of the run."""
+        return dict(zip(self.prefixes, self.blend.consumed(samples), strict=True))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Identity of each corpus's content."""
+        return {prefix: corpus.fingerprint for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)}
+
+
+def open_dataset(
+    blend: Mapping[str, float] | Sequence[str], *, seq_length: int, seed: int, eval_samples: int
+) -> BlendedDataset:
+    """Opens the corpora of `data.blend`: prefixes with weights, or prefixes alone for shares by token count.
+
+    Raises:
+        DataError: if a corpus is missing, damaged or too small.
+    """
+    corpora = {str(prefix): Corpus.open(Path(prefix)) for prefix in blend}
+    weights = list(blend.values()) if isinstance(blend, Mapping) else None
+    return BlendedDataset(corpora, weights, seq_length=seq_length, seed=seed, eval_samples=eval_samples)

@@ -1,0 +1,89 @@
+"""Micro-batches of one data-parallel rank, read ahead by a few threads.
+
+Threads, not processes: a sample is a copy out of a mapped file and a checksum, both outside of the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from qwen_megatron.data.batch import Batch, make_batch
+from qwen_megatron.data.dataset import BlendedDataset, SampleId
+
+
+class Loader:
+    """Reads the samples of consecutive steps.
+
+    The samples of a step are a function of the step's first sample number alone: step by step the whole job reads the
+    same samples on any layout, and going on from a checkpoint is starting at its consumed samples.
+
+    Args:
+        dataset: Samples.
+        micro_batch_size: Samples a micro-batch.
+        data_parallel_rank: This rank's place.
+        data_parallel_size: Ranks that share a step's samples.
+        num_workers: Threads that read ahead; 0 reads when asked.
+    """
+
+    def __init__(
+        self,
+        dataset: BlendedDataset,
+        *,
+        micro_batch_size: int,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        num_workers: int,
+    ):
+        self.dataset = dataset
+        self.micro_batch_size = micro_batch_size
+        self.rank = data_parallel_rank
+        self.data_parallel_size = data_parallel_size
+        self.workers = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
+        self.ahead = 2 * num_workers
+
+    def training(self, consumed_samples: int) -> Iterator[Batch]:
+        """Micro-batches from sample number `consumed_samples` on, without end."""
+        return self.read_ahead(self.training_ids(consumed_samples))
+
+    def training_ids(self, consumed_samples: int) -> Iterator[list[SampleId | None]]:
+        while True:
+            first = consumed_samples + self.rank * self.micro_batch_size
+            yield [self.dataset.train_id(number) for number in range(first, first + self.micro_batch_size)]
+            consumed_samples += self.micro_batch_size * self.data_parallel_size
+
+    def evaluation(self) -> Iterator[Batch]:
+        """All held-out samples once; every rank gets as many micro-batches, filled up with rows that do not count."""
+        ids: list[SampleId | None] = list(self.dataset.eval_ids)
+        stride = self.micro_batch_size * self.data_parallel_size
+        ids += [None] * (-len(ids) % stride)
+        first = self.rank * self.micro_batch_size
+        rows = (ids[start + first : start + first + self.micro_batch_size] for start in range(0, len(ids), stride))
+        return self.read_ahead(rows)
+
+    @property
+    def num_evaluation_microbatches(self) -> int:
+        """Micro-batches of `evaluation` on every rank."""
+        return -(-len(self.dataset.eval_ids) // (self.micro_batch_size * self.data_parallel_size))
+
+    def read(self, ids: list[SampleId | None]) -> Batch:
+        rows = [None if sample is None else self.dataset.tokens(sample) for sample in ids]
+        return make_batch(rows, ids, self.dataset.seq_length, self.dataset.corpora[0].end_of_document)
+
+    def read_ahead(self, ids: Iterator[list[SampleId | None]]) -> Iterator[Batch]:
+        if self.workers is None:
+            yield from map(self.read, ids)
+            return
+        pending: deque[Future[Batch]] = deque()
+        for group in ids:
+            pending.append(self.workers.submit(self.read, group))
+            if len(pending) > self.ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def close(self) -> None:
+        """Stops the threads; what they had read ahead is forgotten."""
+        if self.workers is not None:
+            self.workers.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,76 @@
+"""A model in one process, outside of any training job: for logits, generation and verification."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from qwen_megatron.checkpoint.contents import SmallState
+from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.serialize import from_dict
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
+from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
+from qwen_megatron.platforms import get_platform
+
+TIMEOUT_SECONDS = 600.0
+
+
+@contextlib.contextmanager
+def single_process(platform_name: str = "auto") -> Iterator[Groups]:
+    """Groups of one rank, for as long as the context is open."""
+    platform = get_platform(platform_name)
+    platform.prepare()
+    device = start_process_group(platform, TIMEOUT_SECONDS)
+    groups = None
+    try:
+        groups = build_groups(
+            tensor_model_parallel_size=1, pipeline_model_parallel_size=1, device=device, timeout_seconds=TIMEOUT_SECONDS
+        )
+        yield groups
+    finally:
+        leave(groups)
+
+
+def load_for_inference(checkpoint: Path, groups: Groups, *, precision: str = "fp32") -> QwenModel:
+    """The model of a checkpoint, in evaluation mode.
+
+    Args:
+        checkpoint: An `iter_NNNNNNN` folder, written on any layout.
+        groups: As from `single_process`.
+        precision: `fp32` or `bf16`.
+    Raises:
+        CheckpointError: if the checkpoint is damaged or not one.
+    """
+    verify_checkpoint(checkpoint)
+    config = model_config(checkpoint)
+    model = build_model(config, groups, precision=precision)
+    load_model(checkpoint, unwrapped(model))
+    return unwrapped(model).eval()
+
+
+def model_config(checkpoint: Path) -> ModelConfig:
+    """The architecture a checkpoint was trained with."""
+    section = SmallState.read(checkpoint).config.get("model")
+    if section is None:
+        raise CheckpointError(f"{checkpoint}: its state.json has no model section")
+    return from_dict(ModelConfig, section)
+
+
+@torch.no_grad()
+def logits(model: QwenModel, tokens_bs: torch.Tensor) -> torch.Tensor:
+    """Logits of the vocabulary, padding rows left out.
+
+    Args:
+        model: On one rank, in evaluation mode.
+        tokens_bs: [b, s] int64.
+    Returns:
+        [b, s, v] fp32, v = `vocab_size`.
+    """
+    positions_bs = torch.arange(tokens_bs.size(1), device=tokens_bs.device).expand_as(tokens_bs)
+    output_bsv = model(tokens_bs, positions_bs, None)
+    return output_bsv[..., : model.num_tokens_in_vocabulary].float()

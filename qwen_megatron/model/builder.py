@@ -1,0 +1,101 @@
+"""Builds this rank's part of a Qwen model."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.model.init import initialize_weights
+from qwen_megatron.model.layer_spec import block_spec, select_kernels
+from qwen_megatron.model.loss import mask_padded_vocabulary
+from qwen_megatron.model.megatron_config import transformer_config
+from qwen_megatron.model.rotary import RotarySettings
+from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.parallel.rng import start_tracker
+
+
+class QwenModel(GPTModel):
+    """Megatron-Core's GPTModel whose padded vocabulary rows take no part in the softmax.
+
+    Attributes:
+        num_tokens_in_vocabulary: Rows of the Hugging Face file; rows beyond are there for the layout only.
+    """
+
+    num_tokens_in_vocabulary: int
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of each label in nats.
+
+        Args:
+            labels: [b, s] int64.
+            logits: [s, b, v / tp], this rank's part of the vocabulary; overwritten.
+        Returns:
+            [b, s] fp32.
+        """
+        mask_padded_vocabulary(logits, self.num_tokens_in_vocabulary, self.pg_collection.tp)
+        return super().compute_language_model_loss(labels, logits)
+
+
+def rotary_settings(model: ModelConfig) -> RotarySettings:
+    """The part of the architecture that fixes positions."""
+    return RotarySettings(
+        head_size=model.kv_channels,
+        base=model.rotary_base,
+        native_length=model.seq_length,
+        use_dynamic_ntk=model.use_dynamic_ntk,
+        use_logn_attn=model.use_logn_attn,
+    )
+
+
+def build_model(
+    model: ModelConfig,
+    groups: Groups,
+    *,
+    precision: str,
+    sequence_parallel: bool = False,
+    seed: int | None = None,
+) -> torch.nn.Module:
+    """This rank's pipeline stage and tensor-parallel share of the model.
+
+    Args:
+        model: Architecture.
+        groups: Layout; several models may be built on the same groups.
+        precision: `bf16` or `fp32`.
+        sequence_parallel: Split norms along the sequence.
+        seed: Fill the weights from this seed; None leaves them as they come, to be loaded over.
+    Returns:
+        A `QwenModel`, in a Float16Module for bf16.
+    """
+    start_tracker(groups)
+    config = transformer_config(model, groups, precision=precision, sequence_parallel=sequence_parallel)
+    kernels = select_kernels(model.implementation, groups.device)
+    tp_size = groups.tp.size()
+    qwen = QwenModel(
+        config=config,
+        transformer_layer_spec=block_spec(kernels, rotary_settings(model), get_num_layers_to_build(config)),
+        vocab_size=-(-model.vocab_size // tp_size) * tp_size,
+        max_sequence_length=model.seq_length,
+        pre_process=groups.is_first_stage,
+        post_process=groups.is_last_stage,
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        # Positions enter in the core attention: see QwenCoreAttention.
+        position_embedding_type="none",
+        pg_collection=groups.collection,
+    )
+    qwen.num_tokens_in_vocabulary = model.vocab_size
+    qwen.to(groups.device)
+    if precision == "bf16":
+        qwen = Float16Module(config, qwen)
+    if seed is not None:
+        initialize_weights(unwrapped(qwen), seed=seed, std=model.init_method_std, num_layers=model.num_layers)
+    return qwen
+
+
+def unwrapped(model: torch.nn.Module) -> QwenModel:
+    """The `QwenModel` inside precision and data-parallel wrappers."""
+    while not isinstance(model, QwenModel):
+        model = model.module
+    return model

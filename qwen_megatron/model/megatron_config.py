@@ -1,0 +1,67 @@
+"""From our configuration to Megatron-Core's TransformerConfig."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.parallel.groups import Groups
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def leave_uninitialized(weight: torch.Tensor) -> None:
+    """Initialiser that writes nothing: `model.init` fills every weight afterwards."""
+
+
+def transformer_config(
+    model: ModelConfig, groups: Groups, *, precision: str, sequence_parallel: bool
+) -> TransformerConfig:
+    """The architecture and layout in Megatron-Core's terms.
+
+    Args:
+        model: Architecture.
+        groups: Layout of this job.
+        precision: `bf16` or `fp32`: the dtype of weights and activations.
+        sequence_parallel: Split norms and dropouts along the sequence.
+    """
+    dtype = DTYPES[precision]
+    on_cpu = groups.device.type == "cpu"
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.layernorm_epsilon,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        # Keeps the marks that Megatron-Core sets with a weight (the gradient norm counts by them) and draws nothing.
+        perform_initialization=True,
+        init_method=leave_uninitialized,
+        output_layer_init_method=leave_uninitialized,
+        bf16=precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=groups.tp.size(),
+        pipeline_model_parallel_size=groups.pp.size(),
+        sequence_parallel=sequence_parallel,
+        # Gradients are sums over tokens, divided once by the tokens of the whole batch: independent of the layout.
+        calculate_per_token_loss=True,
+        # gloo still reads a sent tensor when the schedule would already have freed it, and has no batched send.
+        deallocate_pipeline_outputs=not on_cpu,
+        batch_p2p_comm=not on_cpu,
+        # Compiled fusions: their first step costs minutes on a CPU.
+        bias_dropout_fusion=not on_cpu,
+        bias_activation_fusion=not on_cpu,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+    )

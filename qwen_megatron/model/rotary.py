@@ -1,0 +1,64 @@
+"""Rotary position embedding and the two ways Qwen stretches it at evaluation.
+
+Legend: s sequence, b micro-batch, n heads, d head size.
+Source: Su et al. 2021 (arXiv 2104.09864); dynamic NTK and LogN scaling as in the Qwen Technical Report, section 3.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotarySettings:
+    """What fixes the angles.
+
+    Attributes:
+        head_size: Channels per head, all of them rotated.
+        base: Base of the geometric series of wavelengths.
+        native_length: Context the model was trained on; longer evaluation input is stretched.
+        use_dynamic_ntk: Enlarge the base for inputs longer than `native_length` (evaluation only).
+        use_logn_attn: Scale queries beyond `native_length` (evaluation only).
+    """
+
+    head_size: int
+    base: float
+    native_length: int
+    use_dynamic_ntk: bool = False
+    use_logn_attn: bool = False
+
+
+def dynamic_ntk_base(settings: RotarySettings, length: int) -> float:
+    """Base for an input of `length` tokens: base * alpha^(d/(d-2)), alpha = 2^ceil(log2(length/native)+1) - 1, at least 1."""
+    if length <= settings.native_length:
+        return settings.base
+    alpha = max(2 ** math.ceil(math.log2(length / settings.native_length) + 1) - 1, 1)
+    return settings.base * alpha ** (settings.head_size / (settings.head_size - 2))
+
+
+@functools.lru_cache(maxsize=8)
+def rotary_table(base: float, head_size: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of all angles, fp32 [s, 1, 1, d]; frequencies stay in fp32 whatever the model's precision."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
+    inverse_frequencies = 1.0 / (base**exponents)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), inverse_frequencies)
+    angles = torch.cat((angles, angles), dim=-1)[:, None, None, :]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_sbnd: torch.Tensor, cos_sd: torch.Tensor, sin_sd: torch.Tensor) -> torch.Tensor:
+    """Rotates pairs (i, i + d/2) by their position's angle, in fp32; returns the input's dtype."""
+    x = x_sbnd.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos_sd + torch.cat((-second, first), dim=-1) * sin_sd).to(x_sbnd.dtype)
+
+
+def logn_scale(settings: RotarySettings, length: int, device: torch.device) -> torch.Tensor:
+    """Factor of each query, fp32 [s, 1, 1, 1]: log(i)/log(native) at 1-based position i beyond the native length, else 1."""
+    positions = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    scale = torch.log(positions) / math.log(settings.native_length)
+    return torch.where(positions > settings.native_length, scale, 1.0)[:, None, None, None]

@@ -1,0 +1,108 @@
+"""Process groups of one layout: started here, passed everywhere else as an argument."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from qwen_megatron.errors import PlatformError
+from qwen_megatron.platforms import Platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """This rank's place in the layout and the groups it talks to.
+
+    Attributes:
+        collection: Megatron-Core's groups (tp, pp, dp, dp_cp, embd, ...).
+        rank: Number of this process in the whole job.
+        world_size: Processes in the whole job.
+        device: Where this rank's tensors live.
+    """
+
+    collection: ProcessGroupCollection
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def tp(self) -> dist.ProcessGroup:
+        return self.collection.tp
+
+    @property
+    def pp(self) -> dist.ProcessGroup:
+        return self.collection.pp
+
+    @property
+    def dp(self) -> dist.ProcessGroup:
+        return self.collection.dp
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp.rank() == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp.rank() == self.pp.size() - 1
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the last pipeline stage in this rank's pipeline."""
+        return dist.get_process_group_ranks(self.pp)[-1]
+
+
+def start_process_group(platform: Platform, timeout_seconds: float) -> torch.device:
+    """Joins the job that torchrun started, or makes a job of one process where it did not.
+
+    Returns:
+        The device of this rank.
+    Raises:
+        PlatformError: if torchrun's variables are incomplete.
+    """
+    timeout = timedelta(seconds=timeout_seconds)
+    if "WORLD_SIZE" not in os.environ:
+        dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return platform.device(0)
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise PlatformError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun, or unset WORLD_SIZE")
+    device = platform.device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(platform.backend, timeout=timeout)
+    return device
+
+
+def build_groups(
+    *, tensor_model_parallel_size: int, pipeline_model_parallel_size: int, device: torch.device, timeout_seconds: float
+) -> Groups:
+    """Splits the started job into tensor, pipeline and data-parallel groups, in Megatron's order (tp fastest, pp slowest).
+
+    Megatron-Core holds the groups of the layout in its module; calling this again replaces them.
+    """
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
+    )
+    return Groups(
+        collection=ProcessGroupCollection.use_mpu_process_groups(),
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=device,
+    )
+
+
+def leave(groups: Groups | None) -> None:
+    """Gives up the groups without talking to anybody: peers may be gone already."""
+    if groups is not None and parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,45 @@
+"""What a kind of machine must offer; the rest of the engine sees only this."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+
+
+class Platform(abc.ABC):
+    """One kind of accelerator: its collectives, its device and its clocks.
+
+    Attributes:
+        name: `cpu` or `cuda`, as in `parallel.platform`.
+        backend: torch.distributed backend of the tensor collectives.
+    """
+
+    name: str
+    backend: str
+
+    @abc.abstractmethod
+    def prepare(self) -> list[str]:
+        """Makes Megatron-Core usable on this machine, once per process.
+
+        Returns:
+            One line per change made to a loaded library, for the log.
+        Raises:
+            PlatformError: if the machine or an installed version does not fit.
+        """
+
+    @abc.abstractmethod
+    def device(self, local_rank: int) -> torch.device:
+        """The device of a rank, by its number on this machine."""
+
+    @abc.abstractmethod
+    def synchronize(self) -> None:
+        """Waits until all queued work of this rank's device is done; a clock read before it lies."""
+
+    @abc.abstractmethod
+    def peak_memory_bytes(self) -> int:
+        """Largest memory this rank has held so far, in bytes."""
+
+    @abc.abstractmethod
+    def seed_device(self, seed: int) -> None:
+        """Seeds the generators that dropout draws from on this rank."""

@@ -1,0 +1,67 @@
+"""One readable line a step, on one rank."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from typing import TextIO
+
+from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
+
+
+class ConsoleHook(Hook):
+    """Prints progress on rank 0.
+
+    Args:
+        interval: Steps between lines; the first and last are always printed.
+        stream: Where to; standard output by default.
+    """
+
+    def __init__(self, interval: int, stream: TextIO | None = None):
+        self.interval = interval
+        self.stream = stream or sys.stdout
+        self.recent_seconds: deque[float] = deque(maxlen=20)
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        self.recent_seconds.append(record.step_seconds)
+        last = run.plan.training.train_iters
+        if not run.is_main or not (record.step % self.interval == 0 or record.step in (1, run.last_step)):
+            return
+        left = (run.last_step - record.step) * sum(self.recent_seconds) / len(self.recent_seconds)
+        parts = [
+            f"step {record.step:>{len(str(last))}}/{last}",
+            f"loss {record.loss:.4f}",
+            f"grad norm {record.grad_norm:.3f}",
+            f"lr {record.learning_rate:.2e}",
+            f"{record.step_seconds:.2f} s",
+            f"{record.tokens_per_second:,.0f} tokens/s",
+        ]
+        if record.model_flops_utilization is not None:
+            parts.append(f"MFU {record.model_flops_utilization:.1%}")
+        parts += [f"{record.peak_memory_bytes / 2**30:.2f} GiB/rank", f"left {duration(left)}"]
+        self.print(" | ".join(parts))
+
+    def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
+        if run.is_main:
+            width = len(str(run.plan.training.train_iters))
+            self.print(
+                f"eval {record.step:>{width}}/{run.plan.training.train_iters} | loss {record.eval_loss:.4f} | "
+                f"perplexity {record.perplexity:,.1f} | {record.eval_seconds:.2f} s"
+            )
+
+    def print(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Days, hours, minutes and seconds, the two largest that count."""
+    whole = round(seconds)
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    for i, (name, size) in enumerate(units):
+        if whole >= size or size == 1:
+            text = f"{whole // size}{name}"
+            if i + 1 < len(units):
+                next_name, next_size = units[i + 1]
+                text += f" {whole % size // next_size:02d}{next_name}"
+            return text
+    raise AssertionError("the loop ends at seconds")

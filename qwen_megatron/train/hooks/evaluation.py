@@ -1,0 +1,43 @@
+"""Evaluation on the held-out samples."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
+from qwen_megatron.train.step import evaluate
+
+
+class EvaluationHook(Hook):
+    """Evaluates every `interval` steps, before the first step of a fresh run and after the last."""
+
+    def __init__(self, interval: int):
+        self.interval = interval
+        self.evaluated_at = -1
+
+    def on_start(self, run: Run) -> None:
+        if run.state.iteration == 0:
+            self.evaluate(run)
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        if record.step % self.interval == 0:
+            self.evaluate(run)
+
+    def on_end(self, run: Run) -> None:
+        if self.evaluated_at != run.state.iteration:
+            self.evaluate(run)
+
+    def evaluate(self, run: Run) -> None:
+        started = time.perf_counter()
+        loss = evaluate(run.engine, run.loader.evaluation(), run.loader.num_evaluation_microbatches)
+        self.evaluated_at = run.state.iteration
+        record = EvaluationRecord(
+            step=run.state.iteration,
+            eval_loss=loss,
+            # exp overflows for a loss beyond 709: that is a perplexity of infinity, not an error.
+            perplexity=math.exp(loss) if loss < 700 else math.inf,
+            eval_seconds=time.perf_counter() - started,
+        )
+        for hook in run.hooks:
+            hook.on_evaluation(run, record)

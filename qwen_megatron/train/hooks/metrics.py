@@ -1,0 +1,93 @@
+"""metrics.jsonl and TensorBoard files in the run's folder, written by rank 0."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsHook(Hook):
+    """Appends one JSON object a step and an evaluation to `metrics.jsonl`.
+
+    When a run goes on from a checkpoint, rows of steps after it are removed first: they are about to be done again.
+    """
+
+    def __init__(self) -> None:
+        self.stream: TextIO | None = None
+
+    def on_start(self, run: Run) -> None:
+        if run.is_main:
+            path = run.directory / "metrics.jsonl"
+            drop_rows_after(path, run.state.iteration)
+            self.stream = path.open("a", encoding="utf-8")
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        row = dataclasses.asdict(record)
+        # The float exactly, to tell "bitwise equal" from "equal in print".
+        self.write({"step": row.pop("step"), "loss": row.pop("loss"), "loss_hex": record.loss.hex(), **row})
+
+    def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
+        self.write(dataclasses.asdict(record))
+
+    def write(self, row: dict[str, object]) -> None:
+        if self.stream is not None:
+            self.stream.write(json.dumps(row) + "\n")
+            self.stream.flush()
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Keeps the rows up to `step`; a torn last line of a killed run goes too."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if row_step(line) <= step]
+    temporary = path.with_suffix(".jsonl.partial")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def row_step(line: str) -> float:
+    """Step of a row, infinity if the line is torn."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+class TensorBoardHook(Hook):
+    """Writes scalars for TensorBoard under `tensorboard/`."""
+
+    def __init__(self) -> None:
+        self.writer: SummaryWriter | None = None
+
+    def on_start(self, run: Run) -> None:
+        if run.is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step hides events of steps that are about to be done again.
+            self.writer = SummaryWriter(str(run.directory / "tensorboard"), purge_step=run.state.iteration + 1)
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        if self.writer is not None:
+            for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds"):
+                self.writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
+
+    def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
+        if self.writer is not None:
+            self.writer.add_scalar("eval/loss", record.eval_loss, record.step)
+            self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

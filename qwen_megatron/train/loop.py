@@ -1,0 +1,74 @@
+"""The training loop. It knows hooks, not what they do."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+
+from qwen_megatron.parallel.rng import seed_step
+from qwen_megatron.train.run import Run, StepRecord
+from qwen_megatron.train.schedule import learning_rate
+from qwen_megatron.train.step import LossFunction, StepResult, pretraining_loss, train_step
+
+
+def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
+    """Trains from the run's state to its last step.
+
+    Raises:
+        TrainingError: if a step cannot be taken. Peers are not waited for: they may be gone.
+    """
+    batches = run.loader.training(run.state.consumed_samples)
+    try:
+        for hook in run.hooks:
+            hook.on_start(run)
+        while run.state.iteration < run.last_step:
+            step = run.state.iteration + 1
+            seed_step(run.engine.platform, run.engine.groups, run.plan.training.seed, step)
+            rate = learning_rate(step, run.plan.optimizer)
+            run.engine.platform.synchronize()
+            started = time.perf_counter()
+            result = train_step(
+                run.engine,
+                batches,
+                step=step,
+                learning_rate=rate,
+                clip_grad=run.plan.optimizer.clip_grad,
+                loss_function=loss_function,
+            )
+            run.engine.platform.synchronize()
+            run.state.advance(run.plan.training.global_batch_size, run.plan.training.seq_length)
+            record = step_record(run, result, rate, time.perf_counter() - started)
+            for hook in run.hooks:
+                hook.on_step(run, record)
+        for hook in run.hooks:
+            hook.on_end(run)
+    finally:
+        batches.close()
+        for hook in run.hooks:
+            hook.close()
+        run.loader.close()
+
+
+def step_record(run: Run, result: StepResult, rate: float, seconds: float) -> StepRecord:
+    """Adds counters, speed and memory to a step's result."""
+    plan, groups = run.plan, run.engine.groups
+    tokens = plan.training.global_batch_size * plan.training.seq_length
+    memory = torch.tensor([run.engine.platform.peak_memory_bytes()], dtype=torch.int64, device=groups.device)
+    dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+    peak = plan.logging.peak_tflops_per_rank
+    return StepRecord(
+        step=run.state.iteration,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        learning_rate=rate,
+        consumed_samples=run.state.consumed_samples,
+        consumed_tokens=run.state.consumed_tokens,
+        step_seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        model_flops_utilization=(
+            None if peak is None else plan.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)
+        ),
+        peak_memory_bytes=int(memory.item()),
+    )

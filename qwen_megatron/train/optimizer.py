@@ -1,0 +1,79 @@
+"""The distributed optimizer, its gradient norm and its update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from qwen_megatron.config.optimizer import OptimizerConfig
+from qwen_megatron.model.megatron_config import DTYPES
+
+# Squares are summed in fp64 in pieces of this many elements: a whole fp64 copy of an embedding would double its memory.
+PIECE = 1 << 20
+
+
+def build_optimizer(model: DistributedDataParallel, options: OptimizerConfig, precision: str) -> DistributedOptimizer:
+    """AdamW whose fp32 master weights and moments are split over the data-parallel ranks.
+
+    Weight decay is off for norms and biases (Megatron-Core's rule: parameters with one axis).
+
+    Args:
+        model: The wrapped model of this rank.
+        options: Resolved options.
+        precision: `bf16` or `fp32`.
+    """
+    config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=options.lr,
+        min_lr=options.min_lr,
+        weight_decay=options.weight_decay,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        adam_eps=options.adam_eps,
+        clip_grad=options.clip_grad,
+        bf16=precision == "bf16",
+        params_dtype=DTYPES[precision],
+        use_distributed_optimizer=True,
+    )
+    chained = get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
+    # One optimizer: Megatron-Core makes a second one only for experts.
+    (optimizer,) = chained.chained_optimizers
+    return optimizer
+
+
+def gradient_norm(optimizer: DistributedOptimizer) -> float:
+    """L2 norm of the whole model's gradient, each weight counted once, the same on every rank and layout.
+
+    torch's fp32 norm is wrong by up to 1 % on large CPU tensors; squares are summed in fp64 here.
+    """
+    squares = sum_of_squares(optimizer.get_main_grads_for_grad_norm())
+    dist.all_reduce(squares, group=optimizer.get_grad_stats_parallel_group())
+    return squares.sqrt().item()
+
+
+def sum_of_squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    """fp64 scalar."""
+    gradients = list(gradients)
+    device = gradients[0].device if gradients else torch.device("cpu")
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for gradient in gradients:
+        for piece in gradient.detach().flatten().split(PIECE):
+            exact = piece.double()
+            total += torch.dot(exact, exact)
+    return total
+
+
+def update(optimizer: DistributedOptimizer, learning_rate: float, clip_grad: float, norm: float) -> None:
+    """Clips to `clip_grad` (0 turns it off) and takes one step at `learning_rate`."""
+    if clip_grad > 0:
+        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), clip_grad, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step_with_ready_grads()

@@ -1,0 +1,115 @@
+"""A run: everything the loop and its hooks share, and what they record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwen_megatron.config.resolve import Plan
+from qwen_megatron.data.dataset import BlendedDataset
+from qwen_megatron.data.loader import Loader
+from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimizer step, the same on all ranks.
+
+    Attributes:
+        step: Number of the step, the first is 1.
+        loss: Mean loss before the update, nats a token.
+        grad_norm: L2 norm before clipping.
+        learning_rate: Rate of the step.
+        consumed_samples: Samples used, this step included.
+        consumed_tokens: Tokens used, this step included.
+        step_seconds: Wall time.
+        tokens_per_second: Of the whole job.
+        model_flops_utilization: Share of the peak, None where no peak is configured.
+        peak_memory_bytes: Largest memory of any rank so far.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    consumed_samples: int
+    consumed_tokens: int
+    step_seconds: float
+    tokens_per_second: float
+    model_flops_utilization: float | None
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """One pass over the held-out samples.
+
+    Attributes:
+        step: Steps trained before it.
+        eval_loss: Mean loss, nats a token.
+        perplexity: exp(eval_loss).
+        eval_seconds: Wall time.
+    """
+
+    step: int
+    eval_loss: float
+    perplexity: float
+    eval_seconds: float
+
+
+class Hook:
+    """What happens besides training; every method may be left out. Hooks run in order, on every rank."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step."""
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """After a step."""
+
+    def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
+        """After an evaluation."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last step; not after an error."""
+
+    def close(self) -> None:
+        """Releases local resources, also after an error: no collective may be called here."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+        plan: Resolved configuration.
+        engine: Model and optimizer.
+        state: Counters.
+        dataset: Samples.
+        loader: Micro-batches of this rank.
+        hooks: In the order they are called.
+    """
+
+    plan: Plan
+    engine: Engine
+    state: TrainState
+    dataset: BlendedDataset
+    loader: Loader
+    hooks: Sequence[Hook] = field(default_factory=tuple)
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder."""
+        return Path(self.plan.checkpoint.directory)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run's files and lines."""
+        return self.engine.groups.rank == 0
+
+    @property
+    def last_step(self) -> int:
+        """Number of the step this run stops after."""
+        training = self.plan.training
+        return training.train_iters if training.exit_iter is None else training.exit_iter

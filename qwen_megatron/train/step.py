@@ -1,0 +1,133 @@
+"""One optimizer step, and one pass over the held-out samples."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from qwen_megatron.data.batch import Batch
+from qwen_megatron.errors import TrainingError
+from qwen_megatron.model.loss import summed_loss
+from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.optimizer import gradient_norm, update
+
+# Takes the model's output on the last stage and the batch; returns the scalar fp32 sum to minimise and the int32 number
+# of tokens it is a sum of.
+LossFunction = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step measured, equal on all ranks.
+
+    Attributes:
+        loss: Mean over the batch's counted tokens, nats.
+        grad_norm: L2 norm of the gradient before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+def pretraining_loss(losses_bs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next-token loss: every label counts that the batch's mask counts."""
+    return summed_loss(losses_bs, batch.loss_mask_bs.to(losses_bs.device))
+
+
+def train_step(
+    engine: Engine,
+    batches: Iterator[Batch],
+    *,
+    step: int,
+    learning_rate: float,
+    clip_grad: float,
+    loss_function: LossFunction = pretraining_loss,
+) -> StepResult:
+    """Forward, backward and update over one global batch.
+
+    Args:
+        engine: Model and optimizer, trained in place.
+        batches: This rank's micro-batches; exactly a step's worth is taken.
+        step: Number of this step, for messages.
+        learning_rate: Rate of this step.
+        clip_grad: Largest gradient norm; 0 for any.
+        loss_function: What to minimise.
+    Raises:
+        TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
+    """
+    engine.model.train()
+    engine.model.zero_grad_buffer()
+    engine.optimizer.zero_grad()
+    loss = run_microbatches(engine, batches, engine.num_microbatches, loss_function, forward_only=False)
+    engine.optimizer.prepare_grads()
+    norm = gradient_norm(engine.optimizer)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {step}: loss={loss} and grad_norm={norm} must be finite; no weight was changed. "
+            "Lower optimizer.lr or look at the samples of this step"
+        )
+    update(engine.optimizer, learning_rate, clip_grad, norm)
+    return StepResult(loss=loss, grad_norm=norm)
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine, batches: Iterator[Batch], num_microbatches: int, loss_function: LossFunction = pretraining_loss
+) -> float:
+    """Mean loss over micro-batches, nats a token, equal on all ranks; the model is in evaluation mode meanwhile."""
+    engine.model.eval()
+    loss = run_microbatches(engine, batches, num_microbatches, loss_function, forward_only=True)
+    engine.model.train()
+    return loss
+
+
+def run_microbatches(
+    engine: Engine, batches: Iterator[Batch], num_microbatches: int, loss_function: LossFunction, *, forward_only: bool
+) -> float:
+    """Sends micro-batches through Megatron's schedule; returns the mean loss over all ranks' tokens."""
+    outputs = get_forward_backward_func()(
+        forward_step_func=functools.partial(forward_step, loss_function=loss_function),
+        data_iterator=batches,
+        model=[engine.model],
+        num_microbatches=num_microbatches,
+        seq_length=engine.seq_length,
+        micro_batch_size=engine.micro_batch_size,
+        forward_only=forward_only,
+    )
+    return mean_loss(outputs, engine.groups)
+
+
+def forward_step(
+    batches: Iterator[Batch], model: torch.nn.Module, *, loss_function: LossFunction
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """Megatron's forward step: one micro-batch through this rank's stage."""
+    batch = next(batches)
+    device = next(model.parameters()).device
+    output = model(
+        batch.tokens_bs.to(device), batch.position_ids_bs.to(device), None, labels=batch.labels_bs.to(device)
+    )
+
+    def loss(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total, count = loss_function(output, batch)
+        # Cloned: Megatron scales the total in place for the backward pass.
+        return total, count, torch.stack((total.detach().clone().double(), count.double()))
+
+    return output, loss
+
+
+def mean_loss(outputs: list[torch.Tensor], groups: Groups) -> float:
+    """Sum over sum of (total, count) pairs: over micro-batches, data-parallel ranks, then told to the earlier stages."""
+    totals = torch.zeros(2, dtype=torch.float64, device=groups.device)
+    if groups.is_last_stage:
+        totals += torch.stack(outputs).sum(dim=0)
+        dist.all_reduce(totals, group=groups.dp)
+    dist.broadcast(totals, src=groups.last_stage_rank, group=groups.pp)
+    total, count = totals.tolist()
+    return total / count
