@@ -121,9 +121,9 @@ def fill_training(options: TrainingOptions, model: ModelConfig, problems: Proble
     """The context trained on is the paper's where the model's is not shorter."""
     seq_length = options.seq_length
     if seq_length is None:
-        seq_length = PAPER_SEQ_LENGTH
-        if problems.usable("model.seq_length", "model.preset"):
-            seq_length = min(PAPER_SEQ_LENGTH, model.seq_length)
+        seq_length = min(PAPER_SEQ_LENGTH, model.seq_length)
+        if not problems.usable("model.seq_length"):
+            problems.unusable.add("training.seq_length")
     return TrainingConfig(**{**vars(options), "seq_length": seq_length})
 
 
