@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync_directory(directory: Path) -> None:
@@ -23,8 +26,11 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``; a reader sees the old file or the new one, never a part.
+@contextmanager
+def atomic_output(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content replaces ``path`` when the block ends; if it ends by an exception nothing changes.
+
+    A reader sees the old file or the new one, never a part.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full; ``path`` is then as it was before.
@@ -33,16 +39,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp gives 0600; the corpus is meant to be read as widely as any other file the user writes.
+        # mkstemp gives 0600; the file is meant to be read as widely as any other the user writes.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content`` as `atomic_output` does."""
+    with atomic_output(path) as stream:
+        stream.write(content)
 
 
 def _umask() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import FINGERPRINT, QwenTokenizer, read_vocabulary, vocab_path
+from data_tools.tokenizer import FINGERPRINT, QwenTokenizer, checked_vocabulary, vocab_path
 
 # Resident memory that gigatoken's caches may take before they are thrown away.
 CACHE_LIMIT_BYTES = 512 * 1024 * 1024
@@ -66,7 +66,7 @@ class GigatokenEncoder:
 
     def __init__(self, cache_limit_bytes: int = CACHE_LIMIT_BYTES) -> None:
         self._cache_limit_bytes = cache_limit_bytes
-        read_vocabulary(vocab_path())  # Refuses a wrong file: gigatoken itself would take any.
+        checked_vocabulary(vocab_path())  # Refuses a wrong file: gigatoken itself would take any.
         self._start()
 
     def _start(self) -> None:

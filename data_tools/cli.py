@@ -1,0 +1,86 @@
+"""The command ``qwen-data``.
+
+Exit status: 0 done, 1 the data or the disk is at fault (one message on stderr), 2 the command line is, 130 Ctrl-C.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from data_tools.commands import adopt, collect_stdlib, inspect, tokenize, verify
+from data_tools.errors import DataError
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
+
+_EPILOG = """examples:
+  qwen-data tokenize web.jsonl.zst --output corpora/web
+  qwen-data inspect corpora/web
+  qwen-data COMMAND --help
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the command line without the program's name; that of the process if None.
+    Returns:
+        the exit status; a wrong command line exits with 2 by itself.
+    """
+    options = _parser().parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except DataError as error:
+        return _failed(str(error))
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error, but nothing more can be written to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("qwen-data: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen-data",
+        description="Offline corpus tools: text to the token files that training reads.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (tokenize, adopt, inspect, verify, collect_stdlib):
+        command.add_parser(subparsers)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: reading package metadata takes longer than all else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from data_tools.version import version
+
+        print(f"qwen-data {version()}")
+        parser.exit()
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # An exception, so that temporary files are removed on the way out.
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _failed(message: str) -> int:
+    print(f"qwen-data: error: {message}", file=sys.stderr)
+    return EXIT_FAILED

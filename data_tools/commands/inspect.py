@@ -1,0 +1,45 @@
+"""``qwen-data inspect``."""
+
+import argparse
+import json
+
+from data_tools.commands.arguments import non_negative_int
+
+_EXAMPLES = """examples:
+  qwen-data inspect corpora/mix
+  qwen-data inspect corpora/mix --json
+  qwen-data inspect corpora/mix --document 17
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="counts, lengths and origin of a corpus, or one document",
+        description="Shows what a corpus holds; with --document, the text of one document.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prefix", metavar="PREFIX", help="path of the corpus without suffix")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--document", type=non_negative_int, metavar="N", help="document N, counted from 0")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the summary or the document."""
+    from data_tools.inspect import format_summary, read_document, summarize
+
+    if options.document is None:
+        summary = summarize(options.prefix)
+        print(json.dumps(summary, ensure_ascii=False, indent=2) if options.json else format_summary(summary))
+        return 0
+    document = read_document(options.prefix, options.document)
+    if options.json:
+        print(json.dumps(document, ensure_ascii=False))
+    elif document["text"] is None:
+        print(f"not in Qwen's vocabulary, tokens: {' '.join(map(str, document['tokens']))}")
+    else:
+        print(document["text"])
+    return 0

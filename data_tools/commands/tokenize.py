@@ -1,0 +1,151 @@
+"""``qwen-data tokenize``."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_tools.commands.arguments import byte_size, positive_int, seed
+from data_tools.errors import DataError
+
+if TYPE_CHECKING:
+    from data_tools.sidecar import Sidecar
+
+_EXAMPLES = """examples:
+  qwen-data tokenize web.jsonl.zst books.jsonl.gz --output corpora/mix
+  qwen-data tokenize pages.jsonl --output corpora/pages --text-key content --workers 8
+  qwen-data tokenize crawl.jsonl --output corpora/crawl --max-bad 0.1%
+
+Records that give no document (broken JSON, no text, empty, ...) are counted and listed with file and line in
+PREFIX.rejected.jsonl; all others are in the corpus. Reasons: not_json, invalid_utf8, lone_surrogate, not_an_object,
+missing_text, text_not_string, empty, too_long, not_encodable, truncated_stream, corrupt_stream.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "tokenize",
+        help="JSON Lines to a shuffled corpus (.bin, .idx, .crc, .json)",
+        description="Encodes the text of JSON Lines files (plain, .gz, .zst) with Qwen's tokenizer and writes a corpus "
+        "in Megatron's indexed format, documents shuffled, each ending with token 151643.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="JSONL file: plain, gzip or zstd")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="path of the corpus without suffix")
+    parser.add_argument("--text-key", default="text", metavar="KEY", help="key of the text in a record (text)")
+    parser.add_argument("--seed", type=seed, default=1234, help="seed of the document order (1234)")
+    parser.add_argument("--no-shuffle", action="store_true", help="keep the documents in the order of the input")
+    parser.add_argument(
+        "--workers", type=positive_int, default=1, help="encoding processes; 1 uses threads in this process (1)"
+    )
+    parser.add_argument(
+        "--encoder", choices=("gigatoken", "tiktoken"), default="gigatoken", help="fast, or reference (gigatoken)"
+    )
+    parser.add_argument(
+        "--check-interval",
+        type=positive_int,
+        default=1000,
+        metavar="N",
+        help="compare one record in N, and the first 64, with tiktoken (1000)",
+    )
+    parser.add_argument(
+        "--max-document-bytes",
+        type=byte_size,
+        default="256M",
+        metavar="SIZE",
+        help="reject longer lines; at most 512M (256M)",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=_limit,
+        metavar="LIMIT",
+        help="exit with status 1 if more records are rejected: a number (100) or a share of all (0.1%% or 0.001); the "
+        "corpus is written all the same (no limit)",
+    )
+    parser.add_argument(
+        "--rejected", type=Path, metavar="FILE", help="list of rejected records (PREFIX.rejected.jsonl)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
+    parser.set_defaults(run=run)
+
+
+class RejectionLimit:
+    """How many records may be rejected, as a number or as a share."""
+
+    def __init__(self, text: str) -> None:
+        """Parses "100", "0.1%" or "0.001".
+
+        Raises:
+            ValueError: it is none of these, negative, or a share above 1.
+        """
+        self.text = text
+        self._share: float | None = None
+        self._number = 0
+        if text.endswith("%") or "." in text:
+            self._share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            if not 0 <= self._share <= 1:
+                raise ValueError
+        else:
+            self._number = int(text)
+            if self._number < 0:
+                raise ValueError
+
+    def exceeded(self, rejected: int, records: int) -> bool:
+        """Whether ``rejected`` of ``records`` is too many."""
+        return rejected > (self._number if self._share is None else self._share * records)
+
+
+def _limit(text: str) -> RejectionLimit:
+    try:
+        return RejectionLimit(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a limit; write a number (100) or a share (0.1%)") from error
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the corpus and prints one line about it; 1 if more than --max-bad records were rejected."""
+    from data_tools.rejections import rejected_path
+    from data_tools.tokenize import TokenizeOptions, tokenize
+
+    started = time.monotonic()
+    sidecar = tokenize(
+        options.inputs,
+        options.output,
+        TokenizeOptions(
+            text_key=options.text_key,
+            seed=options.seed,
+            shuffle=not options.no_shuffle,
+            workers=options.workers,
+            encoder=options.encoder,
+            check_interval=options.check_interval,
+            max_document_bytes=options.max_document_bytes,
+            overwrite=options.overwrite,
+            rejected=options.rejected,
+        ),
+    )
+    print(_summary(options.output, sidecar, time.monotonic() - started))
+    num_rejected = sum(sidecar.rejected.values())
+    if num_rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sidecar.rejected.items())
+        rejected = options.rejected or rejected_path(options.output)
+        print(
+            f"qwen-data: rejected {num_rejected:,} of {sidecar.records_in:,} records ({reasons}): {rejected}",
+            file=sys.stderr,
+        )
+    if options.max_bad is not None and options.max_bad.exceeded(num_rejected, sidecar.records_in):
+        raise DataError(
+            f"{num_rejected} of {sidecar.records_in} records were rejected, more than --max-bad "
+            f"{options.max_bad.text}; the corpus {options.output} holds the others"
+        )
+    return 0
+
+
+def _summary(prefix: str, sidecar: "Sidecar", seconds: float) -> str:
+    num_bytes = sum(file.size_bytes for file in sidecar.inputs)
+    return (
+        f"{prefix}: {sidecar.num_documents:,} documents, {sidecar.num_tokens:,} tokens from {num_bytes / 1e6:,.1f} MB "
+        f"in {seconds:,.1f} s ({num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s)"
+    )
