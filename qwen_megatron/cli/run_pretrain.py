@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from qwen_megatron.checkpoint.contents import plan_sections
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.manifest import write_synced
 from qwen_megatron.config.resolve import Plan
-from qwen_megatron.config.serialize import to_yaml
 from qwen_megatron.data.dataset import BlendedDataset, open_dataset
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.errors import CheckpointError
@@ -140,7 +140,8 @@ def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
     """Rank 0 says what runs, and keeps the resolved configuration in the run's folder."""
     directory = Path(plan.checkpoint.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_synced(directory / "config.yaml", to_yaml(plan_sections(plan)).encode())
+    resolved = OmegaConf.to_yaml(OmegaConf.create(plan_sections(plan)))
+    write_synced(directory / "config.yaml", resolved.encode())
     parallel = plan.parallel
     log.info(
         "%s parameters on %s: TP %d x PP %d x DP %d, %s, %d micro-batches of %d x %d tokens a step on each replica",

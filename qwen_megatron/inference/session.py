@@ -58,7 +58,7 @@ def model_config(checkpoint: Path) -> ModelConfig:
     section = SmallState.read(checkpoint).config.get("model")
     if section is None:
         raise CheckpointError(f"{checkpoint}: its state.json has no model section")
-    return from_dict(ModelConfig, section)
+    return from_dict(ModelConfig, section, "model")
 
 
 @torch.no_grad()

@@ -81,6 +81,13 @@ def cpu_shims() -> list[Shim]:
             for target in TYPE_NAMES
         ),
         Constants(
+            target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.get_parameter_state_dp_zero",
+            reason="gathered state is moved with .cuda()",
+            until=UNTIL_DEVICE_ARGUMENT,
+            literals={},
+            names={"cuda": "cpu"},
+        ),
+        Constants(
             target="megatron.core.models.common.language_module.language_module:LanguageModule.setup_embeddings_and_output_layer",
             reason="tied weights are moved with .cuda()",
             until=UNTIL_DEVICE_ARGUMENT,
