@@ -8,6 +8,7 @@ document_indices[d] to document_indices[d + 1] - 1 | optional i8 modes[S] (multi
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,9 @@ class CorpusIndex:
             DataError: the file is missing or breaks the format.
         """
         return cls(corpus_path(prefix, "idx"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CorpusIndex, (self.path,)  # Opened again, not copied.
 
     def _read_header(self) -> tuple[int, bytes]:
         try:

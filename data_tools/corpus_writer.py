@@ -3,6 +3,7 @@
 Everything is prepared in a temporary folder next to the corpus and renamed into place, the sidecar last.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ def write_token_files(
     sync_file(corpus_path(prefix, "bin"))
     write_atomically(corpus_path(prefix, "crc"), checksums.crc_bytes())
     _native.write_index(
-        str(corpus_path(prefix, "idx")),
+        os.fsencode(corpus_path(prefix, "idx")),
         lengths[order] + np.int32(1),
         DTYPE_CODES[TOKEN_DTYPE.name],
         TOKEN_DTYPE.itemsize,

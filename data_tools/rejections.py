@@ -1,5 +1,6 @@
 """The list of rejected records: counted by reason, kept as file, line, reason and detail."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import TracebackType
 
 import orjson
 
-from data_tools.atomic_file import sync_directory, sync_file
+from data_tools.atomic_file import atomic_output
 from data_tools.jsonl import Rejection
 from data_tools.sidecar import corpus_path
 
@@ -49,6 +50,6 @@ class RejectionLog:
         if not self.counts:
             path.unlink(missing_ok=True)
             return
-        sync_file(self._temporary)
-        self._temporary.replace(path)
-        sync_directory(path.parent)
+        # Copied, not renamed: the user may have named a file on another disk.
+        with self._temporary.open("rb") as source, atomic_output(path) as target:
+            shutil.copyfileobj(source, target)

@@ -3,6 +3,7 @@
 Memory does not grow with the text: a few batches of lines are in flight, and each document costs about 40 bytes.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
 
     Args:
         inputs: JSONL files, plain, gzip or zstd, in the order that numbers the documents.
-        prefix: path of the corpus without suffix; its folder must exist.
+        prefix: path of the corpus without suffix; its folder is created if need be.
         options: how; the defaults if None.
     Raises:
         DataError: an input cannot be read, the corpus exists, another process is writing it, no record gave a
@@ -93,7 +94,10 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
     options = options or TokenizeOptions()
     if not inputs:
         raise DataError("no input files; name at least one JSONL file")
+    _require_file_name(prefix)
     _require_absent(prefix, options.overwrite)
+    if options.rejected is not None and not options.rejected.absolute().parent.is_dir():
+        raise DataError(f"{options.rejected}: its folder does not exist; create it or name another file")
     input_files = tuple(_input_file(Path(path)) for path in inputs)
     with corpus_lock(prefix):
         _require_absent(prefix, options.overwrite)  # Another run may have finished in between.
@@ -149,6 +153,12 @@ def _sidecar(
     )
 
 
+def _require_file_name(prefix: str | Path) -> None:
+    if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".", ".."):
+        raise DataError(f"{prefix}: names a folder; a corpus needs a file name too, as in {Path(prefix) / 'corpus'}")
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+
+
 def _require_absent(prefix: str | Path, overwrite: bool) -> None:
     present = [str(path) for suffix in ("json", "bin", "idx", "crc") if (path := corpus_path(prefix, suffix)).exists()]
     if present and not overwrite:
@@ -157,6 +167,10 @@ def _require_absent(prefix: str | Path, overwrite: bool) -> None:
 
 def _input_file(path: Path) -> InputFile:
     """Size and time of an input, found to be readable before any work is done."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from error
     InputStream(path).close()
     status = path.stat()
     return InputFile(path=str(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)

@@ -57,7 +57,7 @@ def collect(output: Path, root: Path | None = None) -> Collected:
     Empty modules are left out. The same Python gives the same bytes.
 
     Args:
-        output: JSONL file; its folder must exist.
+        output: JSONL file; its folder is created if need be.
         root: the library's folder; that of the running Python if None.
     Raises:
         DataError: the Python at hand has no library sources.
@@ -66,6 +66,7 @@ def collect(output: Path, root: Path | None = None) -> Collected:
     root = root or Path(sysconfig.get_path("stdlib"))
     num_files = num_bytes = 0
     skipped = []
+    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(output) as stream:
         for path in source_files(root):
             source = path.read_bytes()
