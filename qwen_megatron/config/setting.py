@@ -12,6 +12,7 @@ from typing import Any
 KEY = "setting"
 # Far above anything useful, and small enough that arithmetic on it stays exact and cheap.
 LARGEST_COUNT = 1_000_000_000_000
+LARGEST_SHOWN = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +59,13 @@ class Setting:
 
     @property
     def bounds(self) -> str:
-        """The allowed values in words; empty if the type says it all."""
+        """The allowed values in words, without limits that only keep nonsense out."""
         if self.choices:
             return join_or(self.choices)
         parts = [
             f"{sign} {show(bound)}"
             for sign, bound in ((">=", self.minimum), (">", self.above), ("<=", self.maximum), ("<", self.below))
-            if bound is not None and bound != LARGEST_COUNT
+            if bound is not None and bound <= LARGEST_SHOWN
         ]
         return ", ".join(parts)
 

@@ -1,0 +1,60 @@
+"""This process's place in the job, as a launcher such as torchrun tells it through the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qwen_megatron.errors import ConfigError
+
+
+class MachineError(ConfigError):
+    """The configuration is right, but files it names are missing or unfit on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """This process's place in the job.
+
+    Attributes:
+        rank: Number of the process in the whole job; 0 without a launcher.
+        local_rank: Its number on this machine.
+        world_size: Processes of the job; None without a launcher.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int | None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Launch:
+        """Reads RANK, LOCAL_RANK and WORLD_SIZE.
+
+        Raises:
+            ConfigError: one of them is not a number, or they contradict each other.
+        """
+        problems: list[str] = []
+        rank = number(environment, "RANK", problems)
+        local_rank = number(environment, "LOCAL_RANK", problems)
+        world_size = number(environment, "WORLD_SIZE", problems)
+        if world_size is not None and (rank or 0) >= max(world_size, 1):
+            problems.append(
+                f"RANK={rank}: must be below WORLD_SIZE({world_size}); start with torchrun, which sets both"
+            )
+        if world_size == 0:
+            problems.append("WORLD_SIZE=0: must be at least 1; start with torchrun, which sets it, or unset it")
+        if problems:
+            raise ConfigError(problems)
+        rank = rank or 0
+        return cls(rank=rank, local_rank=rank if local_rank is None else local_rank, world_size=world_size)
+
+
+def number(environment: Mapping[str, str], name: str, problems: list[str]) -> int | None:
+    """A count from the environment; None if it is not set or wrong."""
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        problems.append(f"{name}={text[:40]!r}: must be a number; start with torchrun, which sets it, or unset it")
+        return None
+    return int(text)

@@ -1,0 +1,98 @@
+"""The command `qwen-megatron`: picks the subcommand, turns errors into messages and exit statuses.
+
+A subcommand is a module of this package with `add_parser(subparsers)`, which calls `set_defaults(run=run)`, and
+`run(args) -> int`. Its top level imports nothing heavy: `--help` and configuration errors need neither torch nor
+Megatron-Core.
+
+Exit statuses: 0 done; 1 a run failed; 2 wrong usage or configuration; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from qwen_megatron.cli.launch import Launch, MachineError
+from qwen_megatron.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PlatformError,
+    TrainingError,
+)
+
+COMMANDS = ("pretrain", "show_config")
+
+EPILOG = """examples:
+  qwen-megatron show-config model.preset=qwen-7b parallel.tensor_model_parallel_size=2
+  qwen-megatron pretrain examples/qwen-7b.yaml data.blend=[data/corpus] checkpoint.directory=runs/7b --dry-run
+  torchrun --nproc-per-node 8 -m qwen_megatron pretrain examples/demo.yaml training.train_iters=20
+
+`qwen-megatron COMMAND --help` tells more; docs/configuration.md lists every setting.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+    Returns:
+        The exit status.
+    """
+    try:
+        args = parse(build_parser(), argv)
+        return cast(int, args.run(args))
+    except ConfigError as error:
+        report(error, os.environ)
+        return 2
+    except (CheckpointError, DataError, PlatformError, TrainingError) as error:
+        print(f"qwen-megatron: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("qwen-megatron: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-megatron",
+        description="Pretrains Qwen language models on Megatron-Core's parallelism, and converts their checkpoints.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"qwen_megatron.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses; for commands that take settings, options may stand anywhere between them."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("settings" not in args or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.settings = [*args.settings, *rest]
+    return args
+
+
+def report(error: ConfigError, environment: Mapping[str, str]) -> None:
+    """Prints a configuration's problems once for the whole job, and a machine's own once for each machine."""
+    try:
+        launch = Launch.from_environment(environment)
+    except ConfigError:
+        launch = Launch(rank=0, local_rank=0, world_size=None)
+    if launch.rank != 0 and not (isinstance(error, MachineError) and launch.local_rank == 0):
+        return
+    where = f" on {socket.gethostname()}" if launch.rank != 0 else ""
+    count = len(error.problems)
+    lines = [f"qwen-megatron: {count} {'problem' if count == 1 else 'problems'} in the configuration{where}:"]
+    lines += [f"  {number}. {problem}" for number, problem in enumerate(error.problems, start=1)]
+    print("\n".join(lines), file=sys.stderr, flush=True)

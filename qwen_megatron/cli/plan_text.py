@@ -1,0 +1,65 @@
+"""A plan as text: the resolved tree in YAML, and a summary of a few lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from qwen_megatron.config.load import SECTIONS
+from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.serialize import to_dict
+
+# YAML folds longer lines, and a folded path is hard to copy.
+WIDTH = 1 << 16
+
+
+def derived_values(plan: Plan) -> dict[str, Any]:
+    """What follows from the settings."""
+    return {
+        "world_size": plan.world_size,
+        "data_parallel_size": plan.data_parallel_size,
+        "num_microbatches": plan.num_microbatches,
+        "padded_vocab_size": plan.padded_vocab_size,
+        "layers_per_stage": list(plan.layers_per_stage),
+        "num_parameters": plan.num_parameters,
+        "num_parameters_per_rank": list(plan.num_parameters_per_rank),
+        "tokens_per_step": plan.tokens_per_step,
+        "tokens_in_all": plan.tokens_per_step * plan.training.train_iters,
+        "flops_per_token": plan.flops_per_token,
+    }
+
+
+def plan_as_yaml(plan: Plan) -> str:
+    """All settings, which can be loaded again, and the derived values."""
+    sections = {name: to_dict(getattr(plan, name)) for name in SECTIONS}
+    settings = yaml.safe_dump(sections, sort_keys=False, default_flow_style=False, allow_unicode=True, width=WIDTH)
+    derived = yaml.safe_dump({"derived": derived_values(plan)}, sort_keys=False, default_flow_style=None, width=WIDTH)
+    note = "# Worked out from the settings above; to use this as a configuration file, delete this section."
+    return f"{settings}{note}\n{derived}"
+
+
+def plan_summary(plan: Plan) -> str:
+    """A few lines for people."""
+    model, parallel, training, optimizer = plan.model, plan.parallel, plan.training, plan.optimizer
+    per_rank = plan.num_parameters_per_rank
+    steps = training.train_iters if training.exit_iter is None else training.exit_iter
+    blend = [str(prefix) for prefix in plan.data.blend]
+    rows = {
+        "model": f"{plan.num_parameters:,} parameters, {model.num_layers} layers, hidden {model.hidden_size}, "
+        f"{model.num_attention_heads} heads, vocabulary {model.vocab_size} (padded {plan.padded_vocab_size})",
+        "layout": f"{plan.world_size} processes: tensor {parallel.tensor_model_parallel_size} x pipeline "
+        f"{parallel.pipeline_model_parallel_size} x data {plan.data_parallel_size}"
+        f"{', sequence parallel' if parallel.sequence_parallel else ''}; platform {parallel.platform}",
+        "stages": f"{' '.join(str(count) for count in plan.layers_per_stage)} layers; at most {max(per_rank):,} "
+        "parameters on a rank",
+        "batch": f"{training.global_batch_size} sequences of {training.seq_length} tokens: {plan.num_microbatches} "
+        f"micro-batches of {training.micro_batch_size} on each replica",
+        "run": f"{steps:,} of {training.train_iters:,} steps, {plan.tokens_per_step:,} tokens a step, "
+        f"{plan.tokens_per_step * training.train_iters:,} in all; {training.precision}",
+        "rate": f"{optimizer.lr:g} after {optimizer.lr_warmup_iters} steps, {optimizer.min_lr:g} at step "
+        f"{optimizer.lr_decay_iters}",
+        "data": f"{len(blend)} {'corpus' if len(blend) == 1 else 'corpora'}, {plan.data.eval_samples} samples held out",
+        "folder": plan.checkpoint.directory,
+    }
+    return "\n".join(f"{name:<8}{text}" for name, text in rows.items())

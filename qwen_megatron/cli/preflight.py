@@ -1,0 +1,147 @@
+"""Everything that can be wrong with a run before torch is imported: settings, corpora, folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from data_tools.corpus import Corpus
+from qwen_megatron.cli.launch import MachineError
+from qwen_megatron.config.checkpoint import CheckpointConfig
+from qwen_megatron.config.data import DataConfig
+from qwen_megatron.config.load import read_config
+from qwen_megatron.config.problems import Problems
+from qwen_megatron.config.resolve import Plan, examine, plan_of
+from qwen_megatron.config.setting import closest
+from qwen_megatron.data.blending import largest_remainder
+from qwen_megatron.errors import ConfigError, DataError
+
+
+def prepare_plan(path: str | None, overrides: Sequence[str], world_size: int | None, *, with_files: bool) -> Plan:
+    """Loads, resolves and checks a configuration, everything that is wrong at once.
+
+    Args:
+        path: YAML file; None for none.
+        overrides: `section.key=value` texts.
+        world_size: Processes a launcher started; None if there is none.
+        with_files: Also check what a run needs besides its settings: corpora, folders.
+    Raises:
+        ConfigError: with every problem; a MachineError if only files are wrong.
+    """
+    problems = Problems()
+    sections = examine(read_config(path, overrides, problems), world_size, problems)
+    files: list[str] = []
+    if with_files:
+        if problems.usable("data.blend", "data.eval_samples"):
+            usable = problems.usable
+            files += check_data(
+                sections.data,
+                seq_length=sections.training.seq_length if usable("training.seq_length") else None,
+                vocab_size=sections.model.vocab_size if usable("model.vocab_size") else None,
+            )
+        files += check_paths(sections.checkpoint, problems)
+    if problems.messages:
+        raise ConfigError(problems.messages + files)
+    if files:
+        raise MachineError(files)
+    return plan_of(sections)
+
+
+def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | None) -> list[str]:
+    """What is wrong with the corpora; reads no token.
+
+    Args:
+        data: Resolved section.
+        seq_length: Context trained on, in tokens; None if it is not known, then sizes are not checked.
+        vocab_size: Rows of the embedding; None if it is not known, then ids are not checked.
+    Returns:
+        Problems, empty if training can open and blend the corpora.
+    """
+    if not data.blend:
+        return ["data.blend=[]: names no corpus; make one with qwen-data tokenize and use its prefix: [PREFIX]"]
+    problems = []
+    corpora: dict[str, Corpus] = {}
+    for prefix in data.blend:
+        try:
+            corpora[prefix] = Corpus.open(prefix)
+        except DataError as error:
+            problems.append(f"data.blend={prefix}: {error}")
+    tokenizers = {prefix: corpus.sidecar.tokenizer for prefix, corpus in corpora.items() if corpus.sidecar.tokenizer}
+    problems += differing("tokenizers", tokenizers)
+    problems += differing("end-of-document tokens", {name: corpus.end_of_document for name, corpus in corpora.items()})
+    for prefix, corpus in corpora.items():
+        if vocab_size is not None and corpus.end_of_document >= vocab_size:
+            problems.append(
+                f"data.blend={prefix}: its end-of-document token {corpus.end_of_document} must be below "
+                f"model.vocab_size({vocab_size}); use model.vocab_size={corpus.end_of_document + 1} or more"
+            )
+    if len(corpora) == len(data.blend) and seq_length is not None:
+        problems += check_sizes(data, {prefix: corpus.num_tokens for prefix, corpus in corpora.items()}, seq_length)
+    return problems
+
+
+def differing(what: str, found: Mapping[str, object]) -> list[str]:
+    """A problem if corpora that must agree do not."""
+    if len(set(found.values())) <= 1:
+        return []
+    (first, expected), *rest = found.items()
+    other = next(prefix for prefix, value in rest if value != expected)
+    rule = f"corpora must not differ in {what}: {first} has {expected}, {other} has {found[other]}"
+    return [f"data.blend: {rule}; tokenize them again with one tokenizer"]
+
+
+def check_sizes(data: DataConfig, num_tokens: Mapping[str, int], seq_length: int) -> list[str]:
+    """Every corpus keeps at least one sample to train on after what is held out."""
+    weights = list(data.blend.values()) if isinstance(data.blend, Mapping) else list(num_tokens.values())
+    problems = [
+        f"data.blend={prefix}: holds no tokens; leave it out" for prefix, count in num_tokens.items() if not count
+    ]
+    if problems:
+        return problems
+    held_out: Iterable[int] = [0] * len(weights)
+    if data.eval_samples:
+        held_out = largest_remainder(weights, max(data.eval_samples, len(weights)))
+    for (prefix, count), held in zip(num_tokens.items(), held_out, strict=True):
+        samples = (count - 1) // seq_length
+        if samples - held < 1:
+            problems.append(
+                f"data.blend={prefix}: its {count} tokens are {samples} samples of training.seq_length({seq_length}), "
+                f"but {held} are held out for evaluation and 1 must be left; use more text, or lower data.eval_samples or "
+                "training.seq_length"
+            )
+    return problems
+
+
+def check_paths(checkpoint: CheckpointConfig, problems: Problems) -> list[str]:
+    """What is wrong with the folders a run reads from and writes to."""
+    found = []
+    if problems.usable("checkpoint.directory"):
+        found += check_directory(checkpoint.directory)
+    sources = {"load": checkpoint.load, "init_from": checkpoint.init_from}
+    words = {"load": ("auto", "none"), "init_from": ("null",)}
+    for name, source in sources.items():
+        if source is None or source in words[name] or not problems.usable(f"checkpoint.{name}"):
+            continue
+        if not Path(source).is_dir():
+            looks_like_word = "/" not in source and source.lower() in ("auto", "none", "null", "latest")
+            advice = f"use {closest(source, words[name])}" if looks_like_word else "name a checkpoint's folder"
+            found.append(f"checkpoint.{name}={source}: no such folder; {advice}")
+    return found
+
+
+def check_directory(directory: str) -> list[str]:
+    """The run's folder exists or can be made, and can be written to."""
+    key = f"checkpoint.directory={directory}"
+    if not directory:
+        return [f"{key}: is needed to train; use a folder for this run, such as runs/first"]
+    if directory.startswith("~"):
+        return [f"{key}: ~ is not expanded; use {Path(directory).expanduser()}"]
+    existing = Path(directory).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        return [f"{key}: {existing} is not a folder; use another path"]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"{key}: {existing} cannot be written to; use another folder or change its permissions"]
+    return []

@@ -1,0 +1,47 @@
+"""`qwen-megatron show-config`: every setting with its value, and what follows from them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qwen_megatron.cli.plan_text import plan_as_yaml
+from qwen_megatron.cli.preflight import prepare_plan
+from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.config.reference import reference
+
+EPILOG = """examples:
+  qwen-megatron show-config examples/qwen-7b.yaml parallel.world_size=64
+  qwen-megatron show-config model.preset=qwen-72b parallel.tensor_model_parallel_size=8
+  qwen-megatron show-config --reference > docs/configuration.md
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Registers the command."""
+    parser = subparsers.add_parser(
+        "show-config",
+        help="print the resolved configuration with derived values",
+        description="Prints the resolved configuration as YAML: data-parallel size, micro-batches, padded vocabulary, "
+        "layers per stage, parameters in all and per rank, tokens per step. Opens neither corpora nor folders.",
+        usage="%(prog)s [CONFIG.yaml] [SECTION.KEY=VALUE ...] [--reference]",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_settings(parser)
+    parser.add_argument("--reference", action="store_true", help="print the reference of all settings (Markdown)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    if args.reference:
+        print(reference(), end="")
+        return 0
+    path, overrides = split_settings(args.settings)
+    print(plan_as_yaml(prepare_plan(path, overrides, None, with_files=False)), end="")
+    return 0
