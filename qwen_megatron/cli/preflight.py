@@ -107,8 +107,8 @@ def check_sizes(data: DataConfig, num_tokens: Mapping[str, int], seq_length: int
         if samples - held < 1:
             problems.append(
                 f"data.blend={prefix}: its {count} tokens are {samples} samples of training.seq_length({seq_length}), "
-                f"but {held} are held out for evaluation and 1 must be left; use more text, or lower data.eval_samples or "
-                "training.seq_length"
+                f"but {held} are held out for evaluation and 1 must be left; use more text, or lower "
+                "data.eval_samples or training.seq_length"
             )
     return problems
 
