@@ -135,8 +135,8 @@ def test_a_value_is_shown_as_it_was_understood() -> None:
         (
             ("model.use_logn_attn=true", "training.seq_length=512"),
             (
-                "training.seq_length=512: must be at most model.seq_length(256) with model.use_logn_attn: evaluation would "
-                "stretch positions that training does not; use 256"
+                "training.seq_length=512: must be at most model.seq_length(256) with model.use_logn_attn: "
+                "evaluation would stretch positions that training does not; use 256"
             ),
         ),
         (
@@ -154,8 +154,8 @@ def test_a_value_is_shown_as_it_was_understood() -> None:
         (
             ("checkpoint.load=a", "checkpoint.init_from=b"),
             (
-                "checkpoint.init_from=b: cannot be combined with checkpoint.load=a, which brings its own weights; leave "
-                "one out"
+                "checkpoint.init_from=b: cannot be combined with checkpoint.load=a, which brings its own weights; "
+                "leave one out"
             ),
         ),
         (

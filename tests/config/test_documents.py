@@ -1,0 +1,75 @@
+"""The reference is current, the recipes resolve, and the package is light."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.reference import reference
+from qwen_megatron.config.resolve import resolve
+from qwen_megatron.config.schema import Config
+
+ROOT = Path(__file__).parents[2]
+RELEASED = ("0.5b", "1.8b", "7b", "14b", "72b")
+
+
+def test_the_reference_is_current() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == reference(), "write it again: qwen-megatron show-config --reference > docs/configuration.md"
+
+
+def test_the_reference_has_every_setting_with_a_meaning() -> None:
+    rows = {line.split("|")[1].strip().strip("`"): line.split("|")[-2].strip() for line in reference().splitlines()
+            if line.startswith("| `")}  # fmt: skip
+    keys = {f"{section}.{field.name}" for section, kind in typing.get_type_hints(Config).items()
+            for field in dataclasses.fields(kind)}  # fmt: skip
+    assert rows.keys() == keys
+    assert all(meaning.endswith(".") and len(meaning) > 10 for meaning in rows.values())
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_a_recipe_is_a_preset_and_the_reports_values(size: str) -> None:
+    path = ROOT / "examples" / f"qwen-{size}.yaml"
+    plan = resolve(load_config(path))
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["model"] == {"preset": f"qwen-{size}"}
+    assert plan.training.seq_length == 2048
+    assert plan.tokens_per_step == 4 * 1024 * 1024
+    assert plan.optimizer.lr == 3e-4
+    assert plan.training.precision == "bf16"
+    assert plan.optimizer.lr_warmup_iters == 2000
+    assert plan.data.eval_samples > 0
+
+
+@pytest.mark.parametrize("size", RELEASED)
+@pytest.mark.parametrize("replicas", [1, 2, 8, 16])
+def test_a_recipe_fits_any_usual_number_of_replicas(size: str, replicas: int) -> None:
+    config = load_config(ROOT / "examples" / f"qwen-{size}.yaml")
+    parallel = config.parallel
+    replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    plan = resolve(config, world_size=replicas * replica)
+    assert plan.data_parallel_size == replicas
+    assert plan.num_microbatches >= parallel.pipeline_model_parallel_size
+
+
+def test_the_demo_recipe_resolves() -> None:
+    plan = resolve(load_config(ROOT / "examples" / "demo.yaml"))
+    assert (plan.world_size, plan.data_parallel_size) == (8, 2)
+
+
+def test_the_package_imports_neither_torch_nor_megatron() -> None:
+    code = (
+        "import pkgutil, importlib, sys, qwen_megatron.config as package\n"
+        "for module in pkgutil.iter_modules(package.__path__, 'qwen_megatron.config.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "heavy = {'torch', 'megatron', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "assert 'qwen_megatron.config.resolve' in sys.modules\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
