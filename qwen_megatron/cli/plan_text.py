@@ -48,8 +48,8 @@ def plan_summary(plan: Plan) -> str:
     rows = {
         "model": f"{plan.num_parameters:,} parameters, {model.num_layers} layers, hidden {model.hidden_size}, "
         f"{model.num_attention_heads} heads, vocabulary {model.vocab_size} (padded {plan.padded_vocab_size})",
-        "layout": f"{plan.world_size} processes: tensor {parallel.tensor_model_parallel_size} x pipeline "
-        f"{parallel.pipeline_model_parallel_size} x data {plan.data_parallel_size}"
+        "layout": f"{plan.world_size} {'process' if plan.world_size == 1 else 'processes'}: "
+        f"tensor {parallel.tensor_model_parallel_size} x pipeline {parallel.pipeline_model_parallel_size} x data {plan.data_parallel_size}"
         f"{', sequence parallel' if parallel.sequence_parallel else ''}; platform {parallel.platform}",
         "stages": f"{' '.join(str(count) for count in plan.layers_per_stage)} layers; at most {max(per_rank):,} "
         "parameters on a rank",

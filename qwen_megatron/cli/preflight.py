@@ -17,6 +17,9 @@ from qwen_megatron.config.setting import closest
 from qwen_megatron.data.blending import largest_remainder
 from qwen_megatron.errors import ConfigError, DataError
 
+# Of every usual file system.
+LONGEST_NAME_BYTES = 255
+
 
 def prepare_plan(path: str | None, overrides: Sequence[str], world_size: int | None, *, with_files: bool) -> Plan:
     """Loads, resolves and checks a configuration, everything that is wrong at once.
@@ -123,7 +126,7 @@ def check_paths(checkpoint: CheckpointConfig, problems: Problems) -> list[str]:
     for name, source in sources.items():
         if source is None or source in words[name] or not problems.usable(f"checkpoint.{name}"):
             continue
-        if not Path(source).is_dir():
+        if not os.path.isdir(source):
             looks_like_word = "/" not in source and source.lower() in ("auto", "none", "null", "latest")
             advice = f"use {closest(source, words[name])}" if looks_like_word else "name a checkpoint's folder"
             found.append(f"checkpoint.{name}={source}: no such folder; {advice}")
@@ -137,10 +140,13 @@ def check_directory(directory: str) -> list[str]:
         return [f"{key}: is needed to train; use a folder for this run, such as runs/first"]
     if directory.startswith("~"):
         return [f"{key}: ~ is not expanded; use {Path(directory).expanduser()}"]
+    if any(len(os.fsencode(part)) > LONGEST_NAME_BYTES for part in Path(directory).parts):
+        return [f"{key}: a name in it is longer than {LONGEST_NAME_BYTES} bytes; use a shorter one"]
     existing = Path(directory).absolute()
-    while not existing.exists() and existing != existing.parent:
+    # os.path answers no for names that cannot be looked up; Path would raise.
+    while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
-    if not existing.is_dir():
+    if not os.path.isdir(existing):
         return [f"{key}: {existing} is not a folder; use another path"]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"{key}: {existing} cannot be written to; use another folder or change its permissions"]

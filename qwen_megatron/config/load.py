@@ -26,6 +26,7 @@ from qwen_megatron.config.setting import show
 from qwen_megatron.config.yaml_text import STANDARD, YamlError, pairs, parse_nodes, read_nodes, refused_tag, scalar
 from qwen_megatron.errors import ConfigError
 
+NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 REFERENCE = re.compile(r"\$\{([a-z_]+\.[a-z0-9_]+)\}")
 TYPES: dict[str, Any] = {
     f"{section}.{name}": hint
@@ -224,7 +225,7 @@ def value_of(item: Given) -> object:
         return [plain_item(child, is_text=True) for child in node.value]
     values: dict[str, object] = {}
     for key, child, line in pairs(typing.cast(yaml.MappingNode, node)):
-        check_references(key)
+        check_text(key)
         if key in values:
             raise YamlError(f"{show(key)} is given twice (line {line}); keep one")
         values[key] = plain_item(child, is_text=False)
@@ -244,7 +245,7 @@ def plain_scalar(node: yaml.ScalarNode, *, is_text: bool) -> object:
     check_tag(node)
     value = scalar(node)
     if isinstance(value, str):
-        check_references(value)
+        check_text(value)
     return node.value if is_text and value is not None else value
 
 
@@ -255,8 +256,10 @@ def check_tag(node: yaml.Node) -> None:
         raise YamlError(f"the tag {show(tag)} is not allowed; write a plain value")
 
 
-def check_references(text: str) -> None:
-    """Allows `${section.key}` and nothing else that OmegaConf would evaluate."""
+def check_text(text: str) -> None:
+    """Allows text that a file name can hold, with `${section.key}` and nothing else that OmegaConf would evaluate."""
+    if NO_TEXT.search(text):
+        raise YamlError("must not contain control characters or halves of surrogate pairs")
     if "${" in REFERENCE.sub("", text):
         raise YamlError(
             "only references of the form ${section.key} are allowed, neither resolvers nor the environment; write the "
@@ -270,10 +273,10 @@ def check_references(text: str) -> None:
 def follow_references(tree: DictConfig, item: Given, problems: Problems) -> None:
     """Replaces the references in one value by what they name."""
     names = [name for text in texts(item.node) for name in REFERENCE.findall(text)]
-    if not names or not problems.usable(item.key):
+    if not names:
         return
     section, _, name = item.key.partition(".")
-    if not problems.usable(*names):
+    if not problems.usable(item.key, *names):
         problems.unusable.add(item.key)
         tree[section][name] = default_of(item.key)
         return

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from qwen_megatron.config.load import load_config
+from qwen_megatron.config.load import TYPES, load_config
+from qwen_megatron.config.resolve import resolve
 from qwen_megatron.config.schema import Config
 from qwen_megatron.errors import ConfigError
 
@@ -95,6 +98,9 @@ def test_values_are_read_as_yaml_of_the_fields_type(override: str, section: str,
         ("model.use_dynamic_ntk=1", "must be true or false"),
         ("parallel.sequence_parallel=maybe", "must be true or false; use false (the default)"),
         ("checkpoint.directory=[a]", "must be a string"),
+        ('checkpoint.directory="a\\0b"', "must not contain control characters"),
+        ('data.blend=["a\\ud800"]', "must not contain control characters"),
+        ('data.blend={"a\\tb": 1}', "must not contain control characters"),
         ("checkpoint.load=null", "must be a string; use auto (the default)"),
         ("data.blend=[[a]]", "must hold plain values, not lists or mappings"),
         ("data.blend={a: {b: 1}}", "must hold plain values, not lists or mappings"),
@@ -242,6 +248,35 @@ def test_aliases_expand_no_further_than_the_schema(write: Write) -> None:
 def test_derived_values_cannot_be_set(write: Write) -> None:
     (problem,) = problems_of(write("derived: {world_size: 8}\n"))
     assert "is worked out from the other sections" in problem
+
+
+KEYS = st.sampled_from(sorted(TYPES)) | st.text(max_size=20)
+VALUES = st.one_of(
+    st.text(max_size=30),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["1", "0", "-1", "7", "2", "nan", "true", "null", "[]", "{}", "[a]", "{a:", "tiny", "'", "*a", "!!x"]
+    ),
+    st.sampled_from(["$", "${", "${model.preset}", "${training.seed}", "${a.b}", "\\${a.b}"]),
+)
+
+
+@example(["training.seed=${data.num_workers}", "training.seed=["])
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(KEYS, VALUES).map("=".join), max_size=6))
+def test_whatever_is_typed_gives_a_plan_or_problems(overrides: list[str]) -> None:
+    try:
+        plan = resolve(load_config(None, ["model.preset=tiny", *overrides]))
+    except ConfigError as error:
+        found = error.problems
+    else:
+        found = [f": {plan.world_size}"]
+        assert plan.num_microbatches * plan.training.micro_batch_size * plan.data_parallel_size == (
+            plan.training.global_batch_size
+        )
+    assert found
+    assert all(": " in problem for problem in found)
 
 
 def test_an_override_without_equals_sign_is_refused() -> None:
