@@ -15,9 +15,10 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import Plan
-from qwen_megatron.config.serialize import to_dict
-from qwen_megatron.errors import CheckpointError
+from qwen_megatron.config.serialize import from_dict, to_dict
+from qwen_megatron.errors import CheckpointError, ConfigError
 from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.state import TrainState
@@ -25,7 +26,12 @@ from qwen_megatron.train.state import TrainState
 STATE = "state.json"
 
 # The one sharding of optimizer state that every other layout can read.
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+SHARDING = "fully_reshardable"
+
+
+def sharding_metadata() -> dict[str, Any]:
+    """Megatron-Core's options for sharded state; a new dictionary each time, because Megatron-Core adds groups to it."""
+    return {"distrib_optim_sharding_type": SHARDING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,18 @@ class SmallState:
             raise CheckpointError(f"{path}: garbled ({error!r}); name another checkpoint") from error
 
 
+def saved_model_config(folder: Path) -> ModelConfig:
+    """The architecture a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: if its `state.json` is missing or does not say.
+    """
+    try:
+        return from_dict(ModelConfig, SmallState.read(folder).config.get("model"), "model")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / STATE}: {error}") from error
+
+
 def small_state(run: Run) -> SmallState:
     """The small state of a run, as it stands."""
     fingerprints, consumed = run.dataset.fingerprints(), run.dataset.consumed(run.state.consumed_samples)
@@ -73,7 +91,9 @@ def small_state(run: Run) -> SmallState:
         train_state=run.state,
         optimizer=run.engine.optimizer.state_dict()["optimizer"]["param_groups"],
         config=plan_sections(run.plan),
-        data={prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed},
+        data={
+            prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed
+        },
         environment=environment(),
     )
 
@@ -114,11 +134,18 @@ def source_commit() -> str | None:
 
 def sharded_tensors(engine: Engine, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
     """The sharded state dict of a checkpoint: model, and the optimizer's state per parameter."""
-    model = engine.qwen.sharded_state_dict(metadata=SHARDING)
-    # Transformer Engine's modules add pickled scaling state; without fp8 it is empty.
-    _, model = extract_matching_values(model, lambda value: isinstance(value, ShardedObject))
+    model = sharded_weights(engine.qwen)
     tensors: dict[str, Any] = {"model": model}
     if with_optimizer:
-        optimizer = engine.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING)
+        optimizer = engine.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=sharding_metadata())
         tensors["optimizer"] = optimizer["param_state"]
     return tensors
+
+
+def sharded_weights(qwen: torch.nn.Module) -> dict[str, Any]:
+    """The sharded weights of a bare model."""
+    # Linear layers add pickled scaling state of Transformer Engine; without fp8 it is empty.
+    _, weights = extract_matching_values(
+        qwen.sharded_state_dict(metadata=sharding_metadata()), lambda value: isinstance(value, ShardedObject)
+    )
+    return weights

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.checkpoint.contents import SHARDING, SmallState, sharded_tensors
+from qwen_megatron.checkpoint.contents import (
+    SHARDING,
+    SmallState,
+    saved_model_config,
+    sharded_tensors,
+    sharded_weights,
+)
 from qwen_megatron.checkpoint.manifest import LATEST, list_checkpoints, read_latest, read_manifest, verify_files
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.model.builder import QwenModel
 from qwen_megatron.train.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -50,7 +57,9 @@ def find_newest(directory: Path) -> Path | None:
     candidates = list_checkpoints(directory)
     latest = read_latest(directory)
     if latest is not None and latest not in {path.name for path in candidates}:
-        log.warning("%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest)
+        log.warning(
+            "%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest
+        )
     problems = []
     for folder in candidates:
         try:
@@ -78,13 +87,18 @@ def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
         CheckpointError: if the checkpoint does not fit the model.
     """
     small = SmallState.read(folder)
+    if not small.optimizer:
+        raise CheckpointError(
+            f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
+        )
+    check_architecture(folder, engine.qwen)
     loaded = load_tensors(sharded_tensors(engine, is_loading=True, with_optimizer=True), folder)
     engine.qwen.load_state_dict(loaded["model"])
     engine.optimizer.load_state_dict(
         {
             "optimizer": {"param_groups": small.optimizer},
             "param_state": loaded["optimizer"],
-            "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"],
+            "param_state_sharding_type": SHARDING,
         }
     )
     return small
@@ -97,7 +111,38 @@ def load_weights(folder: Path, engine: Engine) -> None:
     engine.optimizer.reload_model_params()
 
 
-def load_model(folder: Path, qwen: torch.nn.Module) -> None:
-    """Weights into a bare model. Collective."""
-    loaded: dict[str, Any] = load_tensors({"model": qwen.sharded_state_dict(metadata=SHARDING)}, folder)
+def load_model(folder: Path, qwen: QwenModel) -> None:
+    """Weights into a bare model, converted to its dtype. Collective.
+
+    Raises:
+        CheckpointError: if the checkpoint does not fit the model.
+    """
+    check_architecture(folder, qwen)
+    loaded: dict[str, Any] = load_tensors({"model": sharded_weights(qwen)}, folder)
     qwen.load_state_dict(loaded["model"])
+
+
+def check_architecture(folder: Path, qwen: QwenModel) -> None:
+    """Compares what tensor shapes do not tell.
+
+    Megatron-Core cuts or fills a vocabulary of another size without a word, and the same matrix holds 8 heads of 64 or 4
+    of 128.
+
+    Raises:
+        CheckpointError: naming the settings that differ.
+    """
+    saved = saved_model_config(folder)
+    actual = {
+        "vocab_size": qwen.num_tokens_in_vocabulary,
+        "num_attention_heads": qwen.config.num_attention_heads,
+        "num_query_groups": qwen.config.num_query_groups,
+        "kv_channels": qwen.config.kv_channels,
+        "tie_word_embeddings": qwen.share_embeddings_and_output_weights,
+    }
+    different = [
+        f"model.{name}={value}, but the checkpoint has {getattr(saved, name)}"
+        for name, value in actual.items()
+        if value != getattr(saved, name)
+    ]
+    if different:
+        raise CheckpointError(f"{folder}: does not fit this model: {'; '.join(different)}; use the checkpoint's values")

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from qwen_megatron.checkpoint.manifest import FileEntry
+from qwen_megatron.checkpoint.manifest import FILE_NAME, FileEntry
 from qwen_megatron.checkpoint.unpickler import read_metadata
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.platforms.shims.checkpoint import apply_checkpoint_shims
@@ -111,10 +111,17 @@ class SafeReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / ".metadata"
         metadata = read_metadata(path)
-        objects = [key for key, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)]
+        objects = [
+            key for key, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
+        ]
         if objects:
             # The loader would unpickle such an entry's bytes; our checkpoints have none.
             raise CheckpointError(f"{path}: holds pickled objects ({', '.join(objects[:3])}); only tensors are loaded")
+        for entry in (metadata.storage_data or {}).values():
+            if not FILE_NAME.fullmatch(str(entry.relative_path)):
+                raise CheckpointError(
+                    f"{path}: names a file {entry.relative_path!r}; only plain file names are allowed"
+                )
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
