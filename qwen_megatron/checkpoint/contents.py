@@ -19,6 +19,7 @@ from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import Plan
 from qwen_megatron.config.serialize import from_dict, to_dict
 from qwen_megatron.errors import CheckpointError, ConfigError
+from qwen_megatron.model.builder import QwenModel
 from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.state import TrainState
@@ -30,7 +31,7 @@ SHARDING = "fully_reshardable"
 
 
 def sharding_metadata() -> dict[str, Any]:
-    """Megatron-Core's options for sharded state; a new dictionary each time, because Megatron-Core adds groups to it."""
+    """Megatron-Core's options for sharded state; a new dictionary each time, Megatron-Core adds groups to it."""
     return {"distrib_optim_sharding_type": SHARDING}
 
 
@@ -142,7 +143,7 @@ def sharded_tensors(engine: Engine, *, is_loading: bool, with_optimizer: bool) -
     return tensors
 
 
-def sharded_weights(qwen: torch.nn.Module) -> dict[str, Any]:
+def sharded_weights(qwen: QwenModel) -> dict[str, Any]:
     """The sharded weights of a bare model."""
     # Linear layers add pickled scaling state of Transformer Engine; without fp8 it is empty.
     _, weights = extract_matching_values(

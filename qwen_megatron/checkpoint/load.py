@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from qwen_megatron.checkpoint.contents import (
@@ -125,8 +124,8 @@ def load_model(folder: Path, qwen: QwenModel) -> None:
 def check_architecture(folder: Path, qwen: QwenModel) -> None:
     """Compares what tensor shapes do not tell.
 
-    Megatron-Core cuts or fills a vocabulary of another size without a word, and the same matrix holds 8 heads of 64 or 4
-    of 128.
+    Megatron-Core cuts or fills a vocabulary of another size without a word, and the same matrix holds 8 heads of 64
+    or 4 of 128.
 
     Raises:
         CheckpointError: naming the settings that differ.

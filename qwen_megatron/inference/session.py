@@ -8,11 +8,8 @@ from pathlib import Path
 
 import torch
 
-from qwen_megatron.checkpoint.contents import SmallState
+from qwen_megatron.checkpoint.contents import saved_model_config
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.serialize import from_dict
-from qwen_megatron.errors import CheckpointError
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
 from qwen_megatron.platforms import get_platform
@@ -47,18 +44,9 @@ def load_for_inference(checkpoint: Path, groups: Groups, *, precision: str = "fp
         CheckpointError: if the checkpoint is damaged or not one.
     """
     verify_checkpoint(checkpoint)
-    config = model_config(checkpoint)
-    model = build_model(config, groups, precision=precision)
+    model = build_model(saved_model_config(checkpoint), groups, precision=precision)
     load_model(checkpoint, unwrapped(model))
     return unwrapped(model).eval()
-
-
-def model_config(checkpoint: Path) -> ModelConfig:
-    """The architecture a checkpoint was trained with."""
-    section = SmallState.read(checkpoint).config.get("model")
-    if section is None:
-        raise CheckpointError(f"{checkpoint}: its state.json has no model section")
-    return from_dict(ModelConfig, section, "model")
 
 
 @torch.no_grad()
