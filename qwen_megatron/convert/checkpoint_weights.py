@@ -1,0 +1,140 @@
+"""Reads the weights of a checkpoint written on any layout, part by part: no model, no process group."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from qwen_megatron.checkpoint.contents import saved_model_config
+from qwen_megatron.checkpoint.load import verify_checkpoint
+from qwen_megatron.checkpoint.storage import SafeReader
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.convert.accounting import check_tensors
+from qwen_megatron.convert.name_map import Entry, Part, Rename, entries
+from qwen_megatron.errors import CheckpointError
+
+# fp32 copies of the weights that the optimizer works on, and its moments.
+MASTERS = "optimizer.state.param."
+MOMENTS = ("optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq.")
+WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class RegionPlanner(DefaultLoadPlanner):
+    """Lets the storage reader write into one tensor, whatever the name."""
+
+    def __init__(self, target: torch.Tensor):
+        super().__init__()
+        self.target = target
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        return self.target
+
+
+class CheckpointWeights:
+    """The weights of a checkpoint; a `WeightSource`.
+
+    Opening verifies every byte of the checkpoint and accounts for every tensor of its metadata.
+
+    Args:
+        folder: An `iter_NNNNNNN` folder.
+    Attributes:
+        model: The architecture it was trained with.
+        has_masters: Whether the optimizer's fp32 master weights are there too.
+    Raises:
+        CheckpointError: if the checkpoint is damaged or is not one.
+    """
+
+    model: ModelConfig
+
+    def __init__(self, folder: Path):
+        verify_checkpoint(folder)
+        self.folder = folder
+        self.model = saved_model_config(folder)
+        self.reader = SafeReader(folder)
+        metadata = self.reader.read_metadata()
+        self.reader.set_up_storage_reader(metadata, is_coordinator=True)
+        # The reader has refused whatever is not a tensor.
+        self.tensors = cast(dict[str, TensorStorageMetadata], metadata.state_dict_metadata)
+        self.has_masters = any(key.startswith(MASTERS) for key in self.tensors)
+        self.prefix = ""
+        self.check()
+
+    def masters(self) -> CheckpointWeights:
+        """The same checkpoint, read from its master weights."""
+        view = copy.copy(self)
+        view.prefix = MASTERS
+        return view
+
+    def check(self) -> None:
+        """Accounts for all tensors of the metadata.
+
+        Raises:
+            CheckpointError: naming each that is missing, extra, incomplete or of a wrong shape or dtype.
+        """
+        path = self.folder / ".metadata"
+        groups = [prefix for prefix in (MASTERS, *MOMENTS) if any(key.startswith(prefix) for key in self.tensors)]
+        expected, actual = {}, {}
+        for prefix in ("", *groups):
+            for entry in entries(self.model):
+                expected[prefix + entry.key] = self.stored_shape(prefix + entry.key, entry)
+        for key, tensor in self.tensors.items():
+            actual[key] = (path, tuple(tensor.size))
+        check_tensors(path, expected=expected, actual=actual)
+        for key, tensor in self.tensors.items():
+            dtypes = WEIGHT_DTYPES if not key.startswith((MASTERS, *MOMENTS)) else (torch.float32,)
+            if tensor.properties.dtype not in dtypes:
+                raise CheckpointError(f"{path}: {key} has dtype {tensor.properties.dtype}; expected one of {dtypes}")
+            elements, stored = math.prod(tensor.size), sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
+            if stored != elements:
+                raise CheckpointError(f"{path}: {key} has {elements} elements, but its shards hold {stored}")
+
+    def stored_shape(self, key: str, entry: Entry) -> tuple[int, ...]:
+        """The shape a tensor must have; the vocabulary may have rows added for the layout it was written on."""
+        shape = entry.shape(self.model)
+        if entry.is_layered:
+            return (self.model.num_layers, *shape)
+        if key in self.tensors and isinstance(entry, Rename) and entry.axes[0] == "V":
+            return (max([shape[0], *self.tensors[key].size[:1]]), *shape[1:])
+        return shape
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """The dtype in which the entry's tensors are stored."""
+        return self.tensors[self.prefix + entry.key].properties.dtype
+
+    def read(self, part: Part, rows: slice | None = None) -> torch.Tensor:
+        """One part; see `WeightSource.read`."""
+        shape = part.entry.shape(self.model)
+        if rows is not None:
+            start, stop, _ = rows.indices(shape[0])
+            offsets, sizes = [start, *(0 for _ in shape[1:])], [stop - start, *shape[1:]]
+        elif part.layer is None:
+            offsets, sizes = [0 for _ in shape], [*shape]
+        else:
+            offsets, sizes = [part.layer, *(0 for _ in shape)], [1, *shape]
+        region = self.read_region(self.prefix + part.entry.key, offsets, sizes)
+        return region if part.layer is None else region[0]
+
+    def read_region(self, key: str, offsets: list[int], sizes: list[int]) -> torch.Tensor:
+        """A box of a global tensor, put together from the shards that touch it.
+
+        Raises:
+            CheckpointError: if a shard cannot be read.
+        """
+        tensor = self.tensors[key]
+        region = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=torch.Size(sizes))
+        target = torch.empty(sizes, dtype=tensor.properties.dtype)
+        items = create_read_items_for_chunk_list(key, tensor, [region])
+        try:
+            self.reader.read_data(LoadPlan(items), RegionPlanner(target)).wait()
+        except (KeyError, RuntimeError, OSError, AssertionError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self.folder}: {key} at {offsets} cannot be read ({error!r})") from error
+        return target

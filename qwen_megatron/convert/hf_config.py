@@ -1,0 +1,228 @@
+"""config.json and generation_config.json of both Hugging Face formats, from and to our description of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.problems import Problems
+from qwen_megatron.config.rules import check_model
+from qwen_megatron.config.serialize import from_dict
+from qwen_megatron.convert.config_file import ConfigFile, read_json
+from qwen_megatron.convert.name_map import Format
+from qwen_megatron.errors import CheckpointError, ConfigError
+
+# Names of dtypes in config.json.
+DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+
+def read_config(path: Path) -> tuple[Format, ModelConfig]:
+    """The architecture that a config.json describes. Custom code it may point to is not looked at.
+
+    Raises:
+        CheckpointError: if it is another architecture, or uses what is not supported here.
+    """
+    file = ConfigFile(path, read_json(path))
+    kind = file.content.get("model_type")
+    if kind not in ("qwen", "qwen2"):
+        raise file.problem("model_type", kind, "must be qwen (the first series) or qwen2 (Qwen1.5 and later)")
+    file.require("quantization_config", None, "the weights are not plain numbers; convert the unquantized model")
+    hf_format = Format.QWEN1 if kind == "qwen" else Format.QWEN2
+    values = qwen1_values(file) if hf_format is Format.QWEN1 else qwen2_values(file)
+    try:
+        model = from_dict(ModelConfig, values, "model")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    problems = Problems()
+    check_model(model, problems)
+    if problems.messages:
+        raise CheckpointError("\n".join(f"{path}: {message}" for message in problems.messages))
+    return hf_format, model
+
+
+def qwen1_values(file: ConfigFile) -> dict[str, Any]:
+    """Fields of `ModelConfig` from the first series' file, under its later or its first names.
+
+    Its `intermediate_size` is the width of both feed-forward branches together.
+    """
+    file.require("rotary_pct", 1.0, "all channels of a head are rotated")
+    file.require("no_bias", True, "only query, key and value have biases")
+    file.require("scale_attn_weights", True, "attention is scaled by the head size")
+    file.require("pos_emb", "rotary", "positions are rotary")
+    file.require("activation", "swiglu", "the feed-forward layer is SwiGLU")
+    file.require("apply_residual_connection_post_layernorm", False, "residuals start before the norm")
+    width = file.integer("intermediate_size", "ffn_hidden_size")
+    if width % 2:
+        raise file.problem("intermediate_size", width, "must be even, it counts both feed-forward branches")
+    hidden_size = file.integer("hidden_size", "n_embd")
+    heads = file.integer("num_attention_heads", "n_head")
+    model = {
+        "num_layers": file.integer("num_hidden_layers", "n_layer"),
+        "hidden_size": hidden_size,
+        "ffn_hidden_size": width // 2,
+        "num_attention_heads": heads,
+        "num_query_groups": heads,
+        "kv_channels": file.integer("kv_channels", default=hidden_size // max(heads, 1)),
+        # Where the first release gives both, vocab_size counts tokens and padded_vocab_size rows.
+        "vocab_size": file.integer("padded_vocab_size" if "padded_vocab_size" in file.content else "vocab_size"),
+        "seq_length": file.integer("seq_length"),
+        "rotary_base": file.number("rotary_emb_base", default=10000.0),
+        "use_dynamic_ntk": file.boolean("use_dynamic_ntk"),
+        "use_logn_attn": file.boolean("use_logn_attn"),
+        "layernorm_epsilon": file.number("layer_norm_epsilon"),
+        "tie_word_embeddings": file.boolean("tie_word_embeddings", default=False),
+        "init_method_std": file.number("initializer_range", default=0.02),
+        "attention_dropout": file.number("attn_dropout_prob", "attn_pdrop", default=0.0),
+    }
+    if heads * model["kv_channels"] != hidden_size:
+        raise file.problem(
+            "kv_channels",
+            model["kv_channels"],
+            f"times num_attention_heads({heads}) must be hidden_size({hidden_size})",
+        )
+    return model
+
+
+def qwen2_values(file: ConfigFile) -> dict[str, Any]:
+    """Fields of `ModelConfig` from the file of a `Qwen2ForCausalLM`."""
+    file.require("hidden_act", "silu", "the feed-forward layer is SwiGLU")
+    file.require("use_sliding_window", False, "layer-wise window attention is not implemented; train it without")
+    layer_types = file.content.get("layer_types") or []
+    if any(kind != "full_attention" for kind in layer_types):
+        raise file.problem("layer_types", layer_types, "only full_attention is supported")
+    hidden_size = file.integer("hidden_size")
+    heads = file.integer("num_attention_heads")
+    return {
+        "num_layers": file.integer("num_hidden_layers"),
+        "hidden_size": hidden_size,
+        "ffn_hidden_size": file.integer("intermediate_size"),
+        "num_attention_heads": heads,
+        "num_query_groups": file.integer("num_key_value_heads", default=heads),
+        "kv_channels": file.integer("head_dim", default=hidden_size // max(heads, 1)),
+        "vocab_size": file.integer("vocab_size"),
+        "seq_length": file.integer("max_position_embeddings"),
+        "rotary_base": rope_theta(file),
+        "layernorm_epsilon": file.number("rms_norm_eps"),
+        "tie_word_embeddings": file.boolean("tie_word_embeddings", default=False),
+        "init_method_std": file.number("initializer_range", default=0.02),
+        "attention_dropout": file.number("attention_dropout", default=0.0),
+    }
+
+
+def rope_theta(file: ConfigFile) -> float:
+    """Base of the rotary embedding: `rope_theta`, since transformers 5 in `rope_parameters`.
+
+    Raises:
+        CheckpointError: if the positions are scaled, or the two places disagree.
+    """
+    values = {"rope_theta": file.content.get("rope_theta")}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = file.content.get(name)
+        if rope is None:
+            continue
+        neutral = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+        if not isinstance(rope, dict) or any(rope.get(key, plain) != plain for key, plain in neutral.items()):
+            raise file.problem(name, rope, "scaled or partial rotary positions are not supported")
+        values[f"{name}.rope_theta"] = rope.get("rope_theta")
+    return ConfigFile(file.path, values).number(*values)
+
+
+def write_config(model: ModelConfig, hf_format: Format, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a model.
+
+    Args:
+        model: Architecture.
+        hf_format: Format to write.
+        dtype: Of the weights in the folder.
+    Raises:
+        CheckpointError: if the format cannot express the architecture.
+    """
+    config = qwen1_config(model, dtype) if hf_format is Format.QWEN1 else qwen2_config(model)
+    return config | {
+        "initializer_range": model.init_method_std,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": DTYPE_NAMES[dtype],
+        "use_cache": True,
+        "vocab_size": model.vocab_size,
+        **control_tokens(model),
+    }
+
+
+def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What only the first series' file holds, in its released layout."""
+    if model.num_query_groups != model.num_attention_heads:
+        raise CheckpointError(
+            f"num_query_groups={model.num_query_groups}: the qwen1 format has as many key/value heads as query heads "
+            f"({model.num_attention_heads}); use --format qwen2"
+        )
+    if model.num_attention_heads * model.kv_channels != model.hidden_size:
+        raise CheckpointError(
+            f"num_attention_heads={model.num_attention_heads} x kv_channels={model.kv_channels}: must be "
+            f"hidden_size={model.hidden_size} in the qwen1 format; use --format qwen2"
+        )
+    return {
+        "architectures": ["QWenLMHeadModel"],
+        "attn_dropout_prob": model.attention_dropout,
+        "bf16": dtype is torch.bfloat16,
+        "emb_dropout_prob": 0.0,
+        "fp16": dtype is torch.float16,
+        "fp32": dtype is torch.float32,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": 2 * model.ffn_hidden_size,
+        "kv_channels": model.kv_channels,
+        "layer_norm_epsilon": model.layernorm_epsilon,
+        # The released code sizes its causal mask by this; four times the native context, as in the released 7B and 14B.
+        "max_position_embeddings": model.seq_length * (4 if model.use_dynamic_ntk else 1),
+        "model_type": "qwen",
+        "no_bias": True,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "onnx_safe": None,
+        "rotary_emb_base": model.rotary_base,
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": model.seq_length,
+        "tokenizer_class": "QWenTokenizer",
+        "use_dynamic_ntk": model.use_dynamic_ntk,
+        "use_flash_attn": "auto",
+        "use_logn_attn": model.use_logn_attn,
+    }
+
+
+def qwen2_config(model: ModelConfig) -> dict[str, Any]:
+    """What only the file of a `Qwen2ForCausalLM` holds, for transformers 4 and 5."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": model.attention_dropout,
+        "head_dim": model.kv_channels,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.seq_length,
+        "model_type": "qwen2",
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups,
+        "rms_norm_eps": model.layernorm_epsilon,
+        "rope_parameters": {"rope_theta": model.rotary_base, "rope_type": "default"},
+        "rope_theta": model.rotary_base,
+        "use_sliding_window": False,
+    }
+
+
+def control_tokens(model: ModelConfig) -> dict[str, int]:
+    """Where a document starts and ends, if the vocabulary is Qwen's."""
+    if model.vocab_size < NUM_TOKENS:
+        return {}
+    return {"bos_token_id": END_OF_DOCUMENT, "eos_token_id": END_OF_DOCUMENT}
+
+
+def write_generation_config(model: ModelConfig) -> dict[str, Any]:
+    """generation_config.json: greedy until the end of the document."""
+    tokens = control_tokens(model)
+    padding = {"pad_token_id": tokens["eos_token_id"]} if tokens else {}
+    return tokens | padding | {"do_sample": False}

@@ -1,0 +1,218 @@
+"""Reads a Hugging Face folder: safetensors and JSON only, nothing outside of it, no code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from qwen_megatron.checkpoint.manifest import MANIFEST
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.convert.accounting import check_tensors
+from qwen_megatron.convert.config_file import read_json
+from qwen_megatron.convert.hf_config import read_config
+from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts
+from qwen_megatron.errors import CheckpointError
+
+CONFIG = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Whether a path looks like a Hugging Face folder rather than a checkpoint of ours."""
+    return (path / CONFIG).is_file() and not (path / MANIFEST).exists()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the header of a safetensors file says of a tensor.
+
+    Attributes:
+        file: Where it is.
+        shape: Its shape.
+        dtype: safetensors' name of its dtype.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class HfFolder:
+    """The weights of a Hugging Face folder in the checkpoint's layout; a `WeightSource`.
+
+    Opening checks names, shapes and dtypes of all tensors against the configuration; tensors are read when asked for.
+
+    Args:
+        path: The folder.
+    Attributes:
+        hf_format: Its format.
+        model: The architecture its config.json describes.
+        tensors: What it holds, by name.
+    Raises:
+        CheckpointError: naming the file, the tensor, what was expected and what was found.
+    """
+
+    hf_format: Format
+    model: ModelConfig
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.hf_format, self.model = read_config(inside(path, CONFIG))
+        files, index = weight_files(path)
+        self.handles = {file: open_safetensors(file) for file in files}
+        self.tensors = read_headers(self.handles)
+        if index is not None:
+            check_index(path / INDEX, index, self.tensors)
+        check_tensors(
+            path,
+            expected=hf_tensors(self.model, self.hf_format),
+            actual={name: (tensor.file, tensor.shape) for name, tensor in self.tensors.items()},
+            ignored=ignored_names(self.model, self.hf_format),
+        )
+        self.dtypes = self.check_dtypes()
+
+    def check_dtypes(self) -> dict[str, torch.dtype]:
+        """The dtype of each entry, by key; all layers of a tensor must have the same.
+
+        Raises:
+            CheckpointError: naming the tensor that differs.
+        """
+        dtypes: dict[str, tuple[str, str]] = {}
+        for part in parts(self.model):
+            for name in part.hf_names(self.hf_format):
+                tensor = self.tensors[name]
+                if tensor.dtype not in DTYPES:
+                    expected = ", ".join(DTYPES)
+                    raise CheckpointError(f"{tensor.file}: {name} has dtype {tensor.dtype}; expected one of {expected}")
+                first, dtype = dtypes.setdefault(part.entry.key, (name, tensor.dtype))
+                if tensor.dtype != dtype:
+                    raise CheckpointError(
+                        f"{tensor.file}: {name} has dtype {tensor.dtype}; expected {dtype}, as {first} has: "
+                        "the same weight must have one dtype in all layers"
+                    )
+        return {key: DTYPES[dtype] for key, (_, dtype) in dtypes.items()}
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """The dtype in which the entry's tensors are stored."""
+        return self.dtypes[entry.key]
+
+    def read(self, part: Part, rows: slice | None = None) -> torch.Tensor:
+        """One part in the checkpoint's layout; see `WeightSource.read`."""
+        tensors = [self.read_tensor(name, rows) for name in part.hf_names(self.hf_format)]
+        return part.entry.merge(tensors, self.model)
+
+    def read_tensor(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor as it is in the folder, or some of its rows.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
+        """
+        file = self.tensors[name].file
+        try:
+            return self.handles[file].get_slice(name)[slice(None) if rows is None else rows]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: {name} cannot be read ({error})") from error
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a plain file directly in the folder.
+
+    Raises:
+        CheckpointError: if the name leads elsewhere, or there is no such file.
+    """
+    if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
+        raise CheckpointError(f"{folder}: names a file {name!r}; only plain names of files in the folder are allowed")
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: missing, {folder} is not a complete Hugging Face folder") from error
+    if real.parent != folder.resolve():
+        raise CheckpointError(
+            f"{path}: is a link to {real}, outside of the folder; copy the folder with its links followed (cp -rL)"
+        )
+    if not real.is_file():
+        raise CheckpointError(f"{path}: is not a file")
+    return path
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
+    """The safetensors files of a folder, and the index (tensor name -> file name) where it is sharded.
+
+    Raises:
+        CheckpointError: if there are none, or only pickles, or an index names a file elsewhere.
+    """
+    single, sharded = (folder / SINGLE_FILE).exists(), (folder / INDEX).exists()
+    if single and sharded:
+        raise CheckpointError(f"{folder}: has both {SINGLE_FILE} and {INDEX}; remove the one that is not the model")
+    if single:
+        return [inside(folder, SINGLE_FILE)], None
+    if not sharded:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise CheckpointError(
+                f"{folder / pickles[0]}: is a pickle, which can run code when it is read; convert the folder to "
+                "safetensors first"
+            )
+        raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX}")
+    path = inside(folder, INDEX)
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path}: has no weight_map from tensor names to files")
+    # Each entry is checked before it is used as a key: it could be anything that JSON has.
+    return list(dict.fromkeys(inside(folder, name) for name in index.values())), index
+
+
+def open_safetensors(path: Path) -> Any:
+    """Opens a file and lets the library check its header: sizes, offsets, overlaps.
+
+    Raises:
+        CheckpointError: if the header is wrong.
+    """
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: is not a safetensors file; only those are read")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
+
+
+def read_headers(handles: dict[Path, Any]) -> dict[str, StoredTensor]:
+    """All tensors of the files.
+
+    Raises:
+        CheckpointError: if two files hold a tensor of the same name.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file, handle in handles.items():
+        for name in handle.keys():  # noqa: SIM118 - not a dict
+            if name in tensors:
+                raise CheckpointError(f"{file}: {name} is in {tensors[name].file.name} too")
+            stored = handle.get_slice(name)
+            tensors[name] = StoredTensor(file, tuple(stored.get_shape()), stored.get_dtype())
+    return tensors
+
+
+def check_index(path: Path, index: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+    """Compares the index with what the files hold.
+
+    Raises:
+        CheckpointError: naming a tensor that is elsewhere or nowhere.
+    """
+    for name, file in index.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path}: {name} should be in {file}, which does not hold it")
+        if tensors[name].file.name != file:
+            raise CheckpointError(f"{path}: {name} should be in {file}, but is in {tensors[name].file.name}")
+    for name, tensor in tensors.items():
+        if name not in index:
+            raise CheckpointError(f"{tensor.file}: {name} is not in {path.name}")

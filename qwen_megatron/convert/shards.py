@@ -1,0 +1,79 @@
+"""Writes tensors one after the other into safetensors files of bounded size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from data_tools.atomic_file import write_atomically
+from qwen_megatron.convert.hf_folder import INDEX, SINGLE_FILE
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor to be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def plan_shards(tensors: Mapping[str, PlannedTensor], max_bytes: int) -> dict[str, list[str]]:
+    """Distributes tensors over files, in their order.
+
+    Args:
+        tensors: What is going to be written.
+        max_bytes: Most bytes of tensors in a file; a larger tensor gets a file of its own.
+    Returns:
+        Tensor names by file name; a single file has its own usual name.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + tensor.size_bytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.size_bytes
+    if len(shards) == 1:
+        return {SINGLE_FILE: shards[0]}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+
+
+def write_shards(folder: Path, shards: dict[str, list[str]], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Writes the files; at most one file's tensors are in memory.
+
+    Args:
+        folder: Where to.
+        shards: As from `plan_shards`.
+        tensors: All planned tensors in the planned order.
+    """
+    stream = iter(tensors)
+    for file, names in shards.items():
+        content = {}
+        for expected in names:
+            name, tensor = next(stream)
+            if name != expected:
+                raise RuntimeError(f"{name} came where {expected} was planned")
+            content[name] = tensor.contiguous()
+        save_file(content, folder / file, metadata={"format": "pt"})
+
+
+def write_index(folder: Path, shards: dict[str, list[str]], tensors: Mapping[str, PlannedTensor]) -> None:
+    """Writes the index from tensor names to files; a single file needs none."""
+    if len(shards) == 1:
+        return
+    index = {
+        "metadata": {"total_size": sum(tensor.size_bytes for tensor in tensors.values())},
+        "weight_map": {name: file for file, names in shards.items() for name in names},
+    }
+    write_atomically(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())

@@ -1,0 +1,109 @@
+"""From a checkpoint of any layout to a Hugging Face folder; tensors are streamed, the model is never built."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.atomic_file import write_atomically
+from data_tools.progress import Progress, progress_bar
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
+from qwen_megatron.convert.hf_config import write_config, write_generation_config
+from qwen_megatron.convert.hf_tokenizer import write_tokenizer
+from qwen_megatron.convert.name_map import TABLE, Format, parts
+from qwen_megatron.convert.output_folder import check_replaceable, output_folder
+from qwen_megatron.convert.shards import PlannedTensor, plan_shards, write_index, write_shards
+from qwen_megatron.convert.weights import WeightSource
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def to_hf(
+    checkpoint: Path,
+    out: Path,
+    *,
+    hf_format: Format,
+    dtype: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """Writes a Hugging Face folder: weights, configuration and, for Qwen's vocabulary, the tokenizer.
+
+    At most one output file's tensors are in memory.
+
+    Args:
+        checkpoint: An `iter_NNNNNNN` folder; every byte is verified first.
+        out: The folder to make.
+        hf_format: Format to write.
+        dtype: `bf16`: the model's weights; `fp32`: the master weights of the optimizer where the checkpoint has them;
+            None: the model's weights in the dtype they are stored in.
+        max_shard_bytes: Most bytes of tensors in a file.
+        overwrite: Replace a model that is already in `out`.
+    Raises:
+        CheckpointError: if the checkpoint is damaged, the format cannot express the model, or `out` exists.
+        DataError: if the vocabulary for the tokenizer files is not installed.
+    """
+    check_replaceable(out, overwrite=overwrite)
+    source = CheckpointWeights(checkpoint)
+    if dtype == "fp32" and source.has_masters:
+        source = source.masters()
+    target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])
+    config = write_config(source.model, hf_format, target)
+    warn_of_loss(source.model, hf_format)
+    planned = planned_tensors(source, hf_format, target if dtype is not None else None)
+    shards = plan_shards(planned, max_shard_bytes)
+    with output_folder(out, overwrite=overwrite) as folder:
+        total = sum(tensor.size_bytes for tensor in planned.values())
+        with progress_bar(f"writing {out.name}", total) as progress:
+            write_shards(folder, shards, converted_tensors(source, hf_format, planned, progress))
+        write_index(folder, shards, planned)
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", write_generation_config(source.model))
+        if not write_tokenizer(folder, source.model, hf_format):
+            log.warning("vocab_size=%d is smaller than Qwen's: no tokenizer files written", source.model.vocab_size)
+
+
+def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:
+    """Says what a format has no place for."""
+    lost = [name for name in ("use_dynamic_ntk", "use_logn_attn") if getattr(model, name)]
+    if hf_format is Format.QWEN2 and lost:
+        log.warning(
+            "%s cannot be expressed in the qwen2 format: beyond %d tokens its model will differ from this one",
+            " and ".join(lost),
+            model.seq_length,
+        )
+
+
+def planned_tensors(source: WeightSource, hf_format: Format, dtype: torch.dtype | None) -> dict[str, PlannedTensor]:
+    """Every tensor to write, in the order of the model; `dtype` None keeps each as it is stored."""
+    return {
+        name: PlannedTensor(shape, dtype or source.dtype(part.entry))
+        for part in parts(source.model)
+        for name, shape in zip(part.hf_names(hf_format), part.entry.hf_shapes(source.model, hf_format), strict=True)
+    }
+
+
+def converted_tensors(
+    source: WeightSource, hf_format: Format, planned: dict[str, PlannedTensor], progress: Progress
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Reads and converts the tensors of a folder one part at a time, in the order of the model."""
+    for part in parts(source.model):
+        tensors = part.entry.split(source.read(part), source.model, hf_format)
+        for name, tensor in zip(part.hf_names(hf_format), tensors, strict=True):
+            # A copy of its own: a view would keep its neighbours in memory.
+            yield name, tensor.to(planned[name].dtype).clone()
+            progress.advance(planned[name].size_bytes)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with sorted keys."""
+    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
