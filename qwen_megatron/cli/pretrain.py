@@ -10,6 +10,7 @@ from typing import Any
 from qwen_megatron.cli.launch import Launch
 from qwen_megatron.cli.plan_text import plan_summary
 from qwen_megatron.cli.preflight import prepare_plan
+from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.errors import ConfigError
 
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             f"parallel.world_size={plan.world_size}: needs that many processes, but this is one without a launcher; "
             f"start on one machine with: {command}"
         )
+    silence_libraries()
     # Only now: importing torch and Megatron-Core takes seconds on every rank.
     from qwen_megatron.cli.run_pretrain import pretrain
 

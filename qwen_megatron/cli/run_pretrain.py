@@ -156,9 +156,8 @@ def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
         plan.training.seq_length,
     )
     if shims:
-        log.info("%d names of Megatron-Core redirected for this platform (--verbose lists them)", len(shims))
-    for line in shims:
-        log.debug("shim %s", line)
+        write_synced(directory / "shims.txt", "".join(line + "\n" for line in shims).encode())
+        log.info("%d names of Megatron-Core redirected for this platform: see %s", len(shims), directory / "shims.txt")
 
 
 def log_main(message: str, *arguments: object) -> None:
