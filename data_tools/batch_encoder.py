@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -122,14 +121,3 @@ class BatchEncoder:
                 check_against_reference(self._encoder, self._reference, document.text, tokens)
             except DataError as error:
                 raise DataError(f"{batch.file}:{document.line.number}: {error}") from error
-
-
-@cache
-def worker_encoder(settings: EncodingSettings) -> BatchEncoder:
-    """The encoder of this process, built at its first batch."""
-    return BatchEncoder(settings)
-
-
-def encode_in_worker(settings: EncodingSettings, batch: LineBatch) -> EncodedBatch:
-    """`BatchEncoder.encode` as a task that can be sent to a process."""
-    return worker_encoder(settings).encode(batch)

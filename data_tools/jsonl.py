@@ -10,6 +10,9 @@ from data_tools.normalization import nfc
 from data_tools.streams import BrokenStreamError, InputStream
 
 MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
+# The most that may be allowed: NFC triples the bytes of a text at worst and a token has at least one byte, so the
+# tokens of a document can be counted in Megatron's int32.
+LARGEST_DOCUMENT_BYTES = 512 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 

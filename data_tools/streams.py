@@ -1,5 +1,6 @@
 """Bytes of plain, gzip and zstd files in bounded pieces; a broken stream gives everything before the break."""
 
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,11 @@ class InputStream:
         """
         self.path = path
         try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{path}: not a regular file; inputs are files on disk")
+            self.size_bytes = status.st_size
             self._stream = path.open("rb", buffering=0)
-            self.size_bytes = path.stat().st_size
             magic = self._stream.read(4)
             self._stream.seek(0)
         except OSError as error:

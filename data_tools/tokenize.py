@@ -16,7 +16,7 @@ from data_tools.batch_encoder import EncodingSettings, LineBatch
 from data_tools.corpus_writer import TOKEN_DTYPE, Spool, publish, scratch_folder, write_token_files
 from data_tools.encoder import ENCODERS
 from data_tools.errors import DataError
-from data_tools.jsonl import MAX_DOCUMENT_BYTES, Line, read_lines
+from data_tools.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES, Line, read_lines
 from data_tools.lock import corpus_lock
 from data_tools.progress import Progress, progress_bar
 from data_tools.rejections import RejectionLog, rejected_path
@@ -29,8 +29,6 @@ from data_tools.worker_pool import encoded_batches
 
 _BATCH_BYTES = 4 * 1024 * 1024
 _BATCH_LINES = 8192
-# NFC triples the bytes of a text at worst and a token has at least one byte, so token counts fit Megatron's int32.
-LARGEST_DOCUMENT_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)

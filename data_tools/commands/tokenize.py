@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import byte_size, positive_int, seed
 from data_tools.errors import DataError
+from data_tools.jsonl import LARGEST_DOCUMENT_BYTES
 
 if TYPE_CHECKING:
     from data_tools.sidecar import Sidecar
@@ -53,7 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--max-document-bytes",
-        type=byte_size,
+        type=_document_bytes,
         default="256M",
         metavar="SIZE",
         help="reject longer lines; at most 512M (256M)",
@@ -96,6 +97,13 @@ class RejectionLimit:
     def exceeded(self, rejected: int, records: int) -> bool:
         """Whether ``rejected`` of ``records`` is too many."""
         return rejected > (self._number if self._share is None else self._share * records)
+
+
+def _document_bytes(text: str) -> int:
+    value = byte_size(text)
+    if value > LARGEST_DOCUMENT_BYTES:
+        raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_DOCUMENT_BYTES // 2**20}M")
+    return value
 
 
 def _limit(text: str) -> RejectionLimit:

@@ -53,7 +53,9 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT or content["version"] != VERSION:
-            raise CheckpointError(f"{path}: is version {content['version']} of '{content['format']}', not {VERSION} of '{FORMAT}'")
+            raise CheckpointError(
+                f"{path}: is version {content['version']} of '{content['format']}', not {VERSION} of '{FORMAT}'"
+            )
         files = {name: FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing, so {folder} is not a complete checkpoint; name another one") from error

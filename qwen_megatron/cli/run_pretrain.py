@@ -11,11 +11,14 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from qwen_megatron.checkpoint.contents import plan_sections
+from qwen_megatron.checkpoint.contents import plan_sections, saved_model_config
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.manifest import write_synced
+from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import Plan
+from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.into_model import fill_model
 from qwen_megatron.data.dataset import BlendedDataset, open_dataset
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.errors import CheckpointError
@@ -99,11 +102,47 @@ def restore(plan: Plan, engine: Engine, dataset: BlendedDataset) -> TrainState:
         log_main("going on from %s (step %d)", folder, small.train_state.iteration)
         return small.train_state
     if plan.checkpoint.init_from is not None:
-        source = Path(plan.checkpoint.init_from)
-        verify_checkpoint(source)
-        load_weights(source, engine)
-        log_main("starting with the weights of %s", source)
+        start_from_weights(Path(plan.checkpoint.init_from), plan, engine)
     return TrainState()
+
+
+def start_from_weights(source: Path, plan: Plan, engine: Engine) -> None:
+    """Continued pretraining: the weights of a checkpoint or a Hugging Face folder, everything else anew.
+
+    Raises:
+        CheckpointError: if the source is not whole or has another shape than the plan's model.
+    """
+    if is_hf_folder(source):
+        folder = HfFolder(source)
+        check_same_shape(source, folder.model, plan.model)
+        fill_model(folder, engine.qwen)
+        # The fp32 masters are copies of the weights: they follow.
+        engine.optimizer.reload_model_params()
+        saved = folder.model
+    else:
+        verify_checkpoint(source)
+        saved = saved_model_config(source)
+        check_same_shape(source, saved, plan.model)
+        load_weights(source, engine)
+    for name in ("rotary_base", "layernorm_epsilon"):
+        if getattr(saved, name) != getattr(plan.model, name):
+            # Wanted when the context is extended, wrong otherwise.
+            log_main("note: model.%s is %s, %s had %s", name, getattr(plan.model, name), source, getattr(saved, name))
+    log_main("starting with the weights of %s", source)
+
+
+def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises:
+    CheckpointError: naming every setting of the shape that differs.
+    """
+    names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
+    different = [
+        f"model.{name}={getattr(wanted, name)}, but it has {getattr(saved, name)}"
+        for name in (*names, "vocab_size", "tie_word_embeddings")
+        if getattr(saved, name) != getattr(wanted, name)
+    ]
+    if different:
+        raise CheckpointError(f"checkpoint.init_from={source}: {'; '.join(different)}; use the values it has")
 
 
 def checkpoint_to_resume(plan: Plan) -> Path | None:

@@ -10,6 +10,8 @@ import torch
 
 from qwen_megatron.checkpoint.contents import saved_model_config
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
+from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.into_model import fill_model
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
 from qwen_megatron.platforms import get_platform
@@ -33,19 +35,24 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
         leave(groups)
 
 
-def load_for_inference(checkpoint: Path, groups: Groups, *, precision: str = "fp32") -> QwenModel:
-    """The model of a checkpoint, in evaluation mode.
+def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32") -> QwenModel:
+    """The model of a checkpoint or of a Hugging Face folder, in evaluation mode.
 
     Args:
-        checkpoint: An `iter_NNNNNNN` folder, written on any layout.
+        source: An `iter_NNNNNNN` folder, written on any layout, or a folder with config.json and safetensors.
         groups: As from `single_process`.
         precision: `fp32` or `bf16`.
     Raises:
-        CheckpointError: if the checkpoint is damaged or not one.
+        CheckpointError: if the source is damaged or neither of the two.
     """
-    verify_checkpoint(checkpoint)
-    model = build_model(saved_model_config(checkpoint), groups, precision=precision)
-    load_model(checkpoint, unwrapped(model))
+    if is_hf_folder(source):
+        folder = HfFolder(source)
+        model = build_model(folder.model, groups, precision=precision)
+        fill_model(folder, unwrapped(model))
+    else:
+        verify_checkpoint(source)
+        model = build_model(saved_model_config(source), groups, precision=precision)
+        load_model(source, unwrapped(model))
     return unwrapped(model).eval()
 
 

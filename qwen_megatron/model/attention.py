@@ -85,7 +85,9 @@ class QwenCoreAttention(MegatronModule):
         self.rotary = rotary
         self.kernel = kernel(config=config, **others)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d]; further arguments go to the kernel."""
         length = query.size(0)
         stretch = not self.training and length > self.rotary.native_length

@@ -86,9 +86,7 @@ def layer_spec(kernels: Kernels, rotary: RotarySettings) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=kernels.norm_linear,
-            core_attention=ModuleSpec(
-                module=QwenCoreAttention, params={"kernel": kernels.attention, "rotary": rotary}
-            ),
+            core_attention=ModuleSpec(module=QwenCoreAttention, params={"kernel": kernels.attention, "rotary": rotary}),
             linear_proj=kernels.linear,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,

@@ -71,7 +71,9 @@ def start_process_group(platform: Platform, timeout_seconds: float) -> torch.dev
         return platform.device(0)
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise PlatformError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun, or unset WORLD_SIZE")
+        raise PlatformError(
+            f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun, or unset WORLD_SIZE"
+        )
     device = platform.device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(platform.backend, timeout=timeout)
     return device

@@ -30,4 +30,6 @@ def seed_step(platform: Platform, groups: Groups, seed: int, iteration: int) -> 
     """
     value = derived_seed("step", seed, iteration, groups.pp.rank(), groups.dp.rank())
     platform.seed_device(value)
-    megatron_random.model_parallel_cuda_manual_seed(value, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0, force_reset_rng=True)
+    megatron_random.model_parallel_cuda_manual_seed(
+        value, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0, force_reset_rng=True
+    )

@@ -18,8 +18,40 @@ TIKTOKEN = TiktokenEncoder()
 
 # Random code points hardly ever form words; pieces of scripts and the pattern's special cases do.
 FRAGMENTS = st.sampled_from(
-    ["'s", "'LL", " ", "  ", "\n", "\r\n", "\t", "\u3000", "\u00a0", "1", "２", "Ⅷ", "abc", "É", "e\u0301", "नमस्ते", "你好"]
-    + ["한국어", "ไทย", "שלום", "🙂", "\u200d", "👩\u200d🚀", "<|endoftext|>", "<|im_end|>", "!!", "\x00", "\ufeff", "ſ", "K"]
+    [
+        "'s",
+        "'LL",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\u3000",
+        "\u00a0",
+        "1",
+        "２",
+        "Ⅷ",
+        "abc",
+        "É",
+        "e\u0301",
+        "नमस्ते",
+        "你好",
+    ]
+    + [
+        "한국어",
+        "ไทย",
+        "שלום",
+        "🙂",
+        "\u200d",
+        "👩\u200d🚀",
+        "<|endoftext|>",
+        "<|im_end|>",
+        "!!",
+        "\x00",
+        "\ufeff",
+        "ſ",
+        "K",
+    ]
 )
 TEXT = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.lists(FRAGMENTS, max_size=30).map("".join))
 

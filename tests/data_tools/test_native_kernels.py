@@ -89,8 +89,8 @@ def test_gather_takes_no_other_types() -> None:
     int64 = np.zeros(2, dtype=np.int64)
     with pytest.raises(TypeError):
         _native.gather_documents(int64, int64, int64, int64, 0, int64)  # type: ignore[arg-type]
+    int32 = np.zeros((2, 2), dtype=np.int32)
     with pytest.raises(ValueError, match="spool must have one dimension"):
-        int32 = np.zeros((2, 2), dtype=np.int32)
         _native.gather_documents(int32, int64, int32[0], int64, 0, int32[1])
 
 

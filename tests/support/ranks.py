@@ -35,7 +35,9 @@ class RankPool:
         self.processes: list[Any] = []
         self.pipes: list[multiprocessing.connection.Connection] = []
 
-    def run(self, world_size: int, job: Callable[..., Any], *, timeout_seconds: float = 120, **arguments: Any) -> list[Any]:
+    def run(
+        self, world_size: int, job: Callable[..., Any], *, timeout_seconds: float = 120, **arguments: Any
+    ) -> list[Any]:
         """Runs `job(**arguments)` on `world_size` ranks; returns their results in the order of ranks.
 
         Raises:

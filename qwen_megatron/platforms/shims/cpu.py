@@ -73,11 +73,19 @@ def cpu_shims() -> list[Shim]:
             overridden(torch_on_cpu, get_rng_state=lambda: torch.zeros(1, dtype=torch.uint8)),
         ),
         *(
-            Constants(target=target, reason='device="cuda" is spelled', until=UNTIL_DEVICE_ARGUMENT, literals=DEVICE, names={})
+            Constants(
+                target=target, reason='device="cuda" is spelled', until=UNTIL_DEVICE_ARGUMENT, literals=DEVICE, names={}
+            )
             for target in CUDA_LITERALS
         ),
         *(
-            Constants(target=target, reason="CUDA tensor types are spelled", until=UNTIL_DEVICE_ARGUMENT, literals=TYPES, names={})
+            Constants(
+                target=target,
+                reason="CUDA tensor types are spelled",
+                until=UNTIL_DEVICE_ARGUMENT,
+                literals=TYPES,
+                names={},
+            )
             for target in TYPE_NAMES
         ),
         Constants(
@@ -110,8 +118,18 @@ def rng_shims() -> list[Shim]:
     module = "megatron.core.tensor_parallel.random"
     reason = "the CUDA generator is asked"
     return [
-        Rebind(target=f"{module}:_get_cuda_rng_state", reason=reason, until=UNTIL_DEVICE_ARGUMENT, replacement=get_rng_state),
-        Rebind(target=f"{module}:_set_cuda_rng_state", reason=reason, until=UNTIL_DEVICE_ARGUMENT, replacement=set_rng_state),
+        Rebind(
+            target=f"{module}:_get_cuda_rng_state",
+            reason=reason,
+            until=UNTIL_DEVICE_ARGUMENT,
+            replacement=get_rng_state,
+        ),
+        Rebind(
+            target=f"{module}:_set_cuda_rng_state",
+            reason=reason,
+            until=UNTIL_DEVICE_ARGUMENT,
+            replacement=set_rng_state,
+        ),
     ]
 
 

@@ -133,4 +133,3 @@ def apply_shims(shims: Sequence[Shim]) -> list[str]:
     for shim in shims:
         shim.apply()
     return [f"{shim.target}: {shim.reason} (until {shim.until})" for shim in shims]
-

@@ -1,0 +1,213 @@
+"""Going on from a checkpoint: bitwise on the same layout, within fp32 rounding on another, refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ranks import RankFailed, RankPool
+from tests.support.training import SMALL, pretrain_on_ranks, rows
+
+TP2 = "parallel.tensor_model_parallel_size=2"
+PP2 = "parallel.pipeline_model_parallel_size=2"
+SP = "parallel.sequence_parallel=true"
+HALF = "training.exit_iter=4"
+WHOLE = "training.exit_iter=8"
+TRAINED_ROWS = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
+
+
+def trained(steps: dict[int, dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
+    """What must be equal bit for bit."""
+    return {step: tuple(row[name] for name in TRAINED_ROWS) for step, row in steps.items()}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [(1, ()), (4, (TP2, PP2, SP)), (8, (TP2, PP2, SP, "training.precision=bf16"))],
+    ids=["one", "tp2-sp-pp2", "tp2-sp-pp2-dp2-bf16"],
+)
+def test_resume_is_bitwise(
+    world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path
+) -> None:
+    straight = pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *layout)
+    pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "halves", HALF, *layout)
+    halves = pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "halves", WHOLE, *layout)
+    assert trained(halves) == trained(straight)
+    assert sorted(halves) == list(range(1, 9))
+
+
+@pytest.fixture(scope="module")
+def half_run(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on TP2 x PP2 with sequence parallelism, stopped after 4 of its steps, saved at 2 and 4."""
+    directory = tmp_path_factory.mktemp("half")
+    pretrain_on_ranks(ranks, 4, byte_corpus, directory, HALF, TP2, PP2, SP, "checkpoint.save_interval=2")
+    return directory
+
+
+@pytest.fixture
+def run_copy(half_run: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on with or to damage."""
+    return Path(shutil.copytree(half_run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [(1, ()), (2, (TP2,)), (2, (PP2,)), (4, (TP2,)), (2, ())],
+    ids=["one", "tp2", "pp2", "tp2-dp2", "dp2"],
+)
+def test_resume_on_another_layout(
+    world_size: int,
+    layout: tuple[str, ...],
+    ranks: RankPool,
+    byte_corpus: Path,
+    run_copy: Path,
+    continued: dict[int, dict[str, Any]],
+) -> None:
+    steps = pretrain_on_ranks(ranks, world_size, byte_corpus, run_copy, WHOLE, *layout)
+    assert sorted(steps) == list(range(1, 9))
+    for step in range(5, 9):
+        assert steps[step]["loss"] == pytest.approx(continued[step]["loss"], rel=1e-5)
+        assert steps[step]["consumed_samples"] == continued[step]["consumed_samples"]
+
+
+@pytest.fixture(scope="module")
+def continued(
+    ranks: RankPool, byte_corpus: Path, half_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Any]]:
+    """The run gone on with on its own layout."""
+    directory = tmp_path_factory.mktemp("continued") / "run"
+    shutil.copytree(half_run, directory)
+    return pretrain_on_ranks(ranks, 4, byte_corpus, directory, WHOLE, TP2, PP2, SP)
+
+
+def test_vocabulary_padded_for_the_layout_comes_off_again(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    """257 rows are 258 on two tensor-parallel ranks; one rank takes them over without the extra row."""
+    pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "run", HALF, TP2)
+    shutil.copytree(tmp_path / "run", tmp_path / "same")
+    same = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "same", WHOLE, TP2)
+    alone = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "run", WHOLE)
+    assert alone[8]["loss"] == pytest.approx(same[8]["loss"], rel=1e-5)
+
+
+def test_small_state_is_json(half_run: Path) -> None:
+    state = json.loads((half_run / "iter_0000004" / "state.json").read_text())
+    assert state["train_state"] == {"iteration": 4, "consumed_samples": 16, "consumed_tokens": 1024}
+    ((_, data),) = state["data"].items()
+    assert data["consumed_samples"] == 16
+    assert state["environment"]["packages"]["megatron-core"]
+    assert (half_run / "latest").read_text() == "iter_0000004\n"
+    assert not list(half_run.glob(".*"))
+
+
+def damage_flip(checkpoint: Path) -> str:
+    path = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.name
+
+
+def damage_truncate(checkpoint: Path) -> str:
+    path = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1])
+    return path.name
+
+
+def damage_remove(checkpoint: Path) -> str:
+    path = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    path.unlink()
+    return path.name
+
+
+def damage_manifest(checkpoint: Path) -> str:
+    (checkpoint / "manifest.json").write_text("{")
+    return "manifest.json"
+
+
+DAMAGES = [damage_flip, damage_truncate, damage_remove, damage_manifest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_checkpoint_is_passed_over(
+    damage: Any, ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
+) -> None:
+    """Automatic resume takes the one before and arrives at the same bits."""
+    damage(run_copy / "iter_0000004")
+    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, WHOLE, TP2, PP2, SP)
+    assert trained(steps) == trained(continued)
+    # Rows of the steps that were done again stand once.
+    assert [row["step"] for row in rows(run_copy) if "loss" in row] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_checkpoint_asked_for_by_name_is_refused(
+    damage: Any, ranks: RankPool, byte_corpus: Path, run_copy: Path
+) -> None:
+    name = damage(run_copy / "iter_0000004")
+    with pytest.raises(RankFailed, match="CheckpointError") as caught:
+        pretrain_on_ranks(ranks, 1, byte_corpus, run_copy, WHOLE, f"checkpoint.load={run_copy / 'iter_0000004'}")
+    assert name in str(caught.value)
+
+
+def test_no_whole_checkpoint_is_not_a_fresh_start(ranks: RankPool, byte_corpus: Path, run_copy: Path) -> None:
+    for folder in run_copy.glob("iter_*"):
+        damage_flip(folder)
+    with pytest.raises(RankFailed, match="none of its 2 checkpoints is whole"):
+        pretrain_on_ranks(ranks, 1, byte_corpus, run_copy, WHOLE)
+
+
+@pytest.mark.parametrize("content", ["", "garbage\x00", "iter_9999999\n", "../../etc"])
+def test_garbled_latest_does_not_matter(
+    content: str, ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
+) -> None:
+    (run_copy / "latest").write_text(content)
+    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
+    assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
+
+
+def test_partial_folder_is_no_checkpoint(ranks: RankPool, byte_corpus: Path, run_copy: Path) -> None:
+    """A save that was killed leaves a hidden folder; the next save of that step replaces it."""
+    (run_copy / "iter_0000004").rename(run_copy / ".iter_0000004.partial")
+    (run_copy / ".iter_0000004.partial" / "manifest.json").unlink()
+    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, HALF, TP2, PP2, SP)
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert (run_copy / "iter_0000004" / "manifest.json").exists()
+    assert not (run_copy / ".iter_0000004.partial").exists()
+
+
+def test_other_data_is_refused(ranks: RankPool, run_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from tests.support.corpora import write_byte_corpus
+
+    other = write_byte_corpus(tmp_path_factory.mktemp("other") / "bytes", num_documents=30)
+    with pytest.raises(RankFailed, match="was trained on other data"):
+        pretrain_on_ranks(ranks, 1, other, run_copy, WHOLE)
+
+
+def test_init_from_takes_weights_only(ranks: RankPool, byte_corpus: Path, half_run: Path, tmp_path: Path) -> None:
+    checkpoint = half_run / "iter_0000004"
+    before = [row["eval_loss"] for row in rows(half_run) if "eval_loss" in row][-1]
+    steps = pretrain_on_ranks(
+        ranks, 2, byte_corpus, tmp_path, "training.exit_iter=2", f"checkpoint.init_from={checkpoint}", TP2
+    )
+    after = [row for row in rows(tmp_path) if "eval_loss" in row][0]
+    assert after["step"] == 0
+    assert after["eval_loss"] == pytest.approx(before, rel=1e-5)
+    assert steps[1]["consumed_samples"] == 4
+    assert steps[1]["learning_rate"] == pytest.approx(0.01 / 4)
+
+
+def test_init_from_another_shape_is_refused(ranks: RankPool, byte_corpus: Path, half_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"model\.ffn_hidden_size=128, but it has 176"):
+        pretrain_on_ranks(
+            ranks,
+            1,
+            byte_corpus,
+            tmp_path,
+            f"checkpoint.init_from={half_run / 'iter_0000004'}",
+            "model.ffn_hidden_size=128",
+            base=SMALL,
+        )
