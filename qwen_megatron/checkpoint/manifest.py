@@ -58,7 +58,9 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
             )
         files = {name: FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing, so {folder} is not a complete checkpoint; name another one") from error
+        latest = read_latest(folder)
+        advice = f"name one of the checkpoints in it, such as {folder / latest}" if latest else "name another one"
+        raise CheckpointError(f"{path}: missing, so {folder} is not a complete checkpoint; {advice}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a readable manifest ({error}); the checkpoint cannot be trusted") from error
     for name, entry in files.items():

@@ -1,0 +1,62 @@
+"""`qwen-megatron generate`: the greedy continuation of a text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS, QwenTokenizer
+from qwen_megatron.cli.quiet import silence_libraries
+from qwen_megatron.errors import CheckpointError, ConfigError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Registers the command."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="continue a text",
+        description="Continues a text with the most likely token, again and again, up to the end of the document. "
+        "Works in one process on a checkpoint of any layout or on a Hugging Face folder. Prints the prompt and what "
+        "follows.",
+        epilog="example:\n  qwen-megatron generate runs/first/iter_0001000 --prompt 'def main(' --max-new-tokens 40\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="a checkpoint or a Hugging Face folder")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="ordinary text; control tokens are not special")
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="tokens to add at most (64)")
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> int:
+    """A count of at least one."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Raises:
+        CheckpointError, DataError, PlatformError: from source and prompt.
+        ConfigError: if the prompt is empty.
+    """
+    if not args.prompt:
+        raise ConfigError("--prompt='': must have at least one character")
+    tokenizer = QwenTokenizer()
+    prompt = tokenizer.encode(args.prompt)
+    silence_libraries()
+    from qwen_megatron.inference.generate import generate_greedy
+    from qwen_megatron.inference.session import load_for_inference, single_process
+
+    with single_process() as groups:
+        model = load_for_inference(args.source, groups)
+        if model.num_tokens_in_vocabulary < NUM_TOKENS:
+            raise CheckpointError(
+                f"{args.source}: its vocabulary has {model.num_tokens_in_vocabulary} rows, Qwen's tokenizer "
+                f"{NUM_TOKENS} tokens; text needs a model with Qwen's vocabulary"
+            )
+        new = generate_greedy(model, prompt, args.max_new_tokens, stop=(END_OF_DOCUMENT,))
+    print(tokenizer.decode([*prompt, *new]))
+    return 0

@@ -1,0 +1,249 @@
+"""Compares a checkpoint with a Hugging Face folder: every tensor bit for bit, then logits in fp32.
+
+Legend: b batch, s sequence, h hidden size, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+from qwen_megatron.checkpoint.contents import sharded_weights
+from qwen_megatron.checkpoint.storage import load_tensors
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
+from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.into_model import fill_model
+from qwen_megatron.convert.name_map import Format, parts
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
+from qwen_megatron.parallel.groups import Groups
+
+DEFAULT_TOLERANCE = 1e-4
+NUM_SEQUENCES = 2
+LONGEST_SEQUENCE = 64
+
+# What both sides must agree on; what a format has no place for is left out.
+ARCHITECTURE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "vocab_size",
+    "seq_length",
+    "rotary_base",
+    "layernorm_epsilon",
+    "tie_word_embeddings",
+)
+EVALUATION = ("use_dynamic_ntk", "use_logn_attn")
+
+# What each step of a forward pass gave, in order: fp32 [b, s, h], for "logits" [b, s, v].
+Activations = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a comparison found.
+
+    Attributes:
+        num_tensors: Tensors compared bit for bit.
+        different_tensors: Names of those that differ, in the order of the model.
+        max_difference: Largest absolute difference of any logit.
+        tolerance: Largest difference that is good.
+        first_difference: The first step of the forward pass that differs; None if the logits agree.
+    """
+
+    num_tensors: int
+    different_tensors: tuple[str, ...]
+    max_difference: float
+    tolerance: float
+    first_difference: str | None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether both sides are the same model."""
+        return not self.different_tensors and self.first_difference is None
+
+
+def verify(checkpoint: Path, folder: Path, groups: Groups, *, tolerance: float = DEFAULT_TOLERANCE) -> Report:
+    """Compares a checkpoint with a Hugging Face folder.
+
+    A qwen2 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is imported
+    again and run by our model. Both sides compute in fp32, from the weights as the folder holds them: rounded to its
+    dtype; the master weights if it has fp32 weights and the model was trained in bf16. Sequences are not longer than the
+    native context, where all formats mean the same. One model at a time is in memory.
+
+    Args:
+        checkpoint: An `iter_NNNNNNN` folder.
+        folder: A Hugging Face folder; no code in it is run.
+        groups: Of one process.
+        tolerance: Largest absolute difference of a logit that is good.
+    Raises:
+        CheckpointError: if one of the two cannot be read, or they describe different architectures.
+    """
+    hf = HfFolder(folder)
+    source = CheckpointWeights(checkpoint)
+    check_same_architecture(source.model, hf, checkpoint)
+    first = next(parts(hf.model)).entry
+    if source.has_masters and hf.dtype(first) is torch.float32 and source.dtype(first) is not torch.float32:
+        source = source.masters()
+    different = tuple(different_tensors(source, hf))
+    ids_bs = sample_ids(hf.model).to(groups.device)
+    ours = run_checkpoint(source, hf, groups, ids_bs)
+    theirs = run_transformers(hf, groups, ids_bs) if hf.hf_format is Format.QWEN2 else run_import(hf, groups, ids_bs)
+    difference = (ours["logits"] - theirs["logits"]).abs().max().item()
+    # Written so that a NaN on either side is a failure.
+    agree = difference <= tolerance
+    return Report(
+        num_tensors=len(hf.tensors),
+        different_tensors=different,
+        max_difference=difference,
+        tolerance=tolerance,
+        first_difference=None if agree else first_difference(ours, theirs, tolerance),
+    )
+
+
+def check_same_architecture(model: ModelConfig, hf: HfFolder, checkpoint: Path) -> None:
+    """Compares the two configurations.
+
+    Raises:
+        CheckpointError: naming the settings that differ.
+    """
+    names = ARCHITECTURE + (EVALUATION if hf.hf_format is Format.QWEN1 else ())
+    different = [
+        f"model.{name} is {getattr(model, name)} in {checkpoint} and {getattr(hf.model, name)} in {hf.path}"
+        for name in names
+        if getattr(model, name) != getattr(hf.model, name)
+    ]
+    if different:
+        raise CheckpointError("two different architectures: " + "; ".join(different))
+
+
+def different_tensors(source: CheckpointWeights, hf: HfFolder) -> Iterator[str]:
+    """Names of tensors whose bits differ, after rounding to the folder's dtype."""
+    for part in parts(hf.model):
+        expected = part.entry.split(source.read(part), hf.model, hf.hf_format)
+        for name, tensor in zip(part.hf_names(hf.hf_format), expected, strict=True):
+            if not same_bits(tensor.to(hf.dtype(part.entry)), hf.read_tensor(name)):
+                yield name
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equality that tells 0 from -0 and takes a NaN for itself."""
+    integers = {2: torch.int16, 4: torch.int32}[left.dtype.itemsize]
+    return torch.equal(left.contiguous().view(integers), right.contiguous().view(integers))
+
+
+def sample_ids(model: ModelConfig) -> torch.Tensor:
+    """Fixed pseudo-random token ids, int64 [b, s]."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (NUM_SEQUENCES, min(LONGEST_SEQUENCE, model.seq_length))
+    return torch.randint(model.vocab_size, shape, generator=generator)
+
+
+def run_checkpoint(source: CheckpointWeights, hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
+    """Our model with the checkpoint's weights, read by Megatron-Core's loader rather than the exporter's reader."""
+    qwen = unwrapped(build_model(source.model, groups, precision="fp32")).eval()
+    state = sharded_weights(qwen)
+    for value in nested_values(state):
+        value.key = source.prefix + value.key
+    qwen.load_state_dict(load_tensors({"model": state}, source.folder)["model"])
+    round_weights(qwen, hf)
+    return run_ours(qwen, ids_bs)
+
+
+@torch.no_grad()
+def round_weights(qwen: QwenModel, hf: HfFolder) -> None:
+    """Rounds fp32 weights to the precision they have in the folder, in place."""
+    state = sharded_weights(qwen)
+    apply_factories(state)
+    for shard in nested_values(state):
+        if isinstance(shard, ShardedTensor) and shard.data is not None:
+            shard.data.copy_(shard.data.to(hf.dtypes[shard.key]))
+
+
+def run_import(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
+    """Our model with the folder's weights."""
+    qwen = unwrapped(build_model(hf.model, groups, precision="fp32")).eval()
+    fill_model(hf, qwen)
+    return run_ours(qwen, ids_bs)
+
+
+@torch.no_grad()
+def run_ours(qwen: QwenModel, ids_bs: torch.Tensor) -> Activations:
+    """Activations of our model."""
+    modules = {"embedding": qwen.embedding}
+    for number, layer in enumerate(qwen.decoder.layers):
+        modules |= {f"layer {number}, attention": layer.self_attention, f"layer {number}, feed-forward": layer.mlp}
+    modules["last norm"] = qwen.decoder.final_layernorm
+    positions_bs = torch.arange(ids_bs.size(1), device=ids_bs.device).expand_as(ids_bs)
+    with recorded(modules, lambda hidden_sbh: hidden_sbh.transpose(0, 1)) as activations:
+        logits_bsv = qwen(ids_bs, positions_bs, None)[..., : qwen.num_tokens_in_vocabulary]
+    return activations | {"logits": logits_bsv.float().cpu()}
+
+
+@torch.no_grad()
+def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
+    """Activations of transformers' model of a qwen2 folder."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.Qwen2ForCausalLM.from_pretrained(
+        hf.path,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    model = model.to(groups.device).eval()
+    modules = {"embedding": model.model.embed_tokens}
+    for number, layer in enumerate(model.model.layers):
+        modules |= {f"layer {number}, attention": layer.self_attn, f"layer {number}, feed-forward": layer.mlp}
+    modules["last norm"] = model.model.norm
+    with recorded(modules, lambda hidden_bsh: hidden_bsh) as activations:
+        logits_bsv = model(ids_bs, use_cache=False).logits
+    return activations | {"logits": logits_bsv.float().cpu()}
+
+
+@contextlib.contextmanager
+def recorded(
+    modules: dict[str, torch.nn.Module], to_bsh: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[Activations]:
+    """Keeps the outputs of modules while the block runs, in the order of `modules`.
+
+    Args:
+        modules: By the name of the step.
+        to_bsh: Turns an output into [b, s, h].
+    """
+    activations: Activations = {}
+
+    def keep(name: str, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        activations[name] = to_bsh(hidden).float().cpu()
+
+    handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in modules.items()]
+    try:
+        yield activations
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_difference(ours: Activations, theirs: Activations, tolerance: float) -> str:
+    """The first step whose outputs differ by more than `tolerance` of the largest value; "logits" if there is none."""
+    for name, expected in theirs.items():
+        difference, largest = (ours[name] - expected).abs().max(), expected.abs().max()
+        if not difference <= tolerance * largest:
+            return name
+    return "logits"
