@@ -11,7 +11,7 @@ TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(ENV)/.qwen-megatron-setup
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
-CODE := data_tools qwen_megatron tests benchmarks setup.py
+CODE := data_tools qwen_megatron tests examples setup.py
 
 export PYTHONDONTWRITEBYTECODE :=
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -63,5 +65,6 @@ def transformer_config(
         bias_activation_fusion=not on_cpu,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
+        # Needs the extension that comes with NVIDIA apex; Megatron-Core would raise at the first step without it.
+        gradient_accumulation_fusion=not on_cpu and find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )

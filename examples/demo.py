@@ -1,0 +1,128 @@
+"""The main job on real text in about five minutes: `make demo`.
+
+Text of the running Python's standard library -> Qwen's tokenizer -> pretraining on TP2 x PP2 x DP2 -> resume -> Hugging
+Face -> equal logits -> generation. Every step is a command that you can type yourself; this script only times them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo"
+BIN = Path(sys.executable).parent
+PROMPT = "def main("
+LOGIT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command that ran: title, wall time and what it printed."""
+
+    title: str
+    seconds: float
+    output: str
+
+
+class MemoryMeter(threading.Thread):
+    """Samples the resident memory of this process and all below it."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+
+    def run(self) -> None:
+        while True:
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+            time.sleep(0.5)
+
+
+def run(console: Console, title: str, *command: str) -> Stage:
+    """Shows a command, runs it with its output passed through, and stops the demo if it fails."""
+    console.rule(f"[bold]{title}")
+    console.print(f"$ {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True)
+    started = time.perf_counter()
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    lines = []
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        console.print(f"[red]{title}: stopped with exit status {process.returncode}")
+        sys.exit(1)
+    return Stage(title, time.perf_counter() - started, "".join(lines))
+
+
+def main() -> None:
+    console = Console()
+    memory = MemoryMeter()
+    memory.start()
+    shutil.rmtree(DEMO, ignore_errors=True)
+    DEMO.mkdir()
+    pretrain = ("torchrun", "--nproc-per-node", "8", "-m", "qwen_megatron", "pretrain", "examples/demo.yaml")
+    checkpoint = "demo/run/iter_0000080"
+    stages = [
+        run(console, "collect text", "qwen-data", "collect-stdlib", "--output", "demo/stdlib.jsonl"),
+        run(console, "tokenize", "qwen-data", "tokenize", "demo/stdlib.jsonl", "--output", "demo/corpus"),
+        run(console, "pretrain to step 40", *pretrain, "training.exit_iter=40"),
+        run(console, "resume to step 80", *pretrain),
+        run(console, "export", "qwen-megatron", "convert", "to-hf", checkpoint, "demo/hf", "--format", "qwen2"),
+        run(console, "verify", "qwen-megatron", "convert", "verify", checkpoint, "demo/hf"),
+        run(console, "generate", "qwen-megatron", "generate", checkpoint, "--prompt", PROMPT, "--max-new-tokens", "24"),
+    ]
+    summarize(console, stages, memory.peak_bytes)
+
+
+def summarize(console: Console, stages: list[Stage], peak_bytes: int) -> None:
+    """Prints the table that `make demo` ends with; exits with 1 if the demo did not show what it claims."""
+    corpus = json.loads((DEMO / "corpus.json").read_text())
+    rows = [json.loads(line) for line in (DEMO / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    steps = [row for row in rows if "loss" in row]
+    first, last = losses[min(losses)], losses[max(losses)]
+    difference = float(re.findall(r"largest difference (\S+),", stages[5].output)[-1])
+    table = Table(title="qwen-megatron demo", show_header=False)
+    for name, value in (
+        ("corpus", f"{corpus['num_tokens']:,} tokens in {corpus['num_documents']} documents"),
+        ("training", f"{len(steps)} steps on 8 processes, TP2 x PP2 x DP2, stopped and resumed at step 40"),
+        ("held-out loss", f"{first:.2f} -> {last:.2f} nats per token"),
+        ("speed", f"{sorted(row['tokens_per_second'] for row in steps)[len(steps) // 2]:,.0f} tokens/s (median)"),
+        ("logits", f"ours and transformers' differ by {difference:.1e} at most"),
+        ("peak memory", f"{peak_bytes / 2**30:.1f} GiB over all processes"),
+        (
+            "time",
+            f"{sum(stage.seconds for stage in stages):.0f} s: {', '.join(f'{s.title} {s.seconds:.0f}' for s in stages)}",
+        ),
+        ("model", "demo/hf: load it with transformers.AutoModelForCausalLM.from_pretrained"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    if last >= 8 or difference > LOGIT_TOLERANCE:
+        console.print(f"[red]expected a held-out loss below 8 and logits within {LOGIT_TOLERANCE}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
