@@ -50,7 +50,8 @@ class EncodedBatch(NamedTuple):
 
 
 class _Document(NamedTuple):
-    line: Line
+    line_number: int
+    offset: int
     record: int  # among all records of all inputs
     text: str  # NFC
 
@@ -64,7 +65,7 @@ class BatchEncoder:
         self._reference: Encoder | None = None if settings.encoder == "tiktoken" else TiktokenEncoder()
 
     def encode(self, batch: LineBatch) -> EncodedBatch:
-        """The documents of ``batch``.
+        """The documents of ``batch``; its lines are used up, so that a long text is not in memory twice.
 
         Raises:
             DataError: the encoder and the reference differ.
@@ -76,7 +77,7 @@ class BatchEncoder:
             documents, encoded, unencodable = self._encode_one_by_one(batch, documents)
             rejections = sorted([*rejections, *unencodable], key=lambda rejection: rejection.line)
         self._check_sample(batch, documents, encoded)
-        offsets = (document.line.offset for document in documents)
+        offsets = (document.offset for document in documents)
         return EncodedBatch(
             file_number=batch.file_number,
             tokens=encoded.tokens,
@@ -88,11 +89,16 @@ class BatchEncoder:
     def _parse(self, batch: LineBatch) -> tuple[list[_Document], list[Rejection]]:
         documents: list[_Document] = []
         rejections: list[Rejection] = []
-        for record, line in enumerate(batch.lines, start=batch.first_record):
+        record = batch.first_record
+        batch.lines.reverse()
+        while batch.lines:
+            line = batch.lines.pop()
             try:
-                documents.append(_Document(line, record, parse_text(line, self._settings.text_key)))
+                text = parse_text(line, self._settings.text_key)
+                documents.append(_Document(line.number, line.offset, record, text))
             except RejectedRecordError as error:
                 rejections.append(Rejection(batch.file, line.number, error.reason, error.detail))
+            record += 1
         return documents, rejections
 
     def _encode_one_by_one(
@@ -106,7 +112,7 @@ class BatchEncoder:
                 rows.append(self._encoder.encode_batch([document.text]).tokens)
                 kept.append(document)
             except DataError as error:
-                rejections.append(Rejection(batch.file, document.line.number, "not_encodable", str(error)))
+                rejections.append(Rejection(batch.file, document.line_number, "not_encodable", str(error)))
         lengths = np.fromiter(map(len, rows[1:]), dtype=np.int64, count=len(kept))
         return kept, Ragged(np.concatenate(rows), lengths), rejections
 
@@ -120,4 +126,4 @@ class BatchEncoder:
             try:
                 check_against_reference(self._encoder, self._reference, document.text, tokens)
             except DataError as error:
-                raise DataError(f"{batch.file}:{document.line.number}: {error}") from error
+                raise DataError(f"{batch.file}:{document.line_number}: {error}") from error

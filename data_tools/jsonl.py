@@ -82,6 +82,7 @@ def _line(number: int, offset: int, parts: list[bytes], num_bytes: int, max_line
         yield Line(number, offset, b"", "too_long", detail)
         return
     content = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()  # A long line is held once, not twice.
     if number == 1:
         content = content.removeprefix(_BOM)
     content = content.removesuffix(b"\r")

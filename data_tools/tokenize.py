@@ -182,8 +182,9 @@ def _line_batches(inputs: Sequence[InputFile], max_line_bytes: int, progress: Pr
         reported = 0
         try:
             for lines in _grouped(read_lines(stream, max_line_bytes)):
+                num_lines = len(lines)
                 yield LineBatch(file.path, file_number, first_record, lines)
-                first_record += len(lines)
+                first_record += num_lines
                 progress.advance(stream.position - reported)
                 reported = stream.position
         finally:

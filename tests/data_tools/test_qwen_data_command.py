@@ -1,6 +1,8 @@
 """The command: exit statuses, output, errors without tracebacks."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -182,6 +184,27 @@ def test_help_and_version(qwen_data: Run) -> None:
         assert result.returncode == 0
         assert f"examples:\n  qwen-data {command} " in result.stdout
     assert time.perf_counter() - start < 20
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl(["Hello world"] * 100)
+    ours, terminal = pty.openpty()
+    result = subprocess.run(
+        [sys.executable, "-m", "data_tools", "tokenize", str(source), "--output", str(tmp_path / "c")],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(terminal)
+    shown = os.read(ours, 1_000_000).decode()
+    os.close(ours)
+    assert "tokenizing" in shown
+    assert "writing" in shown
+    assert result.stdout.count("\n") == 1
+    assert "100 documents, 300 tokens" in result.stdout
 
 
 def test_output_into_a_closed_pipe_is_no_error(make_corpus: Callable[..., Path]) -> None:

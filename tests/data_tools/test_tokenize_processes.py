@@ -1,0 +1,152 @@
+"""Tokenizing among processes: one writer, interrupts, killed workers and parents."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from data_tools import worker_pool
+from data_tools.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, LineBatch
+from data_tools.errors import DataError
+from data_tools.jsonl import Line
+from data_tools.lock import corpus_lock
+from data_tools.worker_pool import encoded_batches
+
+
+def visible_and_hidden(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _hold(
+    prefix: Path, held: "multiprocessing.synchronize.Event", release: "multiprocessing.synchronize.Event"
+) -> None:
+    with corpus_lock(prefix):
+        held.set()
+        release.wait(30)
+
+
+def test_second_writer_is_refused_and_the_holder_named(make_corpus: Callable[..., Path], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "corpus", held, release))
+    holder.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(DataError, match=rf"corpus\.lock: process {holder.pid} on .* is writing this corpus"):
+            make_corpus()
+        assert not (tmp_path / "corpus.json").exists()
+    finally:
+        holder.kill()
+        holder.join()
+    make_corpus()  # The kernel took the lock from the dead holder.
+    assert not (tmp_path / "corpus.lock").exists()
+
+
+def test_leftovers_of_a_killed_run_are_removed(make_corpus: Callable[..., Path], tmp_path: Path) -> None:
+    leftover = tmp_path / ".corpus.scratch-abc"
+    leftover.mkdir()
+    (leftover / "spool").write_bytes(b"x")
+    make_corpus()
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_leaves_nothing(tmp_path: Path, workers: int, number: signal.Signals, status: int) -> None:
+    source = tmp_path / "large.jsonl"
+    line = orjson.dumps({"text": "0123456789 lorem ipsum\n" * 40_000}) + b"\n"
+    source.write_bytes(line * 60)  # Several seconds of work for the reference encoder.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_tools", "tokenize", str(source), "--output", str(tmp_path / "c")]
+        + ["--workers", str(workers), "--encoder", "tiktoken"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size for path in tmp_path.glob(".c.scratch-*/spool")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # As a terminal does.
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "Traceback" not in errors, errors
+    assert visible_and_hidden(tmp_path) == {"large.jsonl"}
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.3])
+def test_killed_worker_is_an_error(tmp_path: Path, write_jsonl: Callable[..., Path], delay_seconds: float) -> None:
+    texts = ["lorem ipsum " * 20_000] * 100
+    code = (
+        "import os, signal, sys, threading, time, psutil\n"
+        "from data_tools.cli import main\n"
+        "def kill_first_worker():\n"
+        "    while True:\n"
+        "        children = [c for c in psutil.Process().children() if 'spawn_main' in ' '.join(c.cmdline())]\n"
+        "        if children:\n"
+        "            time.sleep(float(sys.argv[3]))\n"
+        "            return children[0].kill()\n"
+        "        time.sleep(0.01)\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Thread(target=kill_first_worker, daemon=True).start()\n"
+        "    sys.exit(main(['tokenize', sys.argv[1], '--output', sys.argv[2], '--workers', '2']))\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    result = subprocess.run(
+        [sys.executable, str(script), str(write_jsonl(texts)), str(tmp_path / "c"), str(delay_seconds)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "a worker process was killed" in result.stderr.splitlines()[-1]
+    assert visible_and_hidden(tmp_path) == {"run.py", "input.jsonl"}
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    source = tmp_path / "large.jsonl"
+    source.write_bytes((orjson.dumps({"text": "0123456789 lorem ipsum\n" * 40_000}) + b"\n") * 60)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_tools", "tokenize", str(source), "--output", str(tmp_path / "c")]
+        + ["--workers", "2", "--encoder", "tiktoken"]
+    )
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size for path in tmp_path.glob(".c.scratch-*/spool")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(children) == 2
+    process.kill()
+    process.wait(30)
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_what_a_worker_raises_reaches_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EncodingSettings(text_key="text", encoder="none", check_interval=1)
+    batch = LineBatch("a.jsonl", 0, 0, [Line(1, 0, b'{"text": "a"}')])
+    with pytest.raises(DataError, match="a worker process ended with status 1; what it printed above says why"):
+        list(encoded_batches(settings, [batch], workers=2))
+
+    def refuse(encoder: BatchEncoder, batch: LineBatch) -> EncodedBatch:
+        raise DataError("no such word")
+
+    monkeypatch.setattr(BatchEncoder, "encode", refuse)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(batch)
+    worker_pool._work(EncodingSettings(text_key="text", encoder="tiktoken", check_interval=1), theirs)
+    error = ours.recv()
+    assert isinstance(error, DataError)
+    assert str(error) == "no such word"
