@@ -37,17 +37,25 @@ class Shim:
         raise NotImplementedError
 
     def owner(self) -> tuple[Any, str]:
-        """The object that holds the target, and the attribute's name in it."""
+        """The object that holds the target, and the attribute's name in it.
+
+        Raises:
+            PlatformError: if the module, a class on the way or the attribute is gone.
+        """
         module_name, _, path = self.target.partition(":")
-        holder: Any = importlib.import_module(module_name)
+        gone = PlatformError(
+            f"shim target {self.target} does not exist; it was written for megatron-core "
+            f"{self.megatron_version} ({self.reason}). Install that version or adapt platforms/shims/."
+        )
+        try:
+            holder: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise gone from error
         *parents, name = path.split(".")
         for parent in parents:
             holder = getattr(holder, parent, MISSING)
         if holder is MISSING or getattr(holder, name, MISSING) is MISSING:
-            raise PlatformError(
-                f"shim target {self.target} does not exist; it was written for megatron-core "
-                f"{self.megatron_version} ({self.reason}). Install that version or adapt platforms/shims/."
-            )
+            raise gone
         return holder, name
 
 
@@ -122,7 +130,10 @@ def rewrite_code(code: CodeType, literals: dict[str, str], names: dict[str, str]
     constants = tuple(constant(value) for value in code.co_consts)
     attributes = tuple(names.get(name, name) for name in code.co_names)
     # Compared by identity for nested code: two code objects with equal source compare equal.
-    same = all(new is old or (type(new) is not CodeType and new == old) for new, old in zip(constants, code.co_consts))
+    same = all(
+        new is old or (type(new) is not CodeType and new == old)
+        for new, old in zip(constants, code.co_consts, strict=True)
+    )
     if same and attributes == code.co_names:
         return code
     return code.replace(co_consts=constants, co_names=attributes)
