@@ -45,7 +45,19 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False) -> None:
         CheckpointError: if the folder is incomplete, damaged or of another architecture, or `out` exists.
     """
     check_replaceable(out, overwrite=overwrite)
-    source = HfFolder(folder)
+    write_weights(HfFolder(folder), out, overwrite=overwrite)
+
+
+def write_weights(source: WeightSource, out: Path, *, overwrite: bool = False) -> None:
+    """Writes a checkpoint that holds weights only.
+
+    Args:
+        source: The weights.
+        out: The checkpoint's folder.
+        overwrite: Replace a model that is already in `out`.
+    Raises:
+        CheckpointError: if the weights cannot be read, or `out` exists.
+    """
     with output_folder(out, overwrite=overwrite) as partial:
         files = write_tensors(source, partial, f"writing {out.name}")
         save_config(CheckpointingConfig("torch_dist", 1), str(partial))
