@@ -49,11 +49,17 @@ class TorchAttention(torch.nn.Module):
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d].
 
         Raises:
-            ValueError: if a mask, a bias or packed sequences are given: the causal kernel would ignore them.
+            ValueError: if another mask than the causal one, a bias or packed sequences are given: the kernel would
+                ignore them; if there are not as many keys as queries: it would line up the first ones.
         """
         for name, given in (("mask", attention_mask), ("bias", attention_bias), ("packing", packed_seq_params)):
             if given is not None:
                 raise ValueError(f"causal attention was given an attention {name}, which it would ignore")
+        if attn_mask_type is not None and attn_mask_type != AttnMaskType.causal:
+            raise ValueError(f"attention is causal here, but mask type {attn_mask_type.name} was asked for")
+        queries, keys = query_sbnd.size(0), key_sbgd.size(0)
+        if queries != keys:
+            raise ValueError(f"causal attention takes one key a query, but got {queries} queries and {keys} keys")
         repeat = query_sbnd.size(2) // key_sbgd.size(2)
         if repeat > 1:
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)

@@ -1,7 +1,8 @@
 """Initial weights as a function of the seed and of global names: every layout starts from the same model.
 
-A weight is cut into blocks of 16 rows (columns, where tensor parallelism splits columns); each block has a generator of
-its own, seeded by the weight's global name and the block's number. A rank draws the blocks its shard touches, no others.
+A weight is cut into blocks of 16 rows (columns, where tensor parallelism splits columns); each block has its own
+generator, seeded by the weight's global name and the block's number. A rank draws the blocks its shard touches, no
+others.
 Source: Qwen Technical Report, section 2.4, and the released code: N(0, 0.02), projections back into the residual stream
 N(0, 0.02 / sqrt(2 * num_layers)), norms 1, biases 0.
 """

@@ -33,7 +33,10 @@ class RotarySettings:
 
 
 def dynamic_ntk_base(settings: RotarySettings, length: int) -> float:
-    """Base for an input of `length` tokens: base * alpha^(d/(d-2)), alpha = 2^ceil(log2(length/native)+1) - 1, at least 1."""
+    """Base for an input of `length` tokens: base * alpha^(d/(d-2)).
+
+    alpha = 2^ceil(log2(length / native) + 1) - 1, at least 1; d is the head size.
+    """
     if length <= settings.native_length:
         return settings.base
     alpha = max(2 ** math.ceil(math.log2(length / settings.native_length) + 1) - 1, 1)
@@ -43,11 +46,13 @@ def dynamic_ntk_base(settings: RotarySettings, length: int) -> float:
 @functools.lru_cache(maxsize=8)
 def rotary_table(base: float, head_size: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of all angles, fp32 [s, 1, 1, d]; frequencies stay in fp32 whatever the model's precision."""
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    inverse_frequencies = 1.0 / (base**exponents)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), inverse_frequencies)
-    angles = torch.cat((angles, angles), dim=-1)[:, None, None, :]
-    return angles.cos(), angles.sin()
+    # The tables are kept: made under inference mode they could not serve training later.
+    with torch.inference_mode(False):
+        exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
+        inverse_frequencies = 1.0 / (base**exponents)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), inverse_frequencies)
+        angles = torch.cat((angles, angles), dim=-1)[:, None, None, :]
+        return angles.cos(), angles.sin()
 
 
 def rotate(x_sbnd: torch.Tensor, cos_sd: torch.Tensor, sin_sd: torch.Tensor) -> torch.Tensor:
@@ -58,7 +63,10 @@ def rotate(x_sbnd: torch.Tensor, cos_sd: torch.Tensor, sin_sd: torch.Tensor) -> 
 
 
 def logn_scale(settings: RotarySettings, length: int, device: torch.device) -> torch.Tensor:
-    """Factor of each query, fp32 [s, 1, 1, 1]: log(i)/log(native) at 1-based position i beyond the native length, else 1."""
+    """Factor of each query, fp32 [s, 1, 1, 1].
+
+    log(i) / log(native) at 1-based position i beyond the native length, 1 up to it.
+    """
     positions = torch.arange(1, length + 1, dtype=torch.float32, device=device)
     scale = torch.log(positions) / math.log(settings.native_length)
     return torch.where(positions > settings.native_length, scale, 1.0)[:, None, None, None]
