@@ -19,6 +19,22 @@ class ParallelOptions:
     pipeline_model_parallel_size: int = field(
         default=1, metadata=count("Stages the layers are divided into, one after the other.", maximum=MAX_PROCESSES)
     )
+    virtual_pipeline_model_parallel_size: int | None = field(
+        default=None,
+        metadata=count(
+            "Pieces of the model that each pipeline stage holds, interleaved: smaller pipeline bubbles for more "
+            "communication. Default: one piece, the plain 1F1B schedule.",
+            minimum=2,
+            maximum=MAX_PROCESSES,
+        ),
+    )
+    context_parallel_size: int = field(
+        default=1,
+        metadata=count(
+            "Processes that share every sequence, two chunks each so that causal attention is balanced.",
+            maximum=MAX_PROCESSES,
+        ),
+    )
     sequence_parallel: bool = field(
         default=False,
         metadata=about(
@@ -26,10 +42,25 @@ class ParallelOptions:
             "result is the same, activations take less memory."
         ),
     )
+    overlap_grad_reduce: bool = field(
+        default=False, metadata=about("Reduce gradients over the replicas while the backward pass still runs.")
+    )
+    overlap_param_gather: bool = field(
+        default=False,
+        metadata=about("Gather updated weights while the next forward pass already runs; needs `overlap_grad_reduce`."),
+    )
+    recompute_granularity: str = field(
+        default="none",
+        metadata=about(
+            "What is computed again in the backward pass instead of being kept: `none`, the core attention "
+            "(`selective`), or whole layers (`full`).",
+            choices=("none", "selective", "full"),
+        ),
+    )
     world_size: int | None = field(
         default=None,
         metadata=count(
-            "Processes of the job. Default: what torchrun started, otherwise tensor x pipeline size.",
+            "Processes of the job. Default: what torchrun started, otherwise tensor x pipeline x context size.",
             maximum=MAX_PROCESSES,
         ),
     )
@@ -51,3 +82,8 @@ class ParallelConfig(ParallelOptions):
     """Section `parallel`, every value fixed."""
 
     world_size: int = field(metadata=count("Processes of the job.", maximum=MAX_PROCESSES))
+
+    @property
+    def replica_size(self) -> int:
+        """Processes that hold one replica of the model and work on the same samples."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size

@@ -14,22 +14,24 @@ class Coordinates:
     """Position of a rank along each axis, from 0."""
 
     tensor: int
+    context: int
     data: int
     pipeline: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankGrid:
-    """Sizes of the axes; tensor runs fastest, then data, then pipeline."""
+    """Sizes of the axes; tensor runs fastest, then context, then data, then pipeline."""
 
     tensor: int
+    context: int
     data: int
     pipeline: int
 
     @property
     def world_size(self) -> int:
         """Ranks in all."""
-        return self.tensor * self.data * self.pipeline
+        return self.tensor * self.context * self.data * self.pipeline
 
     def coordinates(self, rank: int) -> Coordinates:
         """Position of a global rank.
@@ -40,8 +42,9 @@ class RankGrid:
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} is outside of 0..{self.world_size - 1}")
         rest, tensor = divmod(rank, self.tensor)
+        rest, context = divmod(rest, self.context)
         pipeline, data = divmod(rest, self.data)
-        return Coordinates(tensor=tensor, data=data, pipeline=pipeline)
+        return Coordinates(tensor=tensor, context=context, data=data, pipeline=pipeline)
 
     def rank(self, position: Coordinates) -> int:
         """Global rank at a position.
@@ -49,8 +52,9 @@ class RankGrid:
         Raises:
             ValueError: if the position is outside of the grid.
         """
-        for axis in ("tensor", "data", "pipeline"):
+        for axis in ("tensor", "context", "data", "pipeline"):
             place, size = getattr(position, axis), getattr(self, axis)
             if not 0 <= place < size:
                 raise ValueError(f"{axis} position {place} is outside of 0..{size - 1}")
-        return (position.pipeline * self.data + position.data) * self.tensor + position.tensor
+        group = (position.pipeline * self.data + position.data) * self.context + position.context
+        return group * self.tensor + position.tensor

@@ -27,7 +27,7 @@ class Plan:
     Attributes:
         model, parallel, optimizer, training, data, checkpoint, logging: The sections, every value fixed.
         world_size: Processes of the job.
-        data_parallel_size: Replicas of the model: world size / (tensor x pipeline size).
+        data_parallel_size: Replicas of the model: world size / (tensor x pipeline x context size).
         num_microbatches: Micro-batches of each data-parallel rank in one optimizer step.
         padded_vocab_size: Rows of the embedding over all tensor-parallel ranks: the smallest multiple of their number
             that holds the vocabulary.
@@ -93,7 +93,7 @@ def plan_of(sections: Sections) -> Plan:
     """The plan of sections that break no rule."""
     model, parallel, training = sections.model, sections.parallel, sections.training
     tensor_size, num_stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    data_parallel_size = parallel.world_size // (tensor_size * num_stages)
+    data_parallel_size = parallel.world_size // parallel.replica_size
     layers_per_stage = (model.num_layers // num_stages,) * num_stages
     padded_vocab_size = -(-model.vocab_size // tensor_size) * tensor_size
     return Plan(

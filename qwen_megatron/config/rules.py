@@ -13,6 +13,8 @@ from qwen_megatron.config.setting import broken_fields, settings_of, show
 
 TENSOR = "parallel.tensor_model_parallel_size"
 PIPELINE = "parallel.pipeline_model_parallel_size"
+CONTEXT = "parallel.context_parallel_size"
+VIRTUAL = "parallel.virtual_pipeline_model_parallel_size"
 WORLD = "parallel.world_size"
 
 
@@ -34,6 +36,8 @@ def check_sections(sections: Sections, problems: Problems) -> None:
     """Rules between values; a rule on a value already found wrong is left out."""
     check_model(sections.model, problems)
     check_layout(sections, problems)
+    check_virtual_pipeline(sections, problems)
+    check_overlap(sections, problems)
     check_sequence(sections, problems)
     check_batch(sections, problems)
     check_schedule(sections, problems)
@@ -73,12 +77,52 @@ def check_layout(sections: Sections, problems: Problems) -> None:
     if problems.usable(PIPELINE, "model.num_layers") and model.num_layers % pipeline != 0:
         advice = nearest_divisors(model.num_layers, pipeline)
         problems.add(PIPELINE, pipeline, f"must divide model.num_layers({model.num_layers}); {advice}")
-    if problems.usable(WORLD, TENSOR, PIPELINE) and parallel.world_size % (tensor * pipeline) != 0:
-        rule = f"must be a multiple of {TENSOR}({tensor}) x {PIPELINE}({pipeline}) = {tensor * pipeline}"
-        problems.add(WORLD, parallel.world_size, f"{rule}; {nearest_multiples(tensor * pipeline, parallel.world_size)}")
+    replica = parallel.replica_size
+    if problems.usable(WORLD, TENSOR, PIPELINE, CONTEXT) and parallel.world_size % replica != 0:
+        context = f" x {CONTEXT}({parallel.context_parallel_size})" if parallel.context_parallel_size > 1 else ""
+        rule = f"must be a multiple of {TENSOR}({tensor}) x {PIPELINE}({pipeline}){context} = {replica}"
+        problems.add(WORLD, parallel.world_size, f"{rule}; {nearest_multiples(replica, parallel.world_size)}")
     if parallel.platform == "cpu" and model.implementation == "transformer_engine":
         rule = "needs a CUDA device, but parallel.platform is cpu; use torch"
         problems.add("model.implementation", model.implementation, rule)
+
+
+def check_virtual_pipeline(sections: Sections, problems: Problems) -> None:
+    """Pieces of stages divide the layers, and the interleaved schedule gets whole rounds of micro-batches."""
+    model, parallel, training = sections.model, sections.parallel, sections.training
+    pipeline, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if virtual is None or not problems.usable(VIRTUAL, PIPELINE):
+        return
+    if pipeline == 1:
+        problems.add(VIRTUAL, virtual, f"interleaves pipeline stages, but {PIPELINE} is 1; leave it out")
+        return
+    if problems.usable("model.num_layers") and model.num_layers % (pipeline * virtual) != 0:
+        rule = f"times {PIPELINE}({pipeline}) must divide model.num_layers({model.num_layers})"
+        advice = "leave it out"
+        if model.num_layers % pipeline == 0 and model.num_layers // pipeline > 1:
+            advice = nearest_divisors(model.num_layers // pipeline, virtual)
+        problems.add(VIRTUAL, virtual, f"{rule}; {advice}")
+    if problems.usable("training.global_batch_size", "training.micro_batch_size", WORLD, TENSOR, CONTEXT):
+        data_parallel_size = max(1, parallel.world_size // parallel.replica_size)
+        base = training.micro_batch_size * data_parallel_size
+        if training.global_batch_size % base == 0 and training.global_batch_size % (base * pipeline) != 0:
+            rule = (
+                f"must be a multiple of training.micro_batch_size({training.micro_batch_size}) x data_parallel_size"
+                f"({data_parallel_size}) x {PIPELINE}({pipeline}) = {base * pipeline} with {VIRTUAL}"
+            )
+            advice = nearest_multiples(base * pipeline, training.global_batch_size)
+            problems.add("training.global_batch_size", training.global_batch_size, f"{rule}; {advice}")
+
+
+def check_overlap(sections: Sections, problems: Problems) -> None:
+    """What Megatron-Core can only overlap together, and what cannot be split over a sequence."""
+    model, parallel = sections.model, sections.parallel
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        rule = "needs parallel.overlap_grad_reduce; set that to true too, or this to false"
+        problems.add("parallel.overlap_param_gather", True, rule)
+    if parallel.context_parallel_size > 1 and problems.usable("model.attention_dropout") and model.attention_dropout:
+        rule = f"must be 0 with {CONTEXT}({parallel.context_parallel_size}); use 0"
+        problems.add("model.attention_dropout", model.attention_dropout, rule)
 
 
 def check_sequence(sections: Sections, problems: Problems) -> None:
@@ -90,10 +134,7 @@ def check_sequence(sections: Sections, problems: Problems) -> None:
                 f"splits the sequence over tensor-parallel processes, but {TENSOR} is 1; use false, or raise {TENSOR}"
             )
             problems.add("parallel.sequence_parallel", True, rule)
-        elif problems.usable("training.seq_length") and training.seq_length % tensor != 0:
-            rule = f"must be a multiple of {TENSOR}({tensor}) with parallel.sequence_parallel"
-            advice = nearest_multiples(tensor, training.seq_length)
-            problems.add("training.seq_length", training.seq_length, f"{rule}; {advice}")
+    check_split_sequence(sections, problems)
     stretches = [f"model.{name}" for name in ("use_dynamic_ntk", "use_logn_attn") if getattr(model, name)]
     if (
         stretches
@@ -105,6 +146,23 @@ def check_sequence(sections: Sections, problems: Problems) -> None:
         problems.add("training.seq_length", training.seq_length, f"{rule}: {reason}; use {model.seq_length}")
 
 
+def check_split_sequence(sections: Sections, problems: Problems) -> None:
+    """The sequence divides into two chunks for each context-parallel process, and each rest over tensor parallelism."""
+    parallel, seq_length = sections.parallel, sections.training.seq_length
+    if not problems.usable("training.seq_length", TENSOR, CONTEXT):
+        return
+    parts, reasons = 1, []
+    if parallel.context_parallel_size > 1:
+        parts, reasons = 2 * parallel.context_parallel_size, [f"2 x {CONTEXT}({parallel.context_parallel_size})"]
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1:
+        tensor = parallel.tensor_model_parallel_size
+        parts, reasons = parts * tensor, [*reasons, f"{TENSOR}({tensor})"]
+    if seq_length % parts != 0:
+        with_option = " with parallel.sequence_parallel" if parallel.sequence_parallel else ""
+        rule = f"must be a multiple of {' x '.join(reasons)}{f' = {parts}' if len(reasons) > 1 else ''}{with_option}"
+        problems.add("training.seq_length", seq_length, f"{rule}; {nearest_multiples(parts, seq_length)}")
+
+
 def check_batch(sections: Sections, problems: Problems) -> None:
     """The global batch divides into whole micro-batches for every replica."""
     parallel, training = sections.parallel, sections.training
@@ -113,9 +171,8 @@ def check_batch(sections: Sections, problems: Problems) -> None:
     micro, base = training.micro_batch_size, training.micro_batch_size
     factors = f"training.micro_batch_size({micro})"
     # Without a good layout the number of replicas is not known, but the batch is a multiple of the micro-batch anyway.
-    if problems.usable(WORLD, TENSOR, PIPELINE):
-        replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-        data_parallel_size = parallel.world_size // replica
+    if problems.usable(WORLD, TENSOR, PIPELINE, CONTEXT):
+        data_parallel_size = parallel.world_size // parallel.replica_size
         base = micro * data_parallel_size
         factors = f"{factors} x data_parallel_size({data_parallel_size}) = {base}"
     if training.global_batch_size % base != 0:

@@ -108,12 +108,14 @@ def head_size(hidden_size: int, heads: int, options: ModelOptions, problems: Pro
 
 def fill_parallel(options: ParallelOptions, launched: int | None, problems: Problems) -> ParallelConfig:
     """The world size is the launcher's, else the given one, else what one replica of the model needs."""
-    tensor, pipeline = options.tensor_model_parallel_size, options.pipeline_model_parallel_size
     given = options.world_size
+    replica = (
+        options.tensor_model_parallel_size * options.pipeline_model_parallel_size * options.context_parallel_size
+    )
     if launched is not None and given not in (None, launched) and problems.usable("parallel.world_size"):
         rule = f"but torchrun started {launched} processes; use {launched}, or leave it out"
         problems.add("parallel.world_size", given, rule)
-    world_size = launched if launched is not None else given if given is not None else tensor * pipeline
+    world_size = launched if launched is not None else given if given is not None else replica
     return ParallelConfig(**{**vars(options), "world_size": world_size})
 
 

@@ -40,8 +40,17 @@ class Groups:
         return self.collection.pp
 
     @property
+    def cp(self) -> dist.ProcessGroup:
+        return self.collection.cp
+
+    @property
     def dp(self) -> dist.ProcessGroup:
         return self.collection.dp
+
+    @property
+    def dp_cp(self) -> dist.ProcessGroup:
+        """Ranks that hold the same weights: replicas, and the parts of a sequence within each."""
+        return self.collection.dp_cp
 
     @property
     def is_first_stage(self) -> bool:
@@ -80,9 +89,15 @@ def start_process_group(platform: Platform, timeout_seconds: float) -> torch.dev
 
 
 def build_groups(
-    *, tensor_model_parallel_size: int, pipeline_model_parallel_size: int, device: torch.device, timeout_seconds: float
+    *,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    virtual_pipeline_model_parallel_size: int | None = None,
+    context_parallel_size: int = 1,
+    device: torch.device,
+    timeout_seconds: float,
 ) -> Groups:
-    """Splits the started job into tensor, pipeline and data-parallel groups, in Megatron's order (tp fastest, pp slowest).
+    """Splits the started job into groups, in Megatron's order: tensor fastest, then context, data, pipeline.
 
     Megatron-Core holds the groups of the layout in its module; calling this again replaces them.
     """
@@ -91,6 +106,8 @@ def build_groups(
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
+        context_parallel_size=context_parallel_size,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
     )
