@@ -17,6 +17,9 @@ from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_sc
 HEAD = 8
 CPU = torch.device("cpu")
 
+# What the modules ask of a context-parallel group that does not split.
+GROUPS: Any = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
+
 
 def random_qkv(length: int, heads: int, groups: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(length + heads)
@@ -25,7 +28,7 @@ def random_qkv(length: int, heads: int, groups: int, dtype: torch.dtype = torch.
 
 def make_kernel(softmax_scale: float | None = None, dropout: float = 0.0) -> TorchAttention:
     config = SimpleNamespace(attention_dropout=dropout)
-    return TorchAttention(config, 1, AttnMaskType.causal, "self", softmax_scale=softmax_scale)  # type: ignore[arg-type]
+    return TorchAttention(config, 1, AttnMaskType.causal, "self", softmax_scale=softmax_scale, pg_collection=GROUPS)  # type: ignore[arg-type]
 
 
 def oracle(
@@ -128,6 +131,7 @@ def make_core(native_length: int, **stretching: bool) -> QwenCoreAttention:
         layer_number=1,
         attn_mask_type=AttnMaskType.causal,
         attention_type="self",
+        pg_collection=GROUPS,
     )
 
 
