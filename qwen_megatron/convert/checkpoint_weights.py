@@ -92,7 +92,8 @@ class CheckpointWeights:
         for key, tensor in self.tensors.items():
             dtypes = WEIGHT_DTYPES if not key.startswith((MASTERS, *MOMENTS)) else (torch.float32,)
             if tensor.properties.dtype not in dtypes:
-                raise CheckpointError(f"{path}: {key} has dtype {tensor.properties.dtype}; expected one of {dtypes}")
+                expected_dtypes = " or ".join(str(dtype) for dtype in dtypes)
+                raise CheckpointError(f"{path}: {key} has dtype {tensor.properties.dtype}; expected {expected_dtypes}")
             elements, stored = math.prod(tensor.size), sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
             if stored != elements:
                 raise CheckpointError(f"{path}: {key} has {elements} elements, but its shards hold {stored}")

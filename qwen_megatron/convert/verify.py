@@ -80,8 +80,8 @@ def verify(checkpoint: Path, folder: Path, groups: Groups, *, tolerance: float =
 
     A qwen2 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is imported
     again and run by our model. Both sides compute in fp32, from the weights as the folder holds them: rounded to its
-    dtype; the master weights if it has fp32 weights and the model was trained in bf16. Sequences are not longer than the
-    native context, where all formats mean the same. One model at a time is in memory.
+    dtype; the master weights if it has fp32 weights and the model was trained in bf16. Sequences are not longer than
+    the native context, where all formats mean the same. One model at a time is in memory.
 
     Args:
         checkpoint: An `iter_NNNNNNN` folder.
@@ -230,7 +230,8 @@ def recorded(
 
     def keep(name: str, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        activations[name] = to_bsh(hidden).float().cpu()
+        # A copy: the residual sum may be written into the output.
+        activations[name] = to_bsh(hidden).to("cpu", torch.float32, copy=True)
 
     handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in modules.items()]
     try:

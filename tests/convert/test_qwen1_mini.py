@@ -11,7 +11,8 @@ import torch
 
 from qwen_megatron.checkpoint.contents import saved_model_config
 from qwen_megatron.checkpoint.load import load_weights
-from qwen_megatron.config.optimizer import OptimizerConfig
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.resolve import resolve
 from qwen_megatron.convert.from_hf import from_hf
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_folder import HfFolder
@@ -22,8 +23,7 @@ from qwen_megatron.data.batch import Batch
 from qwen_megatron.inference.session import load_for_inference, logits, single_process
 from qwen_megatron.model.builder import build_model
 from qwen_megatron.platforms import get_platform
-from qwen_megatron.train.engine import Engine, wrap
-from qwen_megatron.train.optimizer import build_optimizer
+from qwen_megatron.train.engine import build_engine
 from qwen_megatron.train.step import StepResult, train_step
 from tests.convert.round_trip import assert_same_tensors, load_folder
 
@@ -107,28 +107,21 @@ def trained_step(
 ) -> tuple[StepResult, dict[str, torch.Tensor]]:
     """One step of the real training engine on the imported weights, and its gradients by Hugging Face name."""
     batch = training_batch(golden_train)
-    options = OptimizerConfig(lr=1e-3, min_lr=0.0, lr_warmup_iters=0, lr_decay_iters=10)
-    platform = get_platform("cpu")
+    settings = ["model.preset=tiny", "training.precision=fp32", "training.seq_length=48"]
+    settings += ["training.micro_batch_size=2", "training.global_batch_size=2", "training.train_iters=10"]
+    # The fixture's own settings, which stretch positions beyond 24 tokens: training must not.
+    model = saved_model_config(imported_mini)
+    plan = dataclasses.replace(resolve(load_config(None, settings), 1), model=model)
     with single_process("cpu") as groups:
-        config = saved_model_config(imported_mini)
-        model = wrap(build_model(config, groups, precision="fp32"), groups)
-        engine = Engine(
-            model=model,
-            optimizer=build_optimizer(model, options, "fp32"),
-            groups=groups,
-            platform=platform,
-            seq_length=batch.tokens_bs.size(1),
-            micro_batch_size=batch.tokens_bs.size(0),
-            num_microbatches=1,
-        )
+        engine = build_engine(plan, groups, get_platform("cpu"))
         load_weights(imported_mini, engine)
         result = train_step(engine, iter([batch]), step=1, learning_rate=0.0, clip_grad=0.0)
         gradients = {}
-        for name, parameter in engine.qwen.named_parameters():
+        for name, parameter in engine.models[0].named_parameters():
             key = name.replace("decoder.layers.0.", "decoder.layers.")
             for entry in TABLE:
                 if entry.key == key:
-                    pieces = entry.split(parameter.main_grad, config, Format.QWEN1)
+                    pieces = entry.split(parameter.main_grad, model, Format.QWEN1)
                     gradients |= dict(zip((text.format(layer=0) for text in entry.qwen1), pieces, strict=True))
         # Gradients live in buffers of the engine.
         return result, {name: gradient.clone() for name, gradient in gradients.items()}
