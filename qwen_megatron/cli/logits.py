@@ -68,7 +68,7 @@ def read_ids(path: Path) -> np.ndarray:
     try:
         # Mapped: a header that promises more than the file holds is found before anything is allocated.
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(f"{path}: is not a readable .npy file of numbers ({error})") from error
     if not isinstance(ids, np.ndarray):
         raise DataError(f"{path}: is an archive of arrays; save one array with numpy.save")
