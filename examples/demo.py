@@ -113,7 +113,7 @@ def summarize(console: Console, stages: list[Stage], peak_bytes: int) -> None:
         ("peak memory", f"{peak_bytes / 2**30:.1f} GiB over all processes"),
         (
             "time",
-            f"{sum(stage.seconds for stage in stages):.0f} s: {', '.join(f'{s.title} {s.seconds:.0f}' for s in stages)}",
+            f"{sum(s.seconds for s in stages):.0f} s: {', '.join(f'{s.title} {s.seconds:.0f}' for s in stages)}",
         ),
         ("model", "demo/hf: load it with transformers.AutoModelForCausalLM.from_pretrained"),
     ):

@@ -133,14 +133,11 @@ def source_commit() -> str | None:
         return None
 
 
-def sharded_tensors(engine: Engine, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
-    """The sharded state dict of a checkpoint: model, and the optimizer's state per parameter."""
-    model = sharded_weights(engine.qwen)
-    tensors: dict[str, Any] = {"model": model}
-    if with_optimizer:
-        optimizer = engine.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=sharding_metadata())
-        tensors["optimizer"] = optimizer["param_state"]
-    return tensors
+def sharded_tensors(engine: Engine, *, is_loading: bool) -> dict[str, Any]:
+    """The sharded state dict of a checkpoint: each piece of the model, and the optimizer's state per parameter."""
+    models = {f"model{i}": sharded_weights(model) for i, model in enumerate(engine.models)}
+    optimizer = engine.optimizer.sharded_state_dict(models, is_loading=is_loading, metadata=sharding_metadata())
+    return {**models, "optimizer": optimizer["param_state"]}
 
 
 def sharded_weights(qwen: QwenModel) -> dict[str, Any]:

@@ -90,9 +90,10 @@ def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
         raise CheckpointError(
             f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
         )
-    check_architecture(folder, engine.qwen)
-    loaded = load_tensors(sharded_tensors(engine, is_loading=True, with_optimizer=True), folder)
-    engine.qwen.load_state_dict(loaded["model"])
+    check_architecture(folder, engine.models[0])
+    loaded = load_tensors(sharded_tensors(engine, is_loading=True), folder)
+    for i, model in enumerate(engine.models):
+        model.load_state_dict(loaded[f"model{i}"])
     engine.optimizer.load_state_dict(
         {
             "optimizer": {"param_groups": small.optimizer},
@@ -105,7 +106,8 @@ def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
 
 def load_weights(folder: Path, engine: Engine) -> None:
     """Weights alone, for `checkpoint.init_from`: the optimizer starts anew from them. Collective."""
-    load_model(folder, engine.qwen)
+    for model in engine.models:
+        load_model(folder, model)
     # The fp32 masters are copies; without this the first update would bring the old weights back.
     engine.optimizer.reload_model_params()
 

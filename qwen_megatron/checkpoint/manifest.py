@@ -1,4 +1,4 @@
-"""The manifest: size and sha256 of every file of a checkpoint, written last. Without a valid one there is no checkpoint."""
+"""The manifest: size and sha256 of every file of a checkpoint, written last; without it there is no checkpoint."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MEGATRON_FILES = ("common.pt", "metadata.json")
 def save_checkpoint(run: Run) -> Path:
     """Writes `iter_NNNNNNN/` in the run's folder; collective.
 
-    Files are written under a hidden name and carry their checksums; the folder gets its name when everything is on disk.
+    Files are written under a hidden name and carry their checksums; the folder gets its name when all is on disk.
 
     Returns:
         The checkpoint's folder.
@@ -41,8 +41,9 @@ def save_checkpoint(run: Run) -> Path:
         partial.mkdir(parents=True)
     dist.barrier()
     strategy = HashingSaveStrategy()
-    tensors = sharded_tensors(run.engine, is_loading=False, with_optimizer=True)
-    dist_checkpointing.save(tensors, str(partial), sharded_strategy=strategy)
+    with run.engine.whole_parameters():
+        tensors = sharded_tensors(run.engine, is_loading=False)
+        dist_checkpointing.save(tensors, str(partial), sharded_strategy=strategy)
     gathered: list[dict[str, FileEntry]] | None = [{}] * run.engine.groups.world_size if run.is_main else None
     dist.gather_object(strategy.written, gathered)
     if gathered is not None:

@@ -71,7 +71,7 @@ class HashingFileSystem(FileSystem):
             if mode != "wb":
                 yield stream
                 return
-            hashing = HashingStream(stream)  # type: ignore[arg-type]
+            hashing = HashingStream(stream)
             yield hashing
             self.written[path.name] = FileEntry(hashing.size, hashing.digest.hexdigest())
 

@@ -50,8 +50,8 @@ def plan_summary(plan: Plan) -> str:
         f"{model.num_attention_heads} heads, vocabulary {model.vocab_size} (padded {plan.padded_vocab_size})",
         "layout": f"{plan.world_size} {'process' if plan.world_size == 1 else 'processes'}: "
         f"tensor {parallel.tensor_model_parallel_size} x pipeline {parallel.pipeline_model_parallel_size} "
-        f"x context {parallel.context_parallel_size} x data {plan.data_parallel_size}"
-        f"{', sequence parallel' if parallel.sequence_parallel else ''}; "
+        f"{f'x context {parallel.context_parallel_size} ' if parallel.context_parallel_size > 1 else ''}"
+        f"x data {plan.data_parallel_size}{', sequence parallel' if parallel.sequence_parallel else ''}; "
         f"platform {parallel.platform}",
         "stages": f"{' '.join(str(count) for count in plan.layers_per_stage)} layers; at most {max(per_rank):,} "
         "parameters on a rank",

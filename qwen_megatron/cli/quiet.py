@@ -8,7 +8,7 @@ import warnings
 def silence_libraries() -> None:
     """Ignores warnings raised inside Megatron-Core and torch's collectives; call before they are imported.
 
-    They tell, on every rank, that Transformer Engine and apex are missing and that Megatron-Core calls deprecated names.
+    They tell, on every rank, that Transformer Engine and apex are missing and that Megatron-Core uses deprecated names.
     """
     for module in (r"megatron\.", r"torch\.distributed\."):
         for category in (UserWarning, FutureWarning):

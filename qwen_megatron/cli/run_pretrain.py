@@ -52,6 +52,8 @@ def pretrain(plan: Plan) -> None:
         groups = build_groups(
             tensor_model_parallel_size=plan.parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=plan.parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=plan.parallel.virtual_pipeline_model_parallel_size,
+            context_parallel_size=plan.parallel.context_parallel_size,
             device=device,
             timeout_seconds=timeout,
         )
@@ -78,6 +80,9 @@ def build_run(plan: Plan, engine: Engine) -> Run:
         data_parallel_rank=engine.groups.dp.rank(),
         data_parallel_size=engine.groups.dp.size(),
         num_workers=plan.data.num_workers,
+        microbatch_multiple=(
+            engine.groups.pp.size() if plan.parallel.virtual_pipeline_model_parallel_size is not None else 1
+        ),
     )
     # Metrics before checkpoints: a checkpoint is never newer than the rows about it.
     hooks: list[Hook] = [ConsoleHook(plan.logging.log_interval), MetricsHook()]
@@ -115,7 +120,8 @@ def start_from_weights(source: Path, plan: Plan, engine: Engine) -> None:
     if is_hf_folder(source):
         folder = HfFolder(source)
         check_same_shape(source, folder.model, plan.model)
-        fill_model(folder, engine.qwen)
+        for model in engine.models:
+            fill_model(folder, model)
         # The fp32 masters are copies of the weights: they follow.
         engine.optimizer.reload_model_params()
         saved = folder.model
@@ -169,7 +175,8 @@ def check_data_unchanged(saved: dict[str, dict[str, object]], dataset: BlendedDa
     gone = [prefix for prefix, value in before.items() if value not in now.values()]
     new = [prefix for prefix, value in now.items() if value not in before.values()]
     raise CheckpointError(
-        f"{folder}: was trained on other data (then but not now: {gone or 'nothing'}; now but not then: {new or 'nothing'}). "
+        f"{folder}: was trained on other data (then but not now: {gone or 'nothing'}; "
+        f"now but not then: {new or 'nothing'}). "
         "Name the same corpora in data.blend, or start from its weights alone with checkpoint.load=none and "
         f"checkpoint.init_from={folder}"
     )
@@ -183,11 +190,12 @@ def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
     write_synced(directory / "config.yaml", resolved.encode())
     parallel = plan.parallel
     log.info(
-        "%s parameters on %s: TP %d x PP %d x DP %d, %s, %d micro-batches of %d x %d tokens a step on each replica",
+        "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; a step is %d micro-batches of %d x %d tokens a replica",
         f"{plan.num_parameters:,}",
         platform_name,
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
         plan.data_parallel_size,
         plan.training.precision,
         plan.num_microbatches,

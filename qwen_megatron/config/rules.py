@@ -128,12 +128,10 @@ def check_overlap(sections: Sections, problems: Problems) -> None:
 def check_sequence(sections: Sections, problems: Problems) -> None:
     """The context trained on fits sequence parallelism and the model."""
     model, training, tensor = sections.model, sections.training, sections.parallel.tensor_model_parallel_size
-    if sections.parallel.sequence_parallel and problems.usable("parallel.sequence_parallel", TENSOR):
-        if tensor == 1:
-            rule = (
-                f"splits the sequence over tensor-parallel processes, but {TENSOR} is 1; use false, or raise {TENSOR}"
-            )
-            problems.add("parallel.sequence_parallel", True, rule)
+    split = sections.parallel.sequence_parallel
+    if split and tensor == 1 and problems.usable("parallel.sequence_parallel", TENSOR):
+        rule = f"splits the sequence over tensor-parallel processes, but {TENSOR} is 1; use false, or raise {TENSOR}"
+        problems.add("parallel.sequence_parallel", True, rule)
     check_split_sequence(sections, problems)
     stretches = [f"model.{name}" for name in ("use_dynamic_ntk", "use_logn_attn") if getattr(model, name)]
     if (

@@ -109,9 +109,7 @@ def head_size(hidden_size: int, heads: int, options: ModelOptions, problems: Pro
 def fill_parallel(options: ParallelOptions, launched: int | None, problems: Problems) -> ParallelConfig:
     """The world size is the launcher's, else the given one, else what one replica of the model needs."""
     given = options.world_size
-    replica = (
-        options.tensor_model_parallel_size * options.pipeline_model_parallel_size * options.context_parallel_size
-    )
+    replica = options.tensor_model_parallel_size * options.pipeline_model_parallel_size * options.context_parallel_size
     if launched is not None and given not in (None, launched) and problems.usable("parallel.world_size"):
         rule = f"but torchrun started {launched} processes; use {launched}, or leave it out"
         problems.add("parallel.world_size", given, rule)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from qwen_megatron.data.dataset import SampleId
+from qwen_megatron.parallel.context import take_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,18 @@ class Batch:
     position_ids_bs: torch.Tensor
     document_ids_bs: torch.Tensor
     samples: tuple[SampleId | None, ...]
+
+
+def split_sequence(batch: Batch, group: dist.ProcessGroup) -> Batch:
+    """The part of a batch that a context-parallel rank works on; the whole batch in a group of one."""
+    return Batch(
+        tokens_bs=take_chunks(batch.tokens_bs, 1, group),
+        labels_bs=take_chunks(batch.labels_bs, 1, group),
+        loss_mask_bs=take_chunks(batch.loss_mask_bs, 1, group),
+        position_ids_bs=take_chunks(batch.position_ids_bs, 1, group),
+        document_ids_bs=take_chunks(batch.document_ids_bs, 1, group),
+        samples=batch.samples,
+    )
 
 
 def make_batch(

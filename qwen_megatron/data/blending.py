@@ -1,7 +1,7 @@
 """Which corpus each sample of a blend comes from: exact shares, computed for any sample alone.
 
 A cycle of `CYCLE` samples holds each corpus exactly `quota` times. Inside a cycle the corpora are interleaved by a
-golden-ratio walk: n-th sample -> point (n * step) mod CYCLE, corpus = the interval of quotas it falls in. The walk visits
+golden-ratio walk: n-th sample -> point (n * step) mod CYCLE, corpus = the interval of quotas it falls in. It visits
 every point once a cycle (the shares are exact) and is evenly spread (every stretch of a run has nearly the shares).
 How many samples a corpus gave before n is a sum of floors, in O(log CYCLE).
 """
@@ -51,7 +51,7 @@ class Blend:
 
 
 def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
-    """Sum of floor((step * n + offset) / modulus) over n = 0..count-1, all arguments non-negative; Euclid's algorithm."""
+    """Sum of floor((step * n + offset) / modulus) for n < count, all arguments non-negative; Euclid's algorithm."""
     total = 0
     while count > 0:
         total += (count - 1) * count // 2 * (step // modulus) + count * (offset // modulus)

@@ -71,8 +71,8 @@ class BlendedDataset:
         for prefix, total, held in zip(self.prefixes, totals, held_out, strict=True):
             if total - held < 1:
                 raise DataError(
-                    f"{prefix}: holds {total} samples of seq_length {seq_length}, but {held} are held out for evaluation "
-                    "and at least 1 must be left to train on; lower data.eval_samples or training.seq_length, or add text"
+                    f"{prefix}: holds {total} samples of seq_length {seq_length}, but {held} are held out for "
+                    "evaluation and 1 must be left to train on; lower data.eval_samples or training.seq_length, or add text"
                 )
         self.eval_ids = [
             SampleId(corpus=i, sample=sample, epoch=0)

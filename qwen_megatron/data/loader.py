@@ -25,6 +25,8 @@ class Loader:
         data_parallel_rank: This rank's place.
         data_parallel_size: Ranks that share a step's samples.
         num_workers: Threads that read ahead; 0 reads when asked.
+        microbatch_multiple: Evaluation is filled up to a multiple of this many micro-batches, which an interleaved
+            pipeline needs.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class Loader:
         data_parallel_rank: int,
         data_parallel_size: int,
         num_workers: int,
+        microbatch_multiple: int = 1,
     ):
         self.dataset = dataset
         self.micro_batch_size = micro_batch_size
         self.rank = data_parallel_rank
         self.data_parallel_size = data_parallel_size
+        self.microbatch_multiple = microbatch_multiple
         self.workers = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
         self.ahead = 2 * num_workers
 
@@ -57,7 +61,7 @@ class Loader:
         """All held-out samples once; every rank gets as many micro-batches, filled up with rows that do not count."""
         ids: list[SampleId | None] = list(self.dataset.eval_ids)
         stride = self.micro_batch_size * self.data_parallel_size
-        ids += [None] * (-len(ids) % stride)
+        ids += [None] * (-len(ids) % (stride * self.microbatch_multiple))
         first = self.rank * self.micro_batch_size
         rows = (ids[start + first : start + first + self.micro_batch_size] for start in range(0, len(ids), stride))
         return self.read_ahead(rows)
@@ -65,7 +69,8 @@ class Loader:
     @property
     def num_evaluation_microbatches(self) -> int:
         """Micro-batches of `evaluation` on every rank."""
-        return -(-len(self.dataset.eval_ids) // (self.micro_batch_size * self.data_parallel_size))
+        group = self.micro_batch_size * self.data_parallel_size * self.microbatch_multiple
+        return -(-len(self.dataset.eval_ids) // group) * self.microbatch_multiple
 
     def read(self, ids: list[SampleId | None]) -> Batch:
         rows = [None if sample is None else self.dataset.tokens(sample) for sample in ids]

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
+from qwen_megatron.parallel.context import GatherSequence, chunks_of, take_chunks
 
 
 class TorchAttention(torch.nn.Module):
@@ -30,11 +32,13 @@ class TorchAttention(torch.nn.Module):
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
-        pg_collection: Any = None,
+        *,
+        pg_collection: ProcessGroupCollection,
     ):
         super().__init__()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
+        self.context_group = pg_collection.cp
 
     def forward(
         self,
@@ -64,15 +68,43 @@ class TorchAttention(torch.nn.Module):
         if repeat > 1:
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)
             value_sbgd = value_sbgd.repeat_interleave(repeat, dim=2)
-        context_bnsd = torch.nn.functional.scaled_dot_product_attention(
-            query_sbnd.permute(1, 2, 0, 3),
-            key_sbgd.permute(1, 2, 0, 3),
-            value_sbgd.permute(1, 2, 0, 3),
+        query_bnsd = query_sbnd.permute(1, 2, 0, 3)
+        if self.context_group.size() == 1:
+            context_bnsd = self.attend(query_bnsd, key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3))
+        else:
+            context_bnsd = self.attend_split(query_bnsd, key_sbgd, value_sbgd)
+        return context_bnsd.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def attend(
+        self,
+        query_bnsd: torch.Tensor,
+        key_bnsd: torch.Tensor,
+        value_bnsd: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Causal attention, or under `mask` where queries do not start at the first key."""
+        return torch.nn.functional.scaled_dot_product_attention(
+            query_bnsd,
+            key_bnsd,
+            value_bnsd,
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
+            is_causal=mask is None,
             scale=self.softmax_scale,
         )
-        return context_bnsd.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def attend_split(self, query_bnsd: torch.Tensor, key_sbnd: torch.Tensor, value_sbnd: torch.Tensor) -> torch.Tensor:
+        """Queries of this rank's two chunks on the gathered keys and values that each may see."""
+        key_bnsd = GatherSequence.apply(key_sbnd, self.context_group).permute(1, 2, 0, 3)
+        value_bnsd = GatherSequence.apply(value_sbnd, self.context_group).permute(1, 2, 0, 3)
+        contexts = []
+        for number, query in zip(chunks_of(self.context_group), query_bnsd.chunk(2, dim=2), strict=True):
+            size = query.size(2)
+            seen = (number + 1) * size
+            # One chunk wide: all keys before it, and causally its own.
+            mask = torch.ones(size, seen, dtype=torch.bool, device=query.device).tril(seen - size) if number else None
+            contexts.append(self.attend(query, key_bnsd[:, :, :seen], value_bnsd[:, :, :seen], mask))
+        return torch.cat(contexts, dim=2)
 
 
 class QwenCoreAttention(MegatronModule):
@@ -83,23 +115,35 @@ class QwenCoreAttention(MegatronModule):
     Args:
         kernel: Core attention module without positions (`TorchAttention`, Transformer Engine's).
         rotary: Angles and stretching.
+        pg_collection: Groups; with context parallelism each rank holds two chunks of every sequence.
         others: As in Megatron-Core's core attention modules.
     """
 
-    def __init__(self, config: TransformerConfig, *, kernel: type, rotary: RotarySettings, **others: Any):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        kernel: type,
+        rotary: RotarySettings,
+        pg_collection: ProcessGroupCollection,
+        **others: Any,
+    ):
         super().__init__(config=config)
         self.rotary = rotary
-        self.kernel = kernel(config=config, **others)
+        self.context_group = pg_collection.cp
+        self.kernel = kernel(config=config, pg_collection=pg_collection, **others)
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d]; further arguments go to the kernel."""
-        length = query.size(0)
+        length = query.size(0) * self.context_group.size()
         stretch = not self.training and length > self.rotary.native_length
         base = dynamic_ntk_base(self.rotary, length) if stretch and self.rotary.use_dynamic_ntk else self.rotary.base
         cos, sin = rotary_table(base, self.rotary.head_size, length, query.device)
+        cos, sin = take_chunks(cos, 0, self.context_group), take_chunks(sin, 0, self.context_group)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if stretch and self.rotary.use_logn_attn:
-            query = query * logn_scale(self.rotary, length, query.device).to(query.dtype)
+            scale = take_chunks(logn_scale(self.rotary, length, query.device), 0, self.context_group)
+            query = query * scale.to(query.dtype)
         return self.kernel(query, key, value, *args, **kwargs)

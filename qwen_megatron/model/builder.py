@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
@@ -56,6 +58,9 @@ def build_model(
     *,
     precision: str,
     sequence_parallel: bool = False,
+    recompute: str = "none",
+    virtual_stage: int | None = None,
+    num_virtual_stages: int | None = None,
     seed: int | None = None,
 ) -> torch.nn.Module:
     """This rank's pipeline stage and tensor-parallel share of the model.
@@ -65,21 +70,33 @@ def build_model(
         groups: Layout; several models may be built on the same groups.
         precision: `bf16` or `fp32`.
         sequence_parallel: Split norms along the sequence.
+        recompute: What the backward pass computes again: `none`, `selective` or `full`.
+        virtual_stage: Which piece of the stage to build, for the interleaved schedule; None for all of it.
+        num_virtual_stages: Pieces of each stage; None for one.
         seed: Fill the weights from this seed; None leaves them as they come, to be loaded over.
     Returns:
         A `QwenModel`, in a Float16Module for bf16.
     """
     start_tracker(groups)
-    config = transformer_config(model, groups, precision=precision, sequence_parallel=sequence_parallel)
+    config = transformer_config(
+        model,
+        groups,
+        precision=precision,
+        sequence_parallel=sequence_parallel,
+        num_virtual_stages=num_virtual_stages,
+        recompute=recompute,
+    )
     kernels = select_kernels(model.implementation, groups.device)
     tp_size = groups.tp.size()
+    num_layers = get_num_layers_to_build(config, virtual_stage)
     qwen = QwenModel(
         config=config,
-        transformer_layer_spec=block_spec(kernels, rotary_settings(model), get_num_layers_to_build(config)),
+        transformer_layer_spec=block_spec(kernels, rotary_settings(model), num_layers),
         vocab_size=-(-model.vocab_size // tp_size) * tp_size,
         max_sequence_length=model.seq_length,
-        pre_process=groups.is_first_stage,
-        post_process=groups.is_last_stage,
+        pre_process=groups.is_first_stage and virtual_stage in (None, 0),
+        post_process=groups.is_last_stage and (num_virtual_stages is None or virtual_stage == num_virtual_stages - 1),
+        vp_stage=virtual_stage,
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         # Positions enter in the core attention: see QwenCoreAttention.
         position_embedding_type="none",
@@ -97,5 +114,5 @@ def build_model(
 def unwrapped(model: torch.nn.Module) -> QwenModel:
     """The `QwenModel` inside precision and data-parallel wrappers."""
     while not isinstance(model, QwenModel):
-        model = model.module
+        model = cast(torch.nn.Module, model.module)
     return model

@@ -14,6 +14,7 @@ import math
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.transformer.module import MegatronModule
 
 from qwen_megatron.parallel.rng import derived_seed
 
@@ -24,7 +25,7 @@ RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.wei
 
 
 @torch.no_grad()
-def initialize_weights(model: torch.nn.Module, *, seed: int, std: float, num_layers: int) -> None:
+def initialize_weights(model: MegatronModule, *, seed: int, std: float, num_layers: int) -> None:
     """Fills every parameter of this rank's part of the model.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -12,13 +13,25 @@ from qwen_megatron.parallel.groups import Groups
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
 
 def leave_uninitialized(weight: torch.Tensor) -> None:
     """Initialiser that writes nothing: `model.init` fills every weight afterwards."""
 
 
 def transformer_config(
-    model: ModelConfig, groups: Groups, *, precision: str, sequence_parallel: bool
+    model: ModelConfig,
+    groups: Groups,
+    *,
+    precision: str,
+    sequence_parallel: bool = False,
+    num_virtual_stages: int | None = None,
+    recompute: str = "none",
 ) -> TransformerConfig:
     """The architecture and layout in Megatron-Core's terms.
 
@@ -27,6 +40,8 @@ def transformer_config(
         groups: Layout of this job.
         precision: `bf16` or `fp32`: the dtype of weights and activations.
         sequence_parallel: Split norms and dropouts along the sequence.
+        num_virtual_stages: Pieces of the model on each pipeline stage, for the interleaved schedule; None for one.
+        recompute: `none`, `selective` (core attention) or `full` (whole layers).
     """
     dtype = DTYPES[precision]
     on_cpu = groups.device.type == "cpu"
@@ -54,12 +69,16 @@ def transformer_config(
         pipeline_dtype=dtype,
         tensor_model_parallel_size=groups.tp.size(),
         pipeline_model_parallel_size=groups.pp.size(),
+        virtual_pipeline_model_parallel_size=num_virtual_stages,
+        context_parallel_size=groups.cp.size(),
         sequence_parallel=sequence_parallel,
         # Gradients are sums over tokens, divided once by the tokens of the whole batch: independent of the layout.
         calculate_per_token_loss=True,
         # gloo still reads a sent tensor when the schedule would already have freed it, and has no batched send.
         deallocate_pipeline_outputs=not on_cpu,
-        batch_p2p_comm=not on_cpu,
+        batch_p2p_comm=not on_cpu and num_virtual_stages is None,
+        overlap_p2p_comm=num_virtual_stages is not None,
+        **RECOMPUTE[recompute],
         # Compiled fusions: their first step costs minutes on a CPU.
         bias_dropout_fusion=not on_cpu,
         bias_activation_fusion=not on_cpu,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -20,7 +23,8 @@ class Engine:
     """What a step works on; the weights inside change, the references do not.
 
     Attributes:
-        model: Wrapped for data parallelism.
+        chunks: Pieces of the model on this rank, each wrapped for data parallelism; more than one if the pipeline is
+            interleaved.
         optimizer: Megatron-Core's distributed optimizer.
         groups: Layout.
         platform: Machine.
@@ -29,7 +33,7 @@ class Engine:
         num_microbatches: Micro-batches a step on every rank.
     """
 
-    model: DistributedDataParallel
+    chunks: list[DistributedDataParallel]
     optimizer: DistributedOptimizer
     groups: Groups
     platform: Platform
@@ -38,9 +42,23 @@ class Engine:
     num_microbatches: int
 
     @property
-    def qwen(self) -> QwenModel:
-        """The model without its wrappers."""
-        return unwrapped(self.model)
+    def models(self) -> list[QwenModel]:
+        """The pieces without their wrappers."""
+        return [unwrapped(chunk) for chunk in self.chunks]
+
+    @contextlib.contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Inside, every weight is up to date on every rank.
+
+        With overlap_param_gather the updated weights only arrive in the next forward pass; reading them before, as a
+        save does, would read old ones.
+        """
+        overlapped = self.chunks[0].ddp_config.overlap_param_gather
+        for chunk in self.chunks if overlapped else ():
+            chunk.disable_forward_pre_hook(param_sync=True)
+        yield
+        for chunk in self.chunks if overlapped else ():
+            chunk.enable_forward_pre_hook()
 
 
 def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
@@ -49,17 +67,29 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
     Raises:
         PlatformError: if the implementation asked for cannot run here.
     """
-    model = build_model(
-        plan.model,
+    num_virtual_stages = plan.parallel.virtual_pipeline_model_parallel_size
+    models = [
+        build_model(
+            plan.model,
+            groups,
+            precision=plan.training.precision,
+            sequence_parallel=plan.parallel.sequence_parallel,
+            recompute=plan.parallel.recompute_granularity,
+            virtual_stage=stage,
+            num_virtual_stages=num_virtual_stages,
+            seed=plan.training.seed,
+        )
+        for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
+    ]
+    chunks = wrap(
+        models,
         groups,
-        precision=plan.training.precision,
-        sequence_parallel=plan.parallel.sequence_parallel,
-        seed=plan.training.seed,
+        overlap_grad_reduce=plan.parallel.overlap_grad_reduce,
+        overlap_param_gather=plan.parallel.overlap_param_gather,
     )
-    wrapped = wrap(model, groups)
     return Engine(
-        model=wrapped,
-        optimizer=build_optimizer(wrapped, plan.optimizer, plan.training.precision),
+        chunks=chunks,
+        optimizer=build_optimizer(chunks, plan.optimizer, plan.training.precision),
         groups=groups,
         platform=platform,
         seq_length=plan.training.seq_length,
@@ -68,20 +98,44 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
     )
 
 
-def wrap(model: torch.nn.Module, groups: Groups) -> DistributedDataParallel:
+def wrap(
+    models: Sequence[torch.nn.Module],
+    groups: Groups,
+    *,
+    overlap_grad_reduce: bool = False,
+    overlap_param_gather: bool = False,
+) -> list[DistributedDataParallel]:
     """Gradient buffers in fp32, reduced and split over the data-parallel ranks."""
-    config = unwrapped(model).config
-    wrapped = DistributedDataParallel(
-        config=config,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=True,
-            overlap_grad_reduce=False,
-            check_for_nan_in_grad=False,
-        ),
-        module=model,
-        pg_collection=groups.collection,
+    options = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=overlap_grad_reduce,
+        overlap_param_gather=overlap_param_gather,
+        check_for_nan_in_grad=False,
     )
-    config.finalize_model_grads_func = finalize_model_grads
-    config.no_sync_func = wrapped.no_sync
-    return wrapped
+    chunks = [
+        DistributedDataParallel(
+            config=unwrapped(model).config, ddp_config=options, module=model, pg_collection=groups.collection
+        )
+        for model in models
+    ]
+    schedule_options(chunks, overlap_grad_reduce=overlap_grad_reduce, overlap_param_gather=overlap_param_gather)
+    return chunks
+
+
+def schedule_options(
+    chunks: list[DistributedDataParallel], *, overlap_grad_reduce: bool, overlap_param_gather: bool
+) -> None:
+    """What Megatron-Core's schedules look up in the model's configuration: one function, or one for each chunk."""
+
+    def one_or_all(functions: list[Any]) -> Any:
+        return functions[0] if len(functions) == 1 else functions
+
+    for chunk in chunks:
+        config = unwrapped(chunk).config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.no_sync_func = one_or_all([chunk.no_sync for chunk in chunks])
+        if overlap_grad_reduce and len(chunks) > 1:
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
+        if overlap_param_gather and len(chunks) > 1:
+            config.param_sync_func = [chunk.start_param_sync for chunk in chunks]

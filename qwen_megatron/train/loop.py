@@ -45,7 +45,6 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
         for hook in run.hooks:
             hook.on_end(run)
     finally:
-        batches.close()
         for hook in run.hooks:
             hook.close()
         run.loader.close()

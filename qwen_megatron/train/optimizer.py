@@ -19,13 +19,15 @@ from qwen_megatron.model.megatron_config import DTYPES
 PIECE = 1 << 20
 
 
-def build_optimizer(model: DistributedDataParallel, options: OptimizerConfig, precision: str) -> DistributedOptimizer:
+def build_optimizer(
+    chunks: list[DistributedDataParallel], options: OptimizerConfig, precision: str
+) -> DistributedOptimizer:
     """AdamW whose fp32 master weights and moments are split over the data-parallel ranks.
 
     Weight decay is off for norms and biases (Megatron-Core's rule: parameters with one axis).
 
     Args:
-        model: The wrapped model of this rank.
+        chunks: The wrapped pieces of the model on this rank.
         options: Resolved options.
         precision: `bf16` or `fp32`.
     """
@@ -42,7 +44,7 @@ def build_optimizer(model: DistributedDataParallel, options: OptimizerConfig, pr
         params_dtype=DTYPES[precision],
         use_distributed_optimizer=True,
     )
-    chained = get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
+    chained = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
     # One optimizer: Megatron-Core makes a second one only for experts.
     (optimizer,) = chained.chained_optimizers
     return optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.batch import Batch, split_sequence
 from qwen_megatron.errors import TrainingError
 from qwen_megatron.model.loss import summed_loss
 from qwen_megatron.parallel.groups import Groups
@@ -62,8 +63,9 @@ def train_step(
     Raises:
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
     """
-    engine.model.train()
-    engine.model.zero_grad_buffer()
+    for chunk in engine.chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
     engine.optimizer.zero_grad()
     loss = run_microbatches(engine, batches, engine.num_microbatches, loss_function, forward_only=False)
     engine.optimizer.prepare_grads()
@@ -82,9 +84,11 @@ def evaluate(
     engine: Engine, batches: Iterator[Batch], num_microbatches: int, loss_function: LossFunction = pretraining_loss
 ) -> float:
     """Mean loss over micro-batches, nats a token, equal on all ranks; the model is in evaluation mode meanwhile."""
-    engine.model.eval()
+    for chunk in engine.chunks:
+        chunk.eval()
     loss = run_microbatches(engine, batches, num_microbatches, loss_function, forward_only=True)
-    engine.model.train()
+    for chunk in engine.chunks:
+        chunk.train()
     return loss
 
 
@@ -92,10 +96,12 @@ def run_microbatches(
     engine: Engine, batches: Iterator[Batch], num_microbatches: int, loss_function: LossFunction, *, forward_only: bool
 ) -> float:
     """Sends micro-batches through Megatron's schedule; returns the mean loss over all ranks' tokens."""
+    # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
+    step_batches = [split_sequence(batch, engine.groups.cp) for batch in itertools.islice(batches, num_microbatches)]
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(forward_step, loss_function=loss_function),
-        data_iterator=batches,
-        model=[engine.model],
+        data_iterator=[iter(step_batches) for _ in engine.chunks],
+        model=engine.chunks,
         num_microbatches=num_microbatches,
         seq_length=engine.seq_length,
         micro_batch_size=engine.micro_batch_size,
@@ -123,11 +129,11 @@ def forward_step(
 
 
 def mean_loss(outputs: list[torch.Tensor], groups: Groups) -> float:
-    """Sum over sum of (total, count) pairs: over micro-batches, data-parallel ranks, then told to the earlier stages."""
+    """Sum over sum of (total, count) pairs: over micro-batches and replicas, then told to earlier stages."""
     totals = torch.zeros(2, dtype=torch.float64, device=groups.device)
     if groups.is_last_stage:
         totals += torch.stack(outputs).sum(dim=0)
-        dist.all_reduce(totals, group=groups.dp)
+        dist.all_reduce(totals, group=groups.dp_cp)
     dist.broadcast(totals, src=groups.last_stage_rank, group=groups.pp)
     total, count = totals.tolist()
     return total / count

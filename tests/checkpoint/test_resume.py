@@ -15,6 +15,9 @@ from tests.support.training import SMALL, pretrain_on_ranks, rows
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
+VPP2 = "parallel.virtual_pipeline_model_parallel_size=2"
+CP2 = "parallel.context_parallel_size=2"
+OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 HALF = "training.exit_iter=4"
 WHOLE = "training.exit_iter=8"
 TRAINED_ROWS = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
@@ -27,8 +30,13 @@ def trained(steps: dict[int, dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
 
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [(1, ()), (4, (TP2, PP2, SP)), (8, (TP2, PP2, SP, "training.precision=bf16"))],
-    ids=["one", "tp2-sp-pp2", "tp2-sp-pp2-dp2-bf16"],
+    [
+        (1, ()),
+        (4, (TP2, PP2, SP)),
+        (4, (PP2, VPP2, *OVERLAP)),
+        (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16")),
+    ],
+    ids=["one", "tp2-sp-pp2", "pp2-vpp2-dp2-overlap", "tp2-sp-pp2-dp2-overlap-bf16"],
 )
 def test_resume_is_bitwise(
     world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path
@@ -56,8 +64,8 @@ def run_copy(half_run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [(1, ()), (2, (TP2,)), (2, (PP2,)), (4, (TP2,)), (2, ())],
-    ids=["one", "tp2", "pp2", "tp2-dp2", "dp2"],
+    [(1, ()), (2, (TP2,)), (2, (PP2,)), (4, (TP2,)), (2, ()), (2, (PP2, VPP2)), (4, (CP2, *OVERLAP))],
+    ids=["one", "tp2", "pp2", "tp2-dp2", "dp2", "pp2-vpp2", "cp2-dp2-overlap"],
 )
 def test_resume_on_another_layout(
     world_size: int,
@@ -193,7 +201,7 @@ def test_init_from_takes_weights_only(ranks: RankPool, byte_corpus: Path, half_r
     steps = pretrain_on_ranks(
         ranks, 2, byte_corpus, tmp_path, "training.exit_iter=2", f"checkpoint.init_from={checkpoint}", TP2
     )
-    after = [row for row in rows(tmp_path) if "eval_loss" in row][0]
+    after = next(row for row in rows(tmp_path) if "eval_loss" in row)
     assert after["step"] == 0
     assert after["eval_loss"] == pytest.approx(before, rel=1e-5)
     assert steps[1]["consumed_samples"] == 4

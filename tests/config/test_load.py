@@ -111,7 +111,7 @@ def test_values_are_read_as_yaml_of_the_fields_type(override: str, section: str,
         ("tensor_model_parallel_size=2", "unknown key; the closest known one is parallel.tensor_model_parallel_size"),
         ("parallel.Tensor_model_parallel_size=2", ("unknown key; the closest known one is "
          "parallel.tensor_model_parallel_size")),
-        ("parallel.context_parallel_size=2", ("unknown key; the closest known one is "
+        ("parallel.expert_model_parallel_size=2", ("unknown key; the closest known one is "
          "parallel.tensor_model_parallel_size")),
         ("data.blend.a=1", "unknown key; the closest known one is data.blend"),
         ("model=5", "is a section; name one of its settings, such as model.preset"),

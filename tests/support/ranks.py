@@ -1,8 +1,8 @@
 """Processes that stand ready for distributed tests: real gloo groups without paying for a launch in every test.
 
 Importing Megatron costs seconds a process, so one pool serves all tests. Each job gets a fresh process group over the
-first `world_size` processes, with the variables that torchrun sets. The first rank that fails is shown; the pool is then
-thrown away, because its peers may hang in a collective.
+first `world_size` processes, with the variables that torchrun sets. The first rank that fails is shown; the pool is
+then thrown away, because its peers may hang in a collective.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ CUDA_LITERALS = (
     "megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32",
     "megatron.core.optimizer.optimizer:MixedPrecisionOptimizer.__init__",
     "megatron.core.pipeline_parallel.schedules:forward_backward_no_pipelining",
+    "megatron.core.pipeline_parallel.schedules:forward_backward_pipelining_with_interleaving",
     "megatron.core.pipeline_parallel.schedules:forward_backward_pipelining_without_interleaving",
 )
 
@@ -67,10 +68,13 @@ def cpu_shims() -> list[Shim]:
     torch_on_cpu = cpu_torch()
     return [
         *(namespace_shim(name, torch_on_cpu) for name in CUDA_CALLERS),
-        # The tracker compares the CPU generator before and after a fork and warns; here it is the one that is forked.
+        # Here the CPU's generator plays the GPU's part; in its own part, which the tracker watches and restores beside
+        # it, stands a constant.
         namespace_shim(
             "megatron.core.tensor_parallel.random",
-            overridden(torch_on_cpu, get_rng_state=lambda: torch.zeros(1, dtype=torch.uint8)),
+            overridden(
+                torch_on_cpu, get_rng_state=lambda: torch.zeros(1, dtype=torch.uint8), set_rng_state=lambda state: None
+            ),
         ),
         *(
             Constants(

@@ -1,0 +1,82 @@
+"""Rules of interleaved pipelines, context parallelism and overlap."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.errors import ConfigError
+
+TINY = (
+    "model.preset=tiny",
+    "model.num_layers=8",
+    "training.train_iters=100",
+    "training.global_batch_size=8",
+    "training.seq_length=256",
+)
+PP2 = "parallel.pipeline_model_parallel_size=2"
+
+
+def plan_of(*overrides: str) -> Plan:
+    return resolve(load_config(None, [*TINY, *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ("parallel.virtual_pipeline_model_parallel_size=2",),
+            "parallel.virtual_pipeline_model_parallel_size=2: interleaves pipeline stages, but "
+            "parallel.pipeline_model_parallel_size is 1; leave it out",
+        ),
+        (
+            (PP2, "parallel.virtual_pipeline_model_parallel_size=3"),
+            "parallel.virtual_pipeline_model_parallel_size=3: times parallel.pipeline_model_parallel_size(2) must "
+            "divide model.num_layers(8); use 2 or 4",
+        ),
+        (
+            (PP2, "parallel.virtual_pipeline_model_parallel_size=2", "training.global_batch_size=5"),
+            "training.global_batch_size=5: must be a multiple of training.micro_batch_size(1) x data_parallel_size(1) "
+            "x parallel.pipeline_model_parallel_size(2) = 2 with parallel.virtual_pipeline_model_parallel_size; "
+            "use 4 or 6",
+        ),
+        (
+            ("parallel.context_parallel_size=3",),
+            "training.seq_length=256: must be a multiple of 2 x parallel.context_parallel_size(3); use 252 or 258",
+        ),
+        (
+            (
+                "parallel.context_parallel_size=2",
+                "parallel.tensor_model_parallel_size=4",
+                "parallel.sequence_parallel=true",
+                "training.seq_length=40",
+            ),
+            "training.seq_length=40: must be a multiple of 2 x parallel.context_parallel_size(2) x "
+            "parallel.tensor_model_parallel_size(4) = 16 with parallel.sequence_parallel; use 32 or 48",
+        ),
+        (
+            ("parallel.context_parallel_size=2", "parallel.world_size=3"),
+            "parallel.world_size=3: must be a multiple of parallel.tensor_model_parallel_size(1) x "
+            "parallel.pipeline_model_parallel_size(1) x parallel.context_parallel_size(2) = 2; use 2 or 4",
+        ),
+        (
+            ("parallel.context_parallel_size=2", "model.attention_dropout=0.1"),
+            "model.attention_dropout=0.1: must be 0 with parallel.context_parallel_size(2); use 0",
+        ),
+        (
+            ("parallel.overlap_param_gather=true",),
+            "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or this to "
+            "false",
+        ),
+    ],
+)
+def test_a_broken_rule_names_key_value_and_nearest_good_value(overrides: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        plan_of(*overrides)
+    assert raised.value.problems == [problem]
+
+
+def test_context_parallel_ranks_share_samples() -> None:
+    plan = plan_of("parallel.context_parallel_size=2", PP2, "parallel.world_size=8")
+    assert (plan.data_parallel_size, plan.num_microbatches) == (2, 4)
