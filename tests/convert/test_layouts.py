@@ -1,0 +1,96 @@
+"""Conversion and parallel layouts: tensors that were split over processes, a vocabulary that does not divide."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.round_trip import assert_same_tensors, check_conversion
+from tests.support.ranks import RankPool
+from tests.support.training import pretrain_on_ranks
+
+# 67 rows of vocabulary become 68 on two tensor-parallel ranks.
+MODEL = dataclasses.replace(TINY, num_query_groups=2)
+MODELS = {"untied": MODEL, "tied": dataclasses.replace(MODEL, tie_word_embeddings=True)}
+
+
+def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *, from_folder: bool) -> None:
+    """Loads weights on this rank and writes what it holds; rank 0 makes a checkpoint of it all."""
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    from qwen_megatron.checkpoint.contents import saved_model_config, sharded_weights
+    from qwen_megatron.checkpoint.load import load_model
+    from qwen_megatron.checkpoint.manifest import write_manifest
+    from qwen_megatron.checkpoint.save import hashed
+    from qwen_megatron.checkpoint.storage import HashingSaveStrategy
+    from qwen_megatron.convert.hf_folder import HfFolder
+    from qwen_megatron.convert.into_model import fill_model
+    from qwen_megatron.model.builder import build_model, unwrapped
+    from qwen_megatron.parallel.groups import build_groups, start_process_group
+    from qwen_megatron.platforms import get_platform
+
+    platform = get_platform("cpu")
+    platform.prepare()
+    groups = build_groups(
+        tensor_model_parallel_size=tensor_size,
+        pipeline_model_parallel_size=pipeline_size,
+        device=start_process_group(platform, 60),
+        timeout_seconds=60,
+    )
+    folder, checkpoint = Path(source) / "hf", Path(source) / "checkpoint"
+    qwen = unwrapped(build_model(saved_model_config(checkpoint), groups, precision="fp32", seed=5))
+    if from_folder:
+        fill_model(HfFolder(folder), qwen)
+    else:
+        load_model(checkpoint, qwen)
+    if groups.rank == 0:
+        Path(out).mkdir()
+    dist.barrier()
+    dist_checkpointing.save({"model": sharded_weights(qwen)}, out, sharded_strategy=HashingSaveStrategy())
+    if groups.rank == 0:
+        shutil.copy(checkpoint / "state.json", Path(out) / "state.json")
+        write_manifest(Path(out), {path.name: hashed(path) for path in Path(out).iterdir()})
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("from_folder", [False, True], ids=["checkpoint", "folder"])
+def test_weights_survive_a_split_into_tensor_and_pipeline_ranks(
+    name: str, from_folder: bool, ranks: RankPool, tmp_path: Path
+) -> None:
+    from qwen_megatron.convert.from_hf import write_weights
+    from qwen_megatron.convert.name_map import Format
+    from qwen_megatron.convert.to_hf import to_hf
+
+    write_weights(RandomWeights(MODELS[name]), tmp_path / "checkpoint")
+    to_hf(tmp_path / "checkpoint", tmp_path / "hf", hf_format=Format.QWEN2)
+    ranks.run(
+        4,
+        load_and_save,
+        tensor_size=2,
+        pipeline_size=2,
+        source=str(tmp_path),
+        out=str(tmp_path / "split"),
+        from_folder=from_folder,
+    )
+    to_hf(tmp_path / "split", tmp_path / "again", hf_format=Format.QWEN2)
+    assert_same_tensors(tmp_path / "again", tmp_path / "hf")
+
+
+def test_a_run_on_tensor_and_pipeline_ranks_is_converted(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    pretrain_on_ranks(
+        ranks,
+        4,
+        byte_corpus,
+        tmp_path / "run",
+        "training.precision=bf16",
+        "training.exit_iter=2",
+        "parallel.tensor_model_parallel_size=2",
+        "parallel.pipeline_model_parallel_size=2",
+        "parallel.sequence_parallel=true",
+    )
+    check_conversion(tmp_path / "run" / "iter_0000002", tmp_path)
