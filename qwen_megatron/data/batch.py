@@ -60,11 +60,12 @@ def make_batch(
     empty = np.zeros(seq_length + 1, dtype=np.int64)
     tokens = torch.from_numpy(np.stack([empty if row is None else row for row in rows]))
     counts = torch.tensor([0.0 if row is None else 1.0 for row in rows])
-    inputs = tokens[:, :-1].contiguous()
+    # Copies: with one row both slices are contiguous, and a change of the labels would reach the inputs.
+    inputs, labels = tokens[:, :-1].clone(), tokens[:, 1:].clone()
     ends = (inputs == end_of_document).long()
     return Batch(
         tokens_bs=inputs,
-        labels_bs=tokens[:, 1:].contiguous(),
+        labels_bs=labels,
         loss_mask_bs=counts[:, None].expand(-1, seq_length).contiguous(),
         position_ids_bs=torch.arange(seq_length).expand(len(rows), -1).contiguous(),
         # The end token still belongs to the document that it ends.

@@ -63,7 +63,8 @@ class BlendedDataset:
         self.corpora = list(corpora.values())
         self.seq_length = seq_length
         self.seed = seed
-        weights = [corpus.num_tokens for corpus in self.corpora] if weights is None else list(weights)
+        # An empty corpus has no share; it is refused below, by name.
+        weights = [max(1, corpus.num_tokens) for corpus in self.corpora] if weights is None else list(weights)
         self.blend = Blend(weights)
         held_out = largest_remainder(weights, max(eval_samples, len(weights))) if eval_samples else [0] * len(weights)
         totals = [max(0, corpus.num_tokens - 1) // seq_length for corpus in self.corpora]
@@ -72,7 +73,8 @@ class BlendedDataset:
             if total - held < 1:
                 raise DataError(
                     f"{prefix}: holds {total} samples of seq_length {seq_length}, but {held} are held out for "
-                    "evaluation and 1 must be left to train on; lower data.eval_samples or training.seq_length, or add text"
+                    "evaluation and at least 1 must be left to train on; lower data.eval_samples or "
+                    "training.seq_length, or add text"
                 )
         self.eval_ids = [
             SampleId(corpus=i, sample=sample, epoch=0)
