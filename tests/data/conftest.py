@@ -1,0 +1,35 @@
+"""Corpora without files: what a dataset asks of a corpus, on tokens in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+END_OF_DOCUMENT = 999
+
+
+class MemoryCorpus:
+    """Tokens in memory with the attributes of `data_tools.corpus.Corpus` that training reads."""
+
+    def __init__(self, name: str, tokens: np.ndarray):
+        self.fingerprint = name
+        self.content = tokens
+        self.num_tokens = len(tokens)
+        self.end_of_document = END_OF_DOCUMENT
+
+    def tokens(self, start: int, count: int) -> np.ndarray:
+        assert start >= 0
+        assert start + count <= self.num_tokens
+        return self.content[start : start + count].astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def memory_corpus() -> Callable[[str, int], MemoryCorpus]:
+    """Makes a corpus of consecutive numbers: every token tells where it stands."""
+
+    def make(name: str, num_tokens: int) -> MemoryCorpus:
+        return MemoryCorpus(name, np.arange(num_tokens, dtype=np.int32))
+
+    return make
