@@ -72,6 +72,7 @@ def build_run(plan: Plan, engine: Engine) -> Run:
         seq_length=plan.training.seq_length,
         seed=plan.training.seed,
         eval_samples=plan.data.eval_samples,
+        vocab_size=plan.model.vocab_size,
     )
     state = restore(plan, engine, dataset)
     loader = Loader(

@@ -46,8 +46,9 @@ class BlendedDataset:
         seq_length: Tokens a sample, without the last label.
         seed: Order of the samples.
         eval_samples: Samples held out over the whole blend, by weight, at least one a corpus if any.
+        vocab_size: Rows of the model's vocabulary; token ids must be below it. None: any id will do.
     Raises:
-        DataError: if a corpus is too small to train and hold out.
+        DataError: if a corpus is too small to train and hold out, or the corpora end documents in different ways.
     """
 
     def __init__(
@@ -58,11 +59,14 @@ class BlendedDataset:
         seq_length: int,
         seed: int,
         eval_samples: int,
+        vocab_size: int | None = None,
     ):
         self.prefixes = list(corpora)
         self.corpora = list(corpora.values())
         self.seq_length = seq_length
         self.seed = seed
+        self.vocab_size = vocab_size
+        self.end_of_document = common_end(corpora)
         # An empty corpus has no share; it is refused below, by name.
         weights = [max(1, corpus.num_tokens) for corpus in self.corpora] if weights is None else list(weights)
         self.blend = Blend(weights)
@@ -94,8 +98,22 @@ class BlendedDataset:
         return KeyedPermutation(self.train_counts[corpus], self.seed, self.corpora[corpus].fingerprint, epoch)
 
     def tokens(self, sample: SampleId) -> np.ndarray:
-        """int64 [seq_length + 1]."""
-        return self.corpora[sample.corpus].tokens(sample.sample * self.seq_length, self.seq_length + 1)
+        """int64 [seq_length + 1].
+
+        Raises:
+            DataError: if the file is damaged or a token is not in the model's vocabulary.
+        """
+        first = sample.sample * self.seq_length
+        tokens = self.corpora[sample.corpus].tokens(first, self.seq_length + 1)
+        # Tensor parallelism would train through such an id: every rank takes it for a row of another one.
+        if self.vocab_size is not None and tokens.max() >= self.vocab_size:
+            place = int(np.argmax(tokens >= self.vocab_size))
+            raise DataError(
+                f"{self.prefixes[sample.corpus]}: token {first + place} has id {tokens[place]}, but "
+                f"model.vocab_size={self.vocab_size}; train a model with the corpus's vocabulary, or tokenize the text "
+                "with the model's"
+            )
+        return tokens
 
     def consumed(self, samples: int) -> dict[str, int]:
         """The cursor: samples each corpus gave among the first `samples` of the run."""
@@ -106,14 +124,34 @@ class BlendedDataset:
         return {prefix: corpus.fingerprint for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)}
 
 
+def common_end(corpora: Mapping[str, Corpus]) -> int:
+    """The id that ends documents in all corpora.
+
+    Raises:
+        DataError: if they differ: then so do their tokenizers.
+    """
+    ends = {prefix: corpus.end_of_document for prefix, corpus in corpora.items()}
+    if len(set(ends.values())) > 1:
+        listed = ", ".join(f"{prefix}: {end}" for prefix, end in ends.items())
+        raise DataError(f"data.blend: documents end with different ids ({listed}); tokenize the corpora alike")
+    return next(iter(ends.values()))
+
+
 def open_dataset(
-    blend: Mapping[str, float] | Sequence[str], *, seq_length: int, seed: int, eval_samples: int
+    blend: Mapping[str, float] | Sequence[str],
+    *,
+    seq_length: int,
+    seed: int,
+    eval_samples: int,
+    vocab_size: int | None = None,
 ) -> BlendedDataset:
     """Opens the corpora of `data.blend`: prefixes with weights, or prefixes alone for shares by token count.
 
     Raises:
-        DataError: if a corpus is missing, damaged or too small.
+        DataError: if a corpus is missing, damaged or too small, or the corpora were tokenized in different ways.
     """
     corpora = {str(prefix): Corpus.open(Path(prefix)) for prefix in blend}
     weights = list(blend.values()) if isinstance(blend, Mapping) else None
-    return BlendedDataset(corpora, weights, seq_length=seq_length, seed=seed, eval_samples=eval_samples)
+    return BlendedDataset(
+        corpora, weights, seq_length=seq_length, seed=seed, eval_samples=eval_samples, vocab_size=vocab_size
+    )

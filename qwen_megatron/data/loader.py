@@ -1,6 +1,6 @@
 """Micro-batches of one data-parallel rank, read ahead by a few threads.
 
-Threads, not processes: a sample is a copy out of a mapped file and a checksum, both outside of the interpreter lock.
+Threads, not processes: a sample is a read from a file and a checksum, both outside of the interpreter lock.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Loader:
 
     def read(self, ids: list[SampleId | None]) -> Batch:
         rows = [None if sample is None else self.dataset.tokens(sample) for sample in ids]
-        return make_batch(rows, ids, self.dataset.seq_length, self.dataset.corpora[0].end_of_document)
+        return make_batch(rows, ids, self.dataset.seq_length, self.dataset.end_of_document)
 
     def read_ahead(self, ids: Iterator[list[SampleId | None]]) -> Iterator[Batch]:
         if self.workers is None:
