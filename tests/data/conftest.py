@@ -7,17 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-END_OF_DOCUMENT = 999
-
 
 class MemoryCorpus:
     """Tokens in memory with the attributes of `data_tools.corpus.Corpus` that training reads."""
 
-    def __init__(self, name: str, tokens: np.ndarray):
+    def __init__(self, name: str, tokens: np.ndarray, end_of_document: int):
         self.fingerprint = name
         self.content = tokens
         self.num_tokens = len(tokens)
-        self.end_of_document = END_OF_DOCUMENT
+        self.end_of_document = end_of_document
 
     def tokens(self, start: int, count: int) -> np.ndarray:
         assert start >= 0
@@ -26,10 +24,10 @@ class MemoryCorpus:
 
 
 @pytest.fixture(scope="session")
-def memory_corpus() -> Callable[[str, int], MemoryCorpus]:
+def memory_corpus() -> Callable[..., MemoryCorpus]:
     """Makes a corpus of consecutive numbers: every token tells where it stands."""
 
-    def make(name: str, num_tokens: int) -> MemoryCorpus:
-        return MemoryCorpus(name, np.arange(num_tokens, dtype=np.int32))
+    def make(name: str, num_tokens: int, end_of_document: int = 999) -> MemoryCorpus:
+        return MemoryCorpus(name, np.arange(num_tokens, dtype=np.int32), end_of_document)
 
     return make

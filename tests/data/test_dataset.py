@@ -16,7 +16,7 @@ from qwen_megatron.data.dataset import BlendedDataset, SampleId, open_dataset
 from qwen_megatron.errors import DataError
 
 LENGTH = 8
-MakeCorpus = Callable[[str, int], Any]
+MakeCorpus = Callable[..., Any]
 
 
 @pytest.fixture
@@ -148,6 +148,23 @@ def test_smallest_corpus_that_suffices(memory_corpus: MakeCorpus) -> None:
     dataset = BlendedDataset({"a": memory_corpus("a", 33)}, None, seq_length=LENGTH, seed=0, eval_samples=3)
     assert {dataset.train_id(number).sample for number in range(5)} == {0}
     assert dataset.train_id(4).epoch == 4
+
+
+def test_token_outside_of_the_vocabulary_is_named(memory_corpus: MakeCorpus) -> None:
+    """Under tensor parallelism it would be trained through in silence."""
+    corpora = {"fits": memory_corpus("a", 50), "long": memory_corpus("b", 100)}
+    dataset = BlendedDataset(corpora, [1.0, 1.0], seq_length=LENGTH, seed=0, eval_samples=0, vocab_size=60)
+    assert dataset.tokens(SampleId(corpus=1, sample=6, epoch=0)).tolist() == list(range(48, 57))
+    with pytest.raises(DataError, match=r"long: token 60 has id 60, but model\.vocab_size=60"):
+        dataset.tokens(SampleId(corpus=1, sample=7, epoch=0))
+    unchecked = BlendedDataset(corpora, [1.0, 1.0], seq_length=LENGTH, seed=0, eval_samples=0)
+    assert unchecked.tokens(SampleId(corpus=1, sample=7, epoch=0))[-1] == 64
+
+
+def test_corpora_that_end_documents_differently_are_refused(memory_corpus: MakeCorpus) -> None:
+    corpora = {"one": memory_corpus("a", 100, 7), "two": memory_corpus("b", 100, 8)}
+    with pytest.raises(DataError, match=r"one: 7, two: 8"):
+        BlendedDataset(corpora, None, seq_length=LENGTH, seed=0, eval_samples=0)
 
 
 def test_sample_ids_print_short() -> None:
