@@ -29,6 +29,13 @@ class DataOptions:
             maximum=1 << 30,
         ),
     )
+    mask_documents: bool = field(
+        default=False,
+        metadata=about(
+            "Documents packed into one sequence cannot see each other; torch kernels only. Default: they can, as in the "
+            "report."
+        ),
+    )
     num_workers: int = field(
         default=2,
         metadata=count("Threads of each process that read ahead; 0 reads when asked.", minimum=0, maximum=256),

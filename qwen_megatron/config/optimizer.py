@@ -33,7 +33,16 @@ class OptimizerOptions:
         ),
     )
     lr_decay_style: str = field(
-        default="cosine", metadata=about("Shape of the decay from `lr` to `min_lr`.", choices=("cosine",))
+        default="cosine",
+        metadata=about(
+            "Shape after the warm-up: `cosine` or `linear` down to `min_lr`, `constant` at `lr`, or `WSD` (warm-up, "
+            "stable, decay): constant until the last `lr_wsd_decay_iters`, then linear down to `min_lr`.",
+            choices=("cosine", "linear", "constant", "WSD"),
+        ),
+    )
+    lr_wsd_decay_iters: int | None = field(
+        default=None,
+        metadata=count("Optimizer steps of the decay of `WSD`. Default: a tenth of `lr_decay_iters`, at least 1."),
     )
     weight_decay: float = field(
         default=0.1, metadata=about("Decoupled weight decay; norms and biases have none.", minimum=0.0, maximum=10.0)
@@ -58,3 +67,4 @@ class OptimizerConfig(OptimizerOptions):
     min_lr: float = field(metadata=about("Learning rate at the end of the decay.", minimum=0.0))
     lr_warmup_iters: int = field(metadata=count("Optimizer steps of linear warm-up.", minimum=0))
     lr_decay_iters: int = field(metadata=count("Optimizer step at which the rate reaches `min_lr`."))
+    lr_wsd_decay_iters: int = field(metadata=count("Optimizer steps of the decay of `WSD`."))

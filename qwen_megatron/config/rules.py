@@ -120,9 +120,22 @@ def check_overlap(sections: Sections, problems: Problems) -> None:
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         rule = "needs parallel.overlap_grad_reduce; set that to true too, or this to false"
         problems.add("parallel.overlap_param_gather", True, rule)
+    if sections.data.mask_documents:
+        check_document_mask(sections, problems)
     if parallel.context_parallel_size > 1 and problems.usable("model.attention_dropout") and model.attention_dropout:
         rule = f"must be 0 with {CONTEXT}({parallel.context_parallel_size}); use 0"
         problems.add("model.attention_dropout", model.attention_dropout, rule)
+
+
+def check_document_mask(sections: Sections, problems: Problems) -> None:
+    """Kernels that would ignore the documents are refused."""
+    parallel = sections.parallel
+    if parallel.context_parallel_size > 1 and problems.usable(CONTEXT):
+        rule = "must be 1 with data.mask_documents: its attention needs whole sequences; use 1"
+        problems.add(CONTEXT, parallel.context_parallel_size, rule)
+    if sections.model.implementation != "torch" and parallel.platform != "cpu":
+        rule = "must be torch with data.mask_documents, the other kernels would ignore it; use torch"
+        problems.add("model.implementation", sections.model.implementation, rule)
 
 
 def check_sequence(sections: Sections, problems: Problems) -> None:
@@ -186,6 +199,11 @@ def check_schedule(sections: Sections, problems: Problems) -> None:
     if problems.usable("optimizer.lr_warmup_iters", "optimizer.lr_decay_iters") and warmup >= decay:
         rule = f"must be below optimizer.lr_decay_iters({decay}); use {decay - 1}"
         problems.add("optimizer.lr_warmup_iters", warmup, rule)
+    wsd = optimizer.lr_wsd_decay_iters
+    usable = problems.usable("optimizer.lr_warmup_iters", "optimizer.lr_decay_iters", "optimizer.lr_wsd_decay_iters")
+    if usable and optimizer.lr_decay_style == "WSD" and warmup < decay < warmup + wsd:
+        rule = f"must be at most lr_decay_iters({decay}) - lr_warmup_iters({warmup}); use {decay - warmup}"
+        problems.add("optimizer.lr_wsd_decay_iters", wsd, rule)
     if problems.usable("optimizer.lr", "optimizer.min_lr") and optimizer.min_lr > optimizer.lr:
         rule = f"must be at most optimizer.lr({show(optimizer.lr)}); use {show(optimizer.lr)}"
         problems.add("optimizer.min_lr", optimizer.min_lr, rule)

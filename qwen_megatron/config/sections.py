@@ -45,6 +45,7 @@ def fill_sections(config: Config, world_size: int | None, problems: Problems) ->
         data=DataConfig(
             blend=check_blend(config.data.blend, problems),
             eval_samples=config.data.eval_samples,
+            mask_documents=config.data.mask_documents,
             num_workers=config.data.num_workers,
         ),
         checkpoint=config.checkpoint,
@@ -137,7 +138,13 @@ def fill_optimizer(options: OptimizerOptions, training: TrainingConfig, problems
     warmup = options.lr_warmup_iters
     if warmup is None:
         warmup = min(LARGEST_DEFAULT_WARMUP, decay // 100)
+    wsd = options.lr_wsd_decay_iters
+    if wsd is None:
+        wsd = max(1, decay // 10)
+        if not problems.usable("optimizer.lr_decay_iters"):
+            problems.unusable.add("optimizer.lr_wsd_decay_iters")
     min_lr = options.min_lr
     if min_lr is None:
         min_lr = options.lr / 10
-    return OptimizerConfig(**{**vars(options), "min_lr": min_lr, "lr_warmup_iters": warmup, "lr_decay_iters": decay})
+    fixed = {"min_lr": min_lr, "lr_warmup_iters": warmup, "lr_decay_iters": decay, "lr_wsd_decay_iters": wsd}
+    return OptimizerConfig(**{**vars(options), **fixed})

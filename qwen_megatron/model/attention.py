@@ -52,13 +52,17 @@ class TorchAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d].
 
+        Args:
+            attention_mask: None, or the number of each token's document, int64 [b, s], in rising order: tokens then see
+                only their own document.
         Raises:
-            ValueError: if another mask than the causal one, a bias or packed sequences are given: the kernel would
-                ignore them; if there are not as many keys as queries: it would line up the first ones.
+            ValueError: if another mask than these, a bias or packed sequences are given: the kernel would ignore them;
+                if there are not as many keys as queries: it would line up the first ones.
         """
-        for name, given in (("mask", attention_mask), ("bias", attention_bias), ("packing", packed_seq_params)):
+        for name, given in (("bias", attention_bias), ("packing", packed_seq_params)):
             if given is not None:
                 raise ValueError(f"causal attention was given an attention {name}, which it would ignore")
+        self.check_document_ids(attention_mask, query_sbnd)
         if attn_mask_type is not None and attn_mask_type != AttnMaskType.causal:
             raise ValueError(f"attention is causal here, but mask type {attn_mask_type.name} was asked for")
         queries, keys = query_sbnd.size(0), key_sbgd.size(0)
@@ -69,7 +73,11 @@ class TorchAttention(torch.nn.Module):
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)
             value_sbgd = value_sbgd.repeat_interleave(repeat, dim=2)
         query_bnsd = query_sbnd.permute(1, 2, 0, 3)
-        if self.context_group.size() == 1:
+        if attention_mask is not None:
+            context_bnsd = self.attend_documents(
+                query_bnsd, key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3), attention_mask
+            )
+        elif self.context_group.size() == 1:
             context_bnsd = self.attend(query_bnsd, key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3))
         else:
             context_bnsd = self.attend_split(query_bnsd, key_sbgd, value_sbgd)
@@ -92,6 +100,35 @@ class TorchAttention(torch.nn.Module):
             is_causal=mask is None,
             scale=self.softmax_scale,
         )
+
+    def check_document_ids(self, document_ids_bs: torch.Tensor | None, query_sbnd: torch.Tensor) -> None:
+        if document_ids_bs is None:
+            return
+        expected = (query_sbnd.size(1), query_sbnd.size(0))
+        if document_ids_bs.dtype != torch.int64 or tuple(document_ids_bs.shape) != expected:
+            raise ValueError(
+                f"the attention mask must be document ids, int64 {list(expected)}, but is {document_ids_bs.dtype} "
+                f"{list(document_ids_bs.shape)}; another mask would be ignored"
+            )
+        if self.context_group.size() > 1:
+            raise ValueError("documents cannot be told apart when a sequence is split over ranks")
+
+    def attend_documents(
+        self,
+        query_bnsd: torch.Tensor,
+        key_bnsd: torch.Tensor,
+        value_bnsd: torch.Tensor,
+        document_ids_bs: torch.Tensor,
+    ) -> torch.Tensor:
+        """Causal attention within each document: one call a document, so nothing of another one enters the sum."""
+        rows = []
+        for row, document_ids_s in enumerate(document_ids_bs):
+            _, lengths = document_ids_s.unique_consecutive(return_counts=True)
+            pieces = [
+                tensor[row : row + 1].split(lengths.tolist(), dim=2) for tensor in (query_bnsd, key_bnsd, value_bnsd)
+            ]
+            rows.append(torch.cat([self.attend(*document) for document in zip(*pieces, strict=True)], dim=2))
+        return torch.cat(rows)
 
     def attend_split(self, query_bnsd: torch.Tensor, key_sbnd: torch.Tensor, value_sbnd: torch.Tensor) -> torch.Tensor:
         """Queries of this rank's two chunks on the gathered keys and values that each may see."""

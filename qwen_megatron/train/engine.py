@@ -31,6 +31,7 @@ class Engine:
         seq_length: Tokens a sample.
         micro_batch_size: Samples a micro-batch.
         num_microbatches: Micro-batches a step on every rank.
+        mask_documents: Documents packed into a sequence do not see each other.
     """
 
     chunks: list[DistributedDataParallel]
@@ -40,6 +41,7 @@ class Engine:
     seq_length: int
     micro_batch_size: int
     num_microbatches: int
+    mask_documents: bool = False
 
     @property
     def models(self) -> list[QwenModel]:
@@ -95,6 +97,7 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
         seq_length=plan.training.seq_length,
         micro_batch_size=plan.training.micro_batch_size,
         num_microbatches=plan.num_microbatches,
+        mask_documents=plan.data.mask_documents,
     )
 
 

@@ -8,16 +8,28 @@ from qwen_megatron.config.optimizer import OptimizerConfig
 
 
 def learning_rate(step: int, optimizer: OptimizerConfig) -> float:
-    """Rate of one step: linear warm-up to `lr`, cosine down to `min_lr` at `lr_decay_iters`, `min_lr` after.
+    """Rate of one step: linear warm-up to `lr`, then the shape of `lr_decay_style`.
 
     Args:
         step: Number of the optimizer step, the first is 1.
         optimizer: Resolved options.
-    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983); Qwen Technical Report, section 2.4.
+    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983) and the Qwen Technical Report, section 2.4, for `cosine`;
+        Hu et al. 2024 (arXiv 2404.06395) for `WSD`.
     """
     if step <= optimizer.lr_warmup_iters:
         return optimizer.lr * step / optimizer.lr_warmup_iters
+    return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * remaining_share(step, optimizer)
+
+
+def remaining_share(step: int, optimizer: OptimizerConfig) -> float:
+    """How much of the way from `min_lr` up to `lr` is left after the warm-up, 1 down to 0."""
+    if optimizer.lr_decay_style == "constant":
+        return 1.0
     if step >= optimizer.lr_decay_iters:
-        return optimizer.min_lr
+        return 0.0
+    if optimizer.lr_decay_style == "WSD":
+        return min(1.0, (optimizer.lr_decay_iters - step) / optimizer.lr_wsd_decay_iters)
     progress = (step - optimizer.lr_warmup_iters) / (optimizer.lr_decay_iters - optimizer.lr_warmup_iters)
-    return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if optimizer.lr_decay_style == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -99,7 +99,9 @@ def run_microbatches(
     # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
     step_batches = [split_sequence(batch, engine.groups.cp) for batch in itertools.islice(batches, num_microbatches)]
     outputs = get_forward_backward_func()(
-        forward_step_func=functools.partial(forward_step, loss_function=loss_function),
+        forward_step_func=functools.partial(
+            forward_step, loss_function=loss_function, mask_documents=engine.mask_documents
+        ),
         data_iterator=[iter(step_batches) for _ in engine.chunks],
         model=engine.chunks,
         num_microbatches=num_microbatches,
@@ -111,13 +113,19 @@ def run_microbatches(
 
 
 def forward_step(
-    batches: Iterator[Batch], model: torch.nn.Module, *, loss_function: LossFunction
+    batches: Iterator[Batch], model: torch.nn.Module, *, loss_function: LossFunction, mask_documents: bool
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Megatron's forward step: one micro-batch through this rank's stage."""
     batch = next(batches)
     device = next(model.parameters()).device
+    # A mask promises that the sum of masked losses is minimised; only then can the model fuse them with its head.
+    mask = batch.loss_mask_bs.to(device) if loss_function is pretraining_loss else None
     output = model(
-        batch.tokens_bs.to(device), batch.position_ids_bs.to(device), None, labels=batch.labels_bs.to(device)
+        batch.tokens_bs.to(device),
+        batch.position_ids_bs.to(device),
+        batch.document_ids_bs.to(device) if mask_documents else None,
+        labels=batch.labels_bs.to(device),
+        loss_mask=mask,
     )
 
     def loss(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

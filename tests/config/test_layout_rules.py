@@ -65,6 +65,20 @@ def plan_of(*overrides: str) -> Plan:
             "model.attention_dropout=0.1: must be 0 with parallel.context_parallel_size(2); use 0",
         ),
         (
+            ("parallel.context_parallel_size=2", "data.mask_documents=true", "model.implementation=torch"),
+            "parallel.context_parallel_size=2: must be 1 with data.mask_documents: its attention needs whole "
+            "sequences; use 1",
+        ),
+        (
+            ("data.mask_documents=true",),
+            "model.implementation=auto: must be torch with data.mask_documents, the other kernels would ignore it; "
+            "use torch",
+        ),
+        (
+            ("optimizer.lr_decay_style=WSD", "optimizer.lr_warmup_iters=20", "optimizer.lr_wsd_decay_iters=90"),
+            "optimizer.lr_wsd_decay_iters=90: must be at most lr_decay_iters(100) - lr_warmup_iters(20); use 80",
+        ),
+        (
             ("parallel.overlap_param_gather=true",),
             "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or this to "
             "false",

@@ -98,7 +98,6 @@ def test_dropout_is_for_training_only() -> None:
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
-        ("mask", {"attention_mask": torch.zeros(1, 1, 4, 4, dtype=torch.bool)}),
         ("bias", {"attention_bias": torch.zeros(1)}),
         ("packing", {"packed_seq_params": SimpleNamespace()}),
     ],

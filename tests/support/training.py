@@ -50,12 +50,19 @@ DEMO = (
 
 
 def pretrain_on_ranks(
-    ranks: RankPool, world_size: int, corpus: Path, directory: Path, *overrides: str, base: Sequence[str] = SMALL
+    ranks: RankPool,
+    world_size: int,
+    corpus: Path,
+    directory: Path,
+    *overrides: str,
+    base: Sequence[str] = SMALL,
+    timeout_seconds: float = 120,
 ) -> dict[int, dict[str, Any]]:
     """Trains and returns the step rows of the run's metrics.jsonl by step."""
     ranks.run(
         world_size,
         pretrain_job,
+        timeout_seconds=timeout_seconds,
         overrides=[*base, f"data.blend=[{corpus}]", f"checkpoint.directory={directory}", *overrides],
     )
     return {row["step"]: row for row in rows(directory) if "loss" in row}
