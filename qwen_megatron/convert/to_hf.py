@@ -99,8 +99,9 @@ def converted_tensors(
     for part in parts(source.model):
         tensors = part.entry.split(source.read(part), source.model, hf_format)
         for name, tensor in zip(part.hf_names(hf_format), tensors, strict=True):
-            # A copy of its own: a view would keep its neighbours in memory.
-            yield name, tensor.to(planned[name].dtype).clone()
+            tensor = tensor.to(planned[name].dtype)
+            # A view would keep its neighbours in memory until the file is written.
+            yield name, tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
             progress.advance(planned[name].size_bytes)
 
 

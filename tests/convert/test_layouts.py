@@ -46,6 +46,9 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     qwen = unwrapped(build_model(saved_model_config(checkpoint), groups, precision="fp32", seed=5))
     if from_folder:
         fill_model(HfFolder(folder), qwen)
+        if groups.is_first_stage and groups.tp.rank() == tensor_size - 1:
+            # The row that the layout added; the weights were random before.
+            assert not qwen.embedding.word_embeddings.weight[-1].any()
     else:
         load_model(checkpoint, qwen)
     if groups.rank == 0:
