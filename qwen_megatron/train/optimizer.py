@@ -47,6 +47,9 @@ def build_optimizer(
     chained = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
     # One optimizer: Megatron-Core makes a second one only for experts.
     (optimizer,) = chained.chained_optimizers
+    # Megatron-Core leaves a group's share of the decay to its own scheduler, which is not used here.
+    for group in optimizer.param_groups:
+        group["weight_decay"] = options.weight_decay * group["wd_mult"]
     return optimizer
 
 
