@@ -1,0 +1,135 @@
+"""Gradient norm, clipping, decay and rate of the distributed optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.optimizer import gradient_norm, sum_of_squares, update
+from qwen_megatron.train.step import pretraining_loss, run_microbatches
+from tests.support.engines import random_batches, tiny_engine, weights_of
+from tests.support.ranks import RankPool
+
+VOCAB = 161
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with tiny_engine() as engine:
+        yield engine
+
+
+def backward(engine: Engine) -> float:
+    """Fills the optimizer's gradients from one global batch; returns their norm."""
+    for chunk in engine.chunks:
+        chunk.zero_grad_buffer()
+    engine.optimizer.zero_grad()
+    run_microbatches(
+        engine, random_batches(engine, VOCAB), engine.num_microbatches, pretraining_loss, forward_only=False
+    )
+    engine.optimizer.prepare_grads()
+    return gradient_norm(engine.optimizer)
+
+
+def gradients_of(engine: Engine) -> list[torch.Tensor]:
+    return [param.grad.clone() for param in engine.optimizer.get_parameters()]
+
+
+def test_squares_of_a_large_tensor_are_exact() -> None:
+    """torch's own fp32 norm of ten million elements is off by 3e-4 on a CPU: clipping would depend on the layout."""
+    gradient = torch.randn(10_000_019, generator=torch.Generator().manual_seed(0)) * 1e-3
+    exact = np.dot(gradient.numpy().astype(np.float64), gradient.numpy().astype(np.float64))
+    assert sum_of_squares([gradient]).item() == pytest.approx(exact, rel=1e-12)
+    pieces = sum_of_squares(gradient.split(3_000_001))
+    assert pieces.item() == pytest.approx(exact, rel=1e-12)
+    assert pieces.dtype == torch.float64
+
+
+def test_squares_beyond_fp32_and_of_nothing() -> None:
+    assert sum_of_squares([torch.full((4,), 1e30)]).item() == pytest.approx(4e60, rel=1e-6)
+    assert sum_of_squares([torch.full((4,), 1e-30)]).item() == pytest.approx(4e-60, rel=1e-6)
+    assert sum_of_squares([]).item() == 0.0
+    assert sum_of_squares([torch.zeros(0), torch.ones(3, 2)]).item() == 6.0
+    assert sum_of_squares([torch.tensor([3.0], dtype=torch.bfloat16)]).item() == 9.0
+    assert math.isnan(sum_of_squares([torch.tensor([1.0, math.nan])]).item())
+
+
+def test_gradient_norm_counts_every_weight_once(engine: Engine) -> None:
+    norm = backward(engine)
+    squares = sum(param.main_grad.double().square().sum().item() for param in weights_of(engine).values())
+    assert norm == pytest.approx(math.sqrt(squares), rel=1e-12)
+    assert norm > 0.1
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e-3])
+def test_clipping_scales_the_gradient_to_the_limit(engine: Engine, clip: float) -> None:
+    norm = backward(engine)
+    assert norm > clip
+    before = gradients_of(engine)
+    update(engine.optimizer, 0.0, clip, norm)
+    for gradient, unclipped in zip(gradients_of(engine), before, strict=True):
+        torch.testing.assert_close(gradient, unclipped * (clip / norm), rtol=1e-5, atol=0)
+    assert gradient_norm(engine.optimizer) == pytest.approx(clip, rel=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e6])
+def test_no_clipping_below_the_limit_or_without_one(engine: Engine, clip: float) -> None:
+    norm = backward(engine)
+    before = gradients_of(engine)
+    update(engine.optimizer, 0.0, clip, norm)
+    for gradient, untouched in zip(gradients_of(engine), before, strict=True):
+        assert torch.equal(gradient, untouched)
+
+
+def test_update_uses_the_rate_it_is_given(engine: Engine) -> None:
+    """The first step of Adam moves a weight by the rate, in the direction of its gradient's sign."""
+    norm = backward(engine)
+    name = "decoder.layers.0.self_attention.linear_qkv.bias"
+    weight = weights_of(engine)[name]
+    before, gradient = weight.detach().clone(), weight.main_grad.clone()
+    update(engine.optimizer, 0.25, 0.0, norm)
+    large = gradient.abs() > 1e-5
+    assert large.sum() > 50
+    torch.testing.assert_close((weight - before)[large], -0.25 * gradient[large].sign(), rtol=1e-2, atol=0)
+    assert {group["lr"] for group in engine.optimizer.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_norms_and_biases_do_not_decay(precision: str) -> None:
+    assert_decay(precision)
+
+
+def test_norms_and_biases_do_not_decay_when_split(ranks: RankPool) -> None:
+    ranks.run(2, assert_decay, precision="fp32")
+
+
+def assert_decay(precision: str) -> None:
+    """Without a gradient a step is nothing but decay."""
+    with tiny_engine(f"training.precision={precision}", "optimizer.weight_decay=0.5") as engine:
+        weights = weights_of(engine)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if name.endswith(".bias"):
+                    weight.fill_(1.0)
+        engine.optimizer.reload_model_params()
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        for chunk in engine.chunks:
+            chunk.zero_grad_buffer()
+        engine.optimizer.zero_grad()
+        engine.optimizer.prepare_grads()
+        update(engine.optimizer, 0.5, 0.0, 0.0)
+        for name, weight in weights.items():
+            if weight.dim() == 1:
+                assert torch.equal(weight, before[name]), f"{name} has decayed"
+            else:
+                torch.testing.assert_close(
+                    weight.detach().float(),
+                    before[name].float() * 0.75,
+                    rtol=1e-6 if precision == "fp32" else 1e-2,
+                    atol=0,
+                )
