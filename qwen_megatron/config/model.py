@@ -90,6 +90,14 @@ class ModelConfig:
             choices=("auto", "transformer_engine", "torch"),
         ),
     )
+    loss_implementation: str = field(
+        default="auto",
+        metadata=about(
+            "`fused` computes output layer, loss and their gradients together, a few hundred tokens at a time, and "
+            "never holds the logits of a micro-batch; `unfused` holds them; `auto` is `fused`.",
+            choices=("auto", "fused", "unfused"),
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +131,4 @@ class ModelOptions:
     hidden_dropout: float | None = None
     attention_dropout: float | None = None
     implementation: str | None = None
+    loss_implementation: str | None = None

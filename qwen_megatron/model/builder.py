@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -14,6 +14,7 @@ from qwen_megatron.model.init import initialize_weights
 from qwen_megatron.model.layer_spec import block_spec, select_kernels
 from qwen_megatron.model.loss import mask_padded_vocabulary
 from qwen_megatron.model.megatron_config import transformer_config
+from qwen_megatron.model.output_layer import OutputLayer
 from qwen_megatron.model.rotary import RotarySettings
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.parallel.rng import start_tracker
@@ -24,9 +25,47 @@ class QwenModel(GPTModel):
 
     Attributes:
         num_tokens_in_vocabulary: Rows of the Hugging Face file; rows beyond are there for the layout only.
+        fuses_loss: Given a loss mask beside the labels, compute losses and gradients without whole logits.
     """
 
     num_tokens_in_vocabulary: int
+    fuses_loss: bool
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Exchanges the output layer, whose class GPTModel names itself, before its weight is marked and tied."""
+        if self.post_process:
+            self.output_layer = OutputLayer(
+                self.config.hidden_size,
+                self.vocab_size,
+                config=self.config,
+                init_method=self.config.init_method,
+                bias=False,
+                gather_output=not self.parallel_output,
+                skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
+                tp_group=self.pg_collection.tp,
+            )
+        super().setup_embeddings_and_output_layer()
+
+    def _postprocess(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        labels: torch.Tensor | None,
+        loss_mask: torch.Tensor | None = None,
+        **others: Any,
+    ) -> torch.Tensor:
+        """The last layer's output to logits [b, s, v], or to losses [b, s] fp32 where labels are given."""
+        if not (self.post_process and self.fuses_loss) or labels is None or loss_mask is None:
+            return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **others)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        losses, _ = self.output_layer(
+            hidden_states,
+            weight,
+            labels_bs=labels,
+            loss_mask_bs=loss_mask,
+            vocab_size=self.num_tokens_in_vocabulary,
+        )
+        return losses
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy of each label in nats.
@@ -103,6 +142,7 @@ def build_model(
         pg_collection=groups.collection,
     )
     qwen.num_tokens_in_vocabulary = model.vocab_size
+    qwen.fuses_loss = model.loss_implementation != "unfused"
     qwen.to(groups.device)
     if precision == "bf16":
         qwen = Float16Module(config, qwen)

@@ -1,12 +1,60 @@
 """Next-token loss over a vocabulary that tensor parallelism splits.
 
-Legend: s sequence, b micro-batch, v vocabulary rows, padded so that every tensor-parallel rank has as many.
+Legend: s sequence, b micro-batch, n tokens (s * b), h hidden, v vocabulary rows, padded so that every tensor-parallel
+rank has as many.
+
+`head_cross_entropy` takes output layer and cross entropy together, a chunk of tokens at a time, and computes gradients
+in the forward pass: no [n, v] tensor is ever whole, and logits are made once. A chunk's logits are overwritten by
+e = exp(logit - row maximum); the division by the row's sum is put off to the [n, h] side of the two gradient products,
+and the -1 at the label is written as -sum into e. Source: Wijmans et al. 2024 (arXiv 2411.09009) for the idea of never
+keeping the logits; the order of work is our own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+
+# Tokens whose logits are alive at a time. 512 x 152k logits in bf16 are 156 MB.
+CHUNK_TOKENS = 512
+# Elements that go through the softmax at a time: an fp32 piece of this size stays in a core's cache.
+SOFTMAX_ELEMENTS = 1 << 17
+# Vocabulary rows whose weight gradient is added to the fp32 buffer at a time, for the same reason.
+WEIGHT_ROWS = 2048
+# exp(-60) is far below what fp32 can add to 1; 1 / exp(-60) can still be held.
+NEGLIGIBLE_EXPONENT = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyShard:
+    """The vocabulary rows of one tensor-parallel rank.
+
+    Attributes:
+        vocab_size: Rows of the whole vocabulary without padding.
+        rows: Rows on every rank, padding included.
+        tp_group: Tensor-parallel group, in the order of the rows.
+    """
+
+    vocab_size: int
+    rows: int
+    tp_group: dist.ProcessGroup
+
+    @property
+    def first(self) -> int:
+        """Number of this rank's first row in the whole vocabulary."""
+        return self.tp_group.rank() * self.rows
+
+    @property
+    def num_valid(self) -> int:
+        """Rows on this rank that are no padding."""
+        return min(max(self.vocab_size - self.first, 0), self.rows)
 
 
 def mask_padded_vocabulary(logits_sbv: torch.Tensor, vocab_size: int, tp_group: dist.ProcessGroup) -> None:
@@ -17,10 +65,9 @@ def mask_padded_vocabulary(logits_sbv: torch.Tensor, vocab_size: int, tp_group: 
         vocab_size: Rows of the vocabulary without padding.
         tp_group: Tensor-parallel group, in the order of the rows.
     """
-    rows = logits_sbv.size(-1)
-    valid = min(max(vocab_size - tp_group.rank() * rows, 0), rows)
-    if valid < rows:
-        logits_sbv[..., valid:] = -torch.inf
+    shard = VocabularyShard(vocab_size=vocab_size, rows=logits_sbv.size(-1), tp_group=tp_group)
+    if shard.num_valid < shard.rows:
+        logits_sbv[..., shard.num_valid :] = -torch.inf
 
 
 def summed_loss(losses_bs: torch.Tensor, loss_mask_bs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,3 +80,250 @@ def summed_loss(losses_bs: torch.Tensor, loss_mask_bs: torch.Tensor) -> tuple[to
         Scalar fp32 sum and scalar int32 count. Sums, not means: a mean per micro-batch would weigh tokens by layout.
     """
     return (losses_bs.float() * loss_mask_bs).sum(), loss_mask_bs.sum().to(torch.int32)
+
+
+def head_cross_entropy(
+    hidden_sbh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    labels_sb: torch.Tensor,
+    loss_mask_sb: torch.Tensor,
+    shard: VocabularyShard,
+    *,
+    sequence_parallel: bool = False,
+) -> torch.Tensor:
+    """Vocabulary-parallel output layer and cross entropy of next-token labels.
+
+    The backward pass is right for the sum of losses times `loss_mask_sb`, times one number; for others it raises. The
+    weight's gradient goes straight into `weight.main_grad` where there is one (fp32, Megatron-Core's data-parallel
+    wrapper), already in the forward pass.
+
+    Args:
+        hidden_sbh: [s, b, h] bf16 or fp32, the last layer's output; [s / tp, b, h] under sequence parallelism.
+        weight_vh: [v / tp, h], this rank's rows of the output layer.
+        labels_sb: [s, b] int64 token ids in the whole vocabulary; any value where the mask is 0.
+        loss_mask_sb: [s, b] fp32 factor of each token's loss.
+        shard: Which rows those are.
+        sequence_parallel: The tensor-parallel ranks hold one part of the sequence each.
+    Returns:
+        [s, b] fp32 loss in nats per token, 0 where the mask is 0, NaN where a counted label is not in the vocabulary.
+    """
+    arguments = (hidden_sbh, weight_vh, labels_sb, loss_mask_sb, shard, sequence_parallel)
+    if torch.is_grad_enabled() and (hidden_sbh.requires_grad or weight_vh.requires_grad):
+        return HeadCrossEntropy.apply(*arguments)
+    hidden_nh = whole_sequence(hidden_sbh, shard.tp_group, sequence_parallel).flatten(0, 1)
+    losses = chunked_cross_entropy(hidden_nh, weight_vh, labels_sb.flatten(), loss_mask_sb.flatten(), shard, None, None)
+    return losses.view_as(loss_mask_sb)
+
+
+class HeadCrossEntropy(torch.autograd.Function):
+    """`head_cross_entropy` with gradients: all of the work is in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_sbh: torch.Tensor,
+        weight_vh: torch.Tensor,
+        labels_sb: torch.Tensor,
+        loss_mask_sb: torch.Tensor,
+        shard: VocabularyShard,
+        sequence_parallel: bool,
+    ) -> torch.Tensor:
+        whole = whole_sequence(hidden_sbh, shard.tp_group, sequence_parallel)
+        grad_hidden = torch.empty_like(whole) if ctx.needs_input_grad[0] else None
+        ctx.accumulates = hasattr(weight_vh, "main_grad")
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = weight_vh.main_grad if ctx.accumulates else torch.zeros_like(weight_vh, dtype=torch.float32)
+        losses = chunked_cross_entropy(
+            whole.flatten(0, 1),
+            weight_vh,
+            labels_sb.flatten(),
+            loss_mask_sb.flatten(),
+            shard,
+            None if grad_hidden is None else grad_hidden.view(-1, grad_hidden.size(-1)),
+            grad_weight,
+        )
+        if grad_hidden is not None and shard.tp_group.size() > 1:
+            if sequence_parallel:
+                grad_hidden = reduce_scatter_to_sequence_parallel_region(grad_hidden, group=shard.tp_group)
+            else:
+                dist.all_reduce(grad_hidden, group=shard.tp_group)
+        ctx.save_for_backward(grad_hidden, None if ctx.accumulates else grad_weight, loss_mask_sb)
+        ctx.weight = weight_vh
+        return losses.view_as(loss_mask_sb)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight, loss_mask_sb = ctx.saved_tensors
+        scale = common_factor(grad_outputs[0], loss_mask_sb)
+        if ctx.accumulates and ctx.needs_input_grad[1]:
+            if scale != 1.0:
+                raise RuntimeError(
+                    f"the summed loss was multiplied by {scale} after its gradient had been added to the weight's; "
+                    "use model.loss_implementation=unfused for a scaled loss"
+                )
+            grad_weight = accumulated(ctx.weight)
+        elif grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight.dtype)
+        if grad_hidden is not None and scale != 1.0:
+            grad_hidden = grad_hidden * scale
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def common_factor(grad_sb: torch.Tensor, loss_mask_sb: torch.Tensor) -> float:
+    """The number c with grad = c * mask.
+
+    Raises:
+        RuntimeError: if there is none: the loss is not the masked sum.
+    """
+    place = loss_mask_sb.abs().argmax()
+    largest = loss_mask_sb.flatten()[place].item()
+    scale = grad_sb.flatten()[place].item() / largest if largest else 1.0
+    if not torch.equal(grad_sb, loss_mask_sb * scale):
+        raise RuntimeError(
+            f"the gradient of the losses is not loss_mask times one number (at the largest, {largest}, that would be "
+            f"{scale}); use model.loss_implementation=unfused for a loss that weighs tokens otherwise"
+        )
+    return scale
+
+
+def accumulated(weight_vh: torch.Tensor) -> torch.Tensor | None:
+    """What autograd gets for a gradient that stands in `main_grad` already, by Megatron-Core's protocol.
+
+    Its backward hook looks at the mark and drops what autograd hands it. A matrix tied to the embedding on the same
+    rank has a second gradient, which the hook must add: no mark, nothing to add to that one.
+    """
+    if getattr(weight_vh, "zero_out_wgrad", False):
+        return None
+    weight_vh.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.empty_like(weight_vh)
+
+
+def whole_sequence(hidden_sbh: torch.Tensor, tp_group: dist.ProcessGroup, sequence_parallel: bool) -> torch.Tensor:
+    """[s, b, h] on every tensor-parallel rank."""
+    if sequence_parallel and tp_group.size() > 1:
+        return gather_from_sequence_parallel_region(hidden_sbh, group=tp_group)
+    return hidden_sbh
+
+
+@torch.no_grad()
+def chunked_cross_entropy(
+    hidden_nh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    labels_n: torch.Tensor,
+    loss_mask_n: torch.Tensor,
+    shard: VocabularyShard,
+    grad_hidden_nh: torch.Tensor | None,
+    grad_weight_vh: torch.Tensor | None,
+) -> torch.Tensor:
+    """Losses, and gradients of the masked sum where a place for them is given.
+
+    Args:
+        hidden_nh: [n, h], the same on all tensor-parallel ranks.
+        weight_vh: [v / tp, h].
+        labels_n: [n] int64.
+        loss_mask_n: [n] fp32.
+        shard: Rows of the weight.
+        grad_hidden_nh: [n, h], overwritten by this rank's part of the gradient, to be summed over the group.
+        grad_weight_vh: [v / tp, h] fp32, added to.
+    Returns:
+        [n] fp32, as from `head_cross_entropy`.
+    """
+    weight_vh = weight_vh[: shard.num_valid]
+    logits = weight_vh.new_empty(min(CHUNK_TOKENS, len(hidden_nh)), shard.num_valid)
+    losses = []
+    for start in range(0, len(hidden_nh), CHUNK_TOKENS):
+        stop = min(start + CHUNK_TOKENS, len(hidden_nh))
+        hidden, labels, mask = hidden_nh[start:stop], labels_n[start:stop], loss_mask_n[start:stop]
+        chunk = logits[: stop - start]
+        torch.mm(hidden, weight_vh.t(), out=chunk)
+        loss, factor = softmax_residual(chunk, labels, mask, shard)
+        losses.append(loss)
+        if grad_hidden_nh is not None:
+            grad_hidden_nh[start:stop] = torch.mm(chunk, weight_vh) * factor[:, None]
+        if grad_weight_vh is not None:
+            add_weight_gradient(grad_weight_vh[: shard.num_valid], chunk, (hidden * factor[:, None]).to(hidden.dtype))
+    return torch.cat(losses)
+
+
+def softmax_residual(
+    logits_nv: torch.Tensor, labels_n: torch.Tensor, loss_mask_n: torch.Tensor, shard: VocabularyShard
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of a chunk; its logits become the gradient of the masked sum, up to a factor for each row.
+
+    Args:
+        logits_nv: [n, v / tp] without padding, overwritten.
+        labels_n: [n] int64 in the whole vocabulary.
+        loss_mask_n: [n] fp32.
+        shard: Rows of the logits.
+    Returns:
+        [n] fp32 losses, and [n] fp32 factors: gradient = logits_nv * factors.
+    """
+    local = labels_n - shard.first
+    # fp32 as a mask to multiply with: no index of varying size, which a GPU would have to wait for.
+    here = (local >= 0) & (local < shard.num_valid)
+    place = local.clamp(0, max(shard.num_valid - 1, 0))[:, None]
+    label_logit = torch.zeros_like(loss_mask_n)
+    if shard.num_valid:
+        label_logit = torch.where(here, logits_nv.gather(1, place)[:, 0].float(), 0.0)
+    highest, total = exponentiate(logits_nv)
+    overall, behind = highest, torch.zeros_like(highest)
+    if shard.tp_group.size() > 1:
+        overall = highest.clone()
+        dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=shard.tp_group)
+        behind = overall - highest
+        sums = torch.stack((total * torch.exp(-behind), label_logit))
+        dist.all_reduce(sums, group=shard.tp_group)
+        total, label_logit = sums
+    loss = overall + total.log() - label_logit
+    loss = loss.masked_fill((labels_n < 0) | (labels_n >= shard.vocab_size), torch.nan)
+    if not shard.num_valid:
+        return loss.masked_fill(loss_mask_n == 0, 0.0), torch.zeros_like(loss)
+    # Where this rank's logits are so low that their probabilities vanish, only the label's -1 is left.
+    vanishing = behind > NEGLIGIBLE_EXPONENT
+    if shard.tp_group.size() > 1:
+        logits_nv.masked_fill_(vanishing[:, None], 0.0)
+    one = torch.where(vanishing, 1.0, total * torch.exp(behind.clamp(max=NEGLIGIBLE_EXPONENT)))
+    residual = logits_nv.gather(1, place)[:, 0] - torch.where(here, one, 0.0)
+    logits_nv.scatter_(1, place, residual[:, None].to(logits_nv.dtype))
+    return loss.masked_fill(loss_mask_n == 0, 0.0), loss_mask_n / one
+
+
+def exponentiate(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replaces logits by exp(logit - row maximum), in place, piece by piece through the cache.
+
+    Returns:
+        [n] fp32 row maxima, and [n] fp32 row sums of the exponentials before they are rounded.
+    """
+    count, width = logits_nv.shape
+    highest = logits_nv.new_full((count, 1), -torch.inf, dtype=torch.float32)
+    total = torch.zeros_like(highest)
+    if width == 0:
+        return highest[:, 0], total[:, 0]
+    step = max(1, SOFTMAX_ELEMENTS // width)
+    buffer = logits_nv.new_empty(min(step, count), width, dtype=torch.float32)
+    for start in range(0, count, step):
+        rows = logits_nv[start : start + step]
+        piece = rows if rows.dtype == torch.float32 else buffer[: len(rows)].copy_(rows)
+        torch.amax(piece, dim=1, keepdim=True, out=highest[start : start + step])
+        piece.sub_(highest[start : start + step]).exp_()
+        torch.sum(piece, dim=1, keepdim=True, out=total[start : start + step])
+        if piece is not rows:
+            rows.copy_(piece)
+    return highest[:, 0], total[:, 0]
+
+
+def add_weight_gradient(grad_vh: torch.Tensor, residual_nv: torch.Tensor, hidden_nh: torch.Tensor) -> None:
+    """grad += residual^T hidden, in fp32.
+
+    Args:
+        grad_vh: [v / tp, h] fp32.
+        residual_nv: [n, v / tp] bf16 or fp32.
+        hidden_nh: [n, h] in the same dtype.
+    """
+    if residual_nv.dtype == torch.float32:
+        grad_vh.addmm_(residual_nv.t(), hidden_nh)
+        return
+    for start in range(0, len(grad_vh), WEIGHT_ROWS):
+        rows = slice(start, start + WEIGHT_ROWS)
+        grad_vh[rows] += residual_nv[:, rows].t() @ hidden_nh
