@@ -1,13 +1,13 @@
 """JSON Lines, one record after the other: a bad record costs that record and is named by file and line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from data_tools.normalization import nfc
-from data_tools.streams import BrokenStreamError, InputStream
+from data_tools.streams import BrokenStreamError
 
 MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
 # The most that may be allowed: NFC triples the bytes of a text at worst and a token has at least one byte, so the
@@ -45,7 +45,15 @@ class RejectedRecordError(Exception):
         self.detail = detail
 
 
-def read_lines(stream: InputStream, max_line_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[Line]:
+class PieceStream(Protocol):
+    """Bytes in bounded pieces; `streams.InputStream` is one."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """The content; raises BrokenStreamError where it is damaged."""
+        ...
+
+
+def read_lines(stream: PieceStream, max_line_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[Line]:
     """The lines of ``stream`` that are not blank.
 
     A byte-order mark at the start and a carriage return at the end of a line are dropped. A line longer than
@@ -94,8 +102,17 @@ def parse_text(line: Line, text_key: str) -> str:
     """The text of a record in NFC; never empty, always encodable as UTF-8.
 
     Raises:
+        RejectedRecordError: as `parse_record` and `text_of_record` do.
+    """
+    return nfc(text_of_record(parse_record(line), text_key))
+
+
+def parse_record(line: Line) -> dict[str, Any]:
+    """The object on a line.
+
+    Raises:
         RejectedRecordError: with reason not_json (NaN, Infinity and nesting deeper than 1024 among it), invalid_utf8,
-            lone_surrogate, not_an_object, missing_text, text_not_string, empty, or the line's own reason.
+            lone_surrogate, not_an_object, or the line's own reason.
     """
     if line.reason:
         raise RejectedRecordError(line.reason, line.detail)
@@ -105,6 +122,15 @@ def parse_text(line: Line, text_key: str) -> str:
         raise _not_json(line.content, error) from error
     if not isinstance(record, dict):
         raise RejectedRecordError("not_an_object", f"the record is {_kind(record)}, not an object")
+    return record
+
+
+def text_of_record(record: Mapping[str, Any], text_key: str) -> str:
+    """The text of a record as it is; never empty.
+
+    Raises:
+        RejectedRecordError: with reason missing_text, text_not_string or empty.
+    """
     if text_key not in record:
         keys = ", ".join(map(repr, list(record)[:8]))
         raise RejectedRecordError("missing_text", f"no key {text_key!r}; the record has {keys or 'no keys'}")
@@ -113,7 +139,7 @@ def parse_text(line: Line, text_key: str) -> str:
         raise RejectedRecordError("text_not_string", f"{text_key!r} is {_kind(text)}, not a string")
     if not text:
         raise RejectedRecordError("empty", f"{text_key!r} is the empty string")
-    return nfc(text)
+    return text
 
 
 def _not_json(content: bytes, error: orjson.JSONDecodeError) -> RejectedRecordError:

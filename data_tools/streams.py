@@ -2,8 +2,8 @@
 
 import stat
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
 from typing import BinaryIO, Literal
 
 from data_tools.errors import DataError
@@ -70,14 +70,29 @@ class InputStream:
             BrokenStreamError: the compressed stream is cut short or damaged.
             DataError: the disk fails.
         """
-        decompress = {"none": _plain, "gzip": _gunzip, "zstd": _unzstd}[self.compression]
         try:
-            yield from decompress(self._stream)
+            yield from _DECOMPRESSORS[self.compression](self._stream)
         except OSError as error:
             raise DataError(f"{self.path}: reading failed: {error.strerror}") from error
 
 
-def _compression(path: Path, magic: bytes) -> Compression:
+def compression_of(stream: BinaryIO, path: str) -> Compression:
+    """How a seekable stream at its beginning is compressed: by file name, else by the first bytes."""
+    magic = stream.read(4)
+    stream.seek(0)
+    return _compression(PurePath(path), magic)
+
+
+def decompressed_pieces(stream: BinaryIO, path: str) -> Iterator[bytes]:
+    """The content of a seekable stream, decompressed, in pieces of at most 1 MiB.
+
+    Raises:
+        BrokenStreamError: the compressed stream is cut short or damaged.
+    """
+    yield from _DECOMPRESSORS[compression_of(stream, path)](stream)
+
+
+def _compression(path: PurePath, magic: bytes) -> Compression:
     if path.suffix in (".gz", ".gzip") or magic.startswith(_GZIP_MAGIC):
         return "gzip"
     if path.suffix in (".zst", ".zstd") or magic == _ZSTD_MAGIC:
@@ -136,3 +151,10 @@ def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
             for start in range(0, len(output), PIECE_BYTES):
                 yield output[start : start + PIECE_BYTES]
         data = memoryview(frame.unused_data + bytes(data)) or memoryview(stream.read(PIECE_BYTES))
+
+
+_DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Iterator[bytes]]] = {
+    "none": _plain,
+    "gzip": _gunzip,
+    "zstd": _unzstd,
+}

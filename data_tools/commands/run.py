@@ -1,0 +1,105 @@
+"""``qwen-data run``."""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_tools.commands.arguments import positive_int
+from data_tools.errors import DataError
+
+if TYPE_CHECKING:
+    from data_tools.pipeline.executor import Executor
+    from data_tools.pipeline.run import RunSummary
+
+_EXAMPLES = """examples:
+  qwen-data run pipeline.yaml --workers 8
+  qwen-data run pipeline.yaml --max-bad 0.1%
+  qwen-data run pipeline.yaml --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
+  qwen-data run pipeline.yaml --ray-address auto
+
+Run again after an interruption or a change: finished parts are skipped. docs/data-engine.md lists the stages.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "run",
+        help="a whole pipeline, from files to corpora",
+        description="Runs the stages of a pipeline file; what is finished for the same inputs and options is skipped.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pipeline", type=Path, metavar="PIPELINE.yaml", help="the pipeline file")
+    parser.add_argument("--workers", type=positive_int, default=1, help="processes on this machine (1)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--shard", type=_share, metavar="I/N", help="do task numbers I, I + N, ... and wait for the other N - 1 jobs"
+    )
+    where.add_argument(
+        "--ray-address", metavar="ADDRESS", help="run on Ray: auto, host:port, or local to start it here"
+    )
+    parser.add_argument(
+        "--max-bad",
+        metavar="LIMIT",
+        help="exit with status 1 if more records cannot be read: a number (100) or a share (0.1%%); default: the "
+        "pipeline file's max_bad",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the pipeline and prints its counts; 1 if more than max_bad records cannot be read."""
+    from data_tools.commands.tokenize import RejectionLimit
+    from data_tools.pipeline.pipeline_file import load_pipeline
+    from data_tools.pipeline.run import run_pipeline
+    from data_tools.pipeline.runner import Share
+
+    started = time.monotonic()
+    pipeline = load_pipeline(options.pipeline)
+    text = options.max_bad if options.max_bad is not None else pipeline.max_bad
+    try:
+        limit = RejectionLimit(text) if text is not None else None
+    except ValueError as error:
+        raise DataError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
+    executor = _executor(options)
+    try:
+        summary = run_pipeline(pipeline, executor, Share(*options.shard) if options.shard else None)
+    finally:
+        executor.close()
+    _print(summary, time.monotonic() - started)
+    if limit is not None and limit.exceeded(summary.num_bad, summary.num_records):
+        raise DataError(
+            f"{summary.num_bad} of {summary.num_records} records cannot be read, more than max_bad {text}; "
+            f"{summary.quarantine} lists them; the output holds the others"
+        )
+    return 0
+
+
+def _executor(options: argparse.Namespace) -> "Executor":
+    from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
+
+    if options.ray_address is not None:
+        from data_tools.pipeline.ray_executor import RayExecutor
+
+        return RayExecutor(options.ray_address)
+    return InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
+
+
+def _print(summary: "RunSummary", seconds: float) -> None:
+    for stage in summary.stages:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in stage["rejected"].items())
+        print(f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,}  {reasons}".rstrip())
+    print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
+    if summary.num_bad:
+        print(f"qwen-data: {summary.num_bad:,} records cannot be read: {summary.quarantine}", file=sys.stderr)
+
+
+def _share(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard; write I/N with I from 0 to N - 1, as 0/4")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,1 @@
+"""The data engine: stages over shards, resumable, counted, on one machine or many."""

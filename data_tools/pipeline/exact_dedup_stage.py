@@ -1,0 +1,161 @@
+"""Exact duplicates across the whole corpus: hash every part, group by ranges of hashes, drop all but one.
+
+Texts are equal if they agree after NFKC, case folding and collapsing white space. Of equal texts the one whose own
+bytes hash lowest stays, so the texts that survive depend neither on the order of the input nor on how it is cut.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_tools.atomic_file import atomic_output
+from data_tools.pipeline.document import Drop, ShardWriter, read_documents
+from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
+
+_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8")])
+_DUPLICATE = np.dtype([("part", "<u4"), ("row", "<u8"), ("survivor_part", "<u4"), ("survivor_row", "<u8")])
+_BUCKET_DOCUMENTS = 4_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactDedupStage:
+    """Options of the stage `exact_dedup`.
+
+    Attributes:
+        bucket_documents: documents grouped at once; 100 bytes of memory for each.
+    """
+
+    bucket_documents: int = _BUCKET_DOCUMENTS
+
+    def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
+        """Three phases: hash each part, group each range of hashes, rewrite each part."""
+        shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
+        hashed = runner.run(folder / "hashes", _tasks("exact_dedup_hash", folder / "hashes", inputs, shards))
+        num_buckets = max(1, -(-sum(part.records_out for part in inputs) // self.bucket_documents))
+        hash_files = tuple(part.output(f"{part.name}.hashes") for part in hashed)
+        groups = [
+            Task(
+                operation="exact_dedup_group",
+                folder=str(folder / "groups"),
+                name=f"bucket-{number:06d}",
+                options={"bucket": number, "num_buckets": num_buckets},
+                inputs=hash_files,
+            )
+            for number in range(num_buckets)
+        ]
+        grouped = runner.run(folder / "groups", groups)
+        duplicates = tuple(bucket.output(f"{bucket.name}.duplicates") for bucket in grouped)
+        applied = [
+            Task(
+                operation="exact_dedup_apply",
+                folder=str(folder),
+                name=part.name,
+                options={"part": number},
+                inputs=(shard, *duplicates),
+            )
+            for number, (part, shard) in enumerate(zip(inputs, shards, strict=True))
+        ]
+        return runner.run(folder, applied)
+
+
+def _tasks(operation: str, folder: Path, parts: Sequence[Manifest], shards: Sequence[TaskInput]) -> list[Task]:
+    return [
+        Task(operation=operation, folder=str(folder), name=part.name, options={}, inputs=(shard,))
+        for part, shard in zip(parts, shards, strict=True)
+    ]
+
+
+def hash_part(task: Task) -> TaskResult:
+    """The operation `exact_dedup_hash`: hashes of one shard, sorted, to NAME.hashes."""
+    entries = [
+        (*_halves(_normal_form(document.text)), _halves(document.text)[0], row)
+        for row, document in enumerate(read_documents(Path(task.inputs[0].path)))
+    ]
+    array = np.sort(np.array(entries, dtype=_ENTRY), order=("first", "second", "rank", "row"))
+    name = f"{task.name}.hashes"
+    with atomic_output(Path(task.folder, name)) as stream:
+        stream.write(array.tobytes())
+    return TaskResult(outputs=[name], records_in=len(array), records_out=len(array))
+
+
+def _normal_form(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _halves(text: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def group_bucket(task: Task) -> TaskResult:
+    """The operation `exact_dedup_group`: all but the survivors of one range of hashes, to NAME.duplicates."""
+    bucket, num_buckets = task.options["bucket"], task.options["num_buckets"]
+    low, high = bucket * 2**64 // num_buckets, (bucket + 1) * 2**64 // num_buckets
+    slices, parts = [], []
+    for number, one in enumerate(task.inputs):
+        entries = _slice(Path(one.path), low, high)
+        slices.append(entries)
+        parts.append(np.full(len(entries), number, dtype=np.uint32))
+    entries, part = np.concatenate(slices), np.concatenate(parts)
+    order = np.lexsort((entries["row"], part, entries["rank"], entries["second"], entries["first"]))
+    entries, part = entries[order], part[order]
+    new = np.ones(len(entries), dtype=bool)
+    new[1:] = (entries["first"][1:] != entries["first"][:-1]) | (entries["second"][1:] != entries["second"][:-1])
+    survivor = np.flatnonzero(new)[np.cumsum(new) - 1]
+    found = np.empty(int((~new).sum()), dtype=_DUPLICATE)
+    found["part"], found["row"] = part[~new], entries["row"][~new]
+    found["survivor_part"], found["survivor_row"] = part[survivor[~new]], entries["row"][survivor[~new]]
+    name = f"{task.name}.duplicates"
+    with atomic_output(Path(task.folder, name)) as stream:
+        stream.write(np.sort(found, order=("part", "row")).tobytes())
+    return TaskResult(outputs=[name], values={"duplicates": len(found), "clusters": int(new.sum())})
+
+
+def _slice(path: Path, low: int, high: int) -> npt.NDArray[np.void]:
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype=_ENTRY)
+    entries = np.memmap(path, dtype=_ENTRY, mode="r")
+    first = int(np.searchsorted(entries["first"], np.uint64(low)))
+    last = len(entries) if high == 2**64 else int(np.searchsorted(entries["first"], np.uint64(high)))
+    return np.array(entries[first:last])
+
+
+def apply_part(task: Task) -> TaskResult:
+    """The operation `exact_dedup_apply`: one shard without its duplicates."""
+    number = task.options["part"]
+    survivors = {}
+    for one in task.inputs[1:]:
+        for duplicate in _duplicates_of(Path(one.path), number):
+            survivors[int(duplicate["row"])] = (int(duplicate["survivor_part"]), int(duplicate["survivor_row"]))
+    records_in = 0
+    with ShardWriter(Path(task.folder), task.name) as writer:
+        for row, document in enumerate(read_documents(Path(task.inputs[0].path))):
+            records_in += 1
+            survivor = survivors.get(row)
+            if survivor is None:
+                writer.keep(document)
+            else:
+                writer.drop(document, Drop("exact_duplicate", f"of document {survivor[1]} of part {survivor[0]}"))
+    return TaskResult(
+        outputs=writer.outputs(),
+        records_in=records_in,
+        records_out=writer.records_out,
+        rejected=writer.rejected,
+        statistics=writer.statistics.as_dict(),
+        examples=writer.examples,
+    )
+
+
+def _duplicates_of(path: Path, part: int) -> npt.NDArray[np.void]:
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype=_DUPLICATE)
+    found = np.memmap(path, dtype=_DUPLICATE, mode="r")
+    first = int(np.searchsorted(found["part"], part, side="left"))
+    last = int(np.searchsorted(found["part"], part, side="right"))
+    return np.array(found[first:last])

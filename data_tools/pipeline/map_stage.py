@@ -1,0 +1,51 @@
+"""Stages that look at one document at a time: each keeps it, changed or not, or drops it with a reason."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.pipeline.document import Document, Drop, ShardWriter, batches, read_documents
+from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.task import Manifest, Task, TaskResult
+from data_tools.pipeline.transforms import TRANSFORMS
+
+Transform = Callable[[list[Document]], Sequence[Document | Drop]]
+
+
+def run_map(
+    runner: Runner, folder: Path, inputs: Sequence[Manifest], transform: str, options: Mapping[str, Any]
+) -> list[Manifest]:
+    """One task for each part of ``inputs``."""
+    tasks = [
+        Task(
+            operation="map",
+            folder=str(folder),
+            name=part.name,
+            options={"transform": transform, "options": dict(options)},
+            inputs=(part.output(f"{part.name}.jsonl.zst"),),
+        )
+        for part in inputs
+    ]
+    return runner.run(folder, tasks)
+
+
+def map_part(task: Task) -> TaskResult:
+    """The operation `map`: the transform that the options name, over one shard."""
+    transform: Transform = TRANSFORMS[task.options["transform"]](task.options["options"])
+    records_in = 0
+    with ShardWriter(Path(task.folder), task.name) as writer:
+        for batch in batches(read_documents(Path(task.inputs[0].path))):
+            records_in += len(batch)
+            for document, result in zip(batch, transform(batch), strict=True):
+                if isinstance(result, Drop):
+                    writer.drop(document, result)
+                else:
+                    writer.keep(result)
+    return TaskResult(
+        outputs=writer.outputs(),
+        records_in=records_in,
+        records_out=writer.records_out,
+        rejected=writer.rejected,
+        statistics=writer.statistics.as_dict(),
+        examples=writer.examples,
+    )

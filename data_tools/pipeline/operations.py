@@ -1,0 +1,32 @@
+"""The operations that tasks name, and how one task is done in whatever process it lands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_tools.pipeline.exact_dedup_stage import apply_part, group_bucket, hash_part
+from data_tools.pipeline.map_stage import map_part
+from data_tools.pipeline.read_stage import read_part
+from data_tools.pipeline.task import Manifest, Task, TaskResult, finished, write_manifest
+
+OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
+    "read": read_part,
+    "map": map_part,
+    "exact_dedup_hash": hash_part,
+    "exact_dedup_group": group_bucket,
+    "exact_dedup_apply": apply_part,
+}
+
+
+def perform(task: Task) -> Manifest:
+    """Does ``task`` and writes its manifest.
+
+    Raises:
+        DataError: an input cannot be used.
+        OSError: the disk is full or fails.
+    """
+    if (done := finished(task)) is not None:
+        return done
+    Path(task.folder).mkdir(parents=True, exist_ok=True)
+    # Gone before the files change: a manifest never stands beside files of another run.
+    task.manifest_path.unlink(missing_ok=True)
+    return write_manifest(task, OPERATIONS[task.operation](task))

@@ -1,0 +1,138 @@
+"""pipeline.yaml: what it may say, and what it means."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from data_tools.errors import DataError
+from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.settings import Problems, build, rule
+from data_tools.pipeline.stages import STAGES
+from data_tools.pipeline.task import Manifest
+
+MAX_FILE_BYTES = 1024 * 1024
+
+
+class Stage(Protocol):
+    """A function of the shards of the stage before it and of its own options."""
+
+    def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
+        """Does what is not done yet; the manifests of all parts, in order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    output: str = rule(bool, "must be a path")
+    stages: Any
+    max_bad: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedStage:
+    """One entry of `stages`."""
+
+    name: str
+    kind: str
+    stage: Any  # a Stage that is a dataclass
+
+    def options(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self.stage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A checked pipeline file.
+
+    Attributes:
+        output: the folder everything goes to.
+        max_bad: limit of unreadable records, "100" or "0.1%"; None for no limit.
+        stages: in order; the first is `read`.
+    """
+
+    output: Path
+    max_bad: str | None
+    stages: tuple[NamedStage, ...]
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """Reads and checks a pipeline file.
+
+    Raises:
+        DataError: all mistakes at once, one line each: file, key, value and the rule it breaks.
+    """
+    document = _read_yaml(path)
+    problems = Problems(str(path))
+    if not isinstance(document, Mapping):
+        raise DataError(f"{path}: must be a mapping with the keys output and stages")
+    head = build(_Head, document, "", problems)
+    entries = document.get("stages")
+    stages = _stages(entries if isinstance(entries, list) else [], problems)
+    if problems.lines:
+        raise DataError("\n".join(problems.lines))
+    return Pipeline(output=Path(head.output), max_bad=head.max_bad, stages=stages)
+
+
+def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...]:
+    stages: list[NamedStage] = []
+    names: set[str] = set()
+    for number, entry in enumerate(entries):
+        where = f"stages[{number}]"
+        if not isinstance(entry, Mapping) or entry.get("kind") not in STAGES:
+            value = entry.get("kind") if isinstance(entry, Mapping) else entry
+            problems.add(f"{where}.kind", value, f"must be one of {', '.join(STAGES)}")
+            continue
+        kind = str(entry["kind"])
+        name = str(entry.get("name", kind))
+        if not name.replace("-", "").replace("_", "").isalnum():
+            problems.add(f"{where}.name", name, "must be letters, digits, - and _")
+        if name in names:
+            problems.add(f"{where}.name", name, "is used twice; give each stage a name of its own")
+        names.add(name)
+        if (kind == "read") != (number == 0):
+            problems.add(f"{where}.kind", kind, "is out of place; read comes first and only there")
+        if stages and stages[-1].kind == "tokenize":
+            problems.add(f"{where}.kind", kind, "is out of place; tokenize comes last")
+        values = {key: value for key, value in entry.items() if key not in ("name", "kind")}
+        stage = build(STAGES[kind], values, f"{where}.", problems)
+        stages.append(NamedStage(name, kind, stage))
+    if not entries:
+        problems.add("stages", list(entries), "must be a list of at least one stage")
+    return tuple(stages)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only: no tags, no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is not a pipeline file")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error}") from error
+    try:
+        for token in yaml.scan(text, Loader=_Loader):
+            if isinstance(token, yaml.TagToken | yaml.AliasToken):
+                line = token.start_mark.line + 1
+                raise DataError(f"{path}:{line}: tags (!) and aliases (*) are not allowed; write the value itself")
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+        raise DataError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error

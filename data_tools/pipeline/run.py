@@ -1,0 +1,133 @@
+"""A whole pipeline: its stages one after the other, finished parts skipped, counts kept for the report."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_tools.atomic_file import write_atomically
+from data_tools.lock import corpus_lock
+from data_tools.pipeline.document import DocumentStatistics
+from data_tools.pipeline.executor import Executor
+from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
+from data_tools.pipeline.runner import Runner, Share
+from data_tools.pipeline.task import QUARANTINE_FILE, STAGE_FILE, Manifest
+from data_tools.version import version
+
+SUMMARY = "pipeline.json"
+_EXAMPLES_PER_REASON = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        stages: one JSON object a stage: name, kind, records_in, records_out, rejected, statistics, examples.
+        tasks_done, tasks_skipped: tasks done now, and found finished.
+        quarantine: the list of unreadable records.
+    """
+
+    stages: list[dict[str, Any]]
+    tasks_done: int
+    tasks_skipped: int
+    quarantine: Path
+
+    @property
+    def num_bad(self) -> int:
+        """Unreadable records."""
+        return int(sum(self.stages[0]["rejected"].values()))
+
+    @property
+    def num_records(self) -> int:
+        """Records read, good and bad."""
+        return int(self.stages[0]["records_in"])
+
+
+def run_pipeline(pipeline: Pipeline, executor: Executor, share: Share | None = None) -> RunSummary:
+    """Runs every stage of ``pipeline``; what is finished for the same inputs and options is not done again.
+
+    Args:
+        pipeline: from `load_pipeline`.
+        executor: where tasks run.
+        share: this process's part of the tasks if several array jobs run the same pipeline.
+    Raises:
+        DataError: an input cannot be used, a task failed, or another process is working on the same output.
+        OSError: the disk is full or fails. Finished parts are kept in either case.
+    """
+    pipeline.output.mkdir(parents=True, exist_ok=True)
+    lock = "run" if share is None else f"shard-{share.index}-of-{share.count}"
+    with corpus_lock(pipeline.output / lock):
+        runner = Runner(executor, share)
+        parts: list[Manifest] = []
+        stages: list[dict[str, Any]] = []
+        for number, named in enumerate(pipeline.stages):
+            runner.title = named.name
+            if sys.stderr.isatty():
+                print(f"stage {number + 1} of {len(pipeline.stages)}: {named.name}", file=sys.stderr)
+            folder = stage_folder(pipeline, number)
+            records_in = sum(part.records_out for part in parts)
+            parts = named.stage.run(runner, folder, parts)
+            stages.append(stage_summary(named, parts))
+            if number and stages[-1]["records_in"] != records_in:
+                raise RuntimeError(
+                    f"stage {named.name}: read {stages[-1]['records_in']} records, but the stage before it wrote "
+                    f"{records_in}; this is a bug"
+                )
+            write_stage_manifest(folder, stages[-1], parts)
+        summary = {
+            "tool_version": version(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stages": stages,
+        }
+        write_atomically(pipeline.output / SUMMARY, orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+    return RunSummary(
+        stages=stages,
+        tasks_done=runner.tasks_done,
+        tasks_skipped=runner.tasks_skipped,
+        quarantine=stage_folder(pipeline, 0) / QUARANTINE_FILE,
+    )
+
+
+def stage_folder(pipeline: Pipeline, number: int) -> Path:
+    """Where a stage works: OUTPUT/stages/NN-name."""
+    return pipeline.output / "stages" / f"{number + 1:02d}-{pipeline.stages[number].name}"
+
+
+def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any]:
+    """The counts of a stage, added up over its parts."""
+    rejected: Counter[str] = Counter()
+    statistics = DocumentStatistics()
+    examples: dict[str, list[Any]] = {}
+    for part in parts:
+        rejected.update(part.rejected)
+        statistics.merge(part.statistics)
+        for reason, entries in part.examples.items():
+            known = examples.setdefault(reason, [])
+            known += entries[: _EXAMPLES_PER_REASON - len(known)]
+    return {
+        "name": named.name,
+        "kind": named.kind,
+        "options": named.options(),
+        "parts": len(parts),
+        "records_in": sum(part.records_in for part in parts),
+        "records_out": sum(part.records_out for part in parts),
+        "rejected": dict(sorted(rejected.items())),
+        "statistics": statistics.as_dict(),
+        "examples": examples,
+    }
+
+
+def write_stage_manifest(folder: Path, summary: dict[str, Any], parts: Sequence[Manifest]) -> None:
+    """Writes STAGE/stage.json beside the parts' own: counts of the stage and checksums of its shards."""
+    content = {
+        "tool_version": version(),
+        **summary,
+        "outputs": {name: entry for part in parts for name, entry in part.outputs.items()},
+    }
+    write_atomically(folder / STAGE_FILE, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")

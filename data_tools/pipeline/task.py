@@ -1,0 +1,191 @@
+"""The unit of work: a task turns inputs into files and a manifest; a finished task is recognised and not done again."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_tools.atomic_file import write_atomically
+from data_tools.checksums import sha256_of_file
+from data_tools.version import version
+
+# Part of every key: raise it when an operation's output changes for the same input and options.
+ENGINE_VERSION = 1
+# Files in a stage's folder that belong to the stage, not to one of its tasks.
+STAGE_FILE = "stage.json"
+QUARANTINE_FILE = "rejected.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInput:
+    """What a task reads: a range of a file of the user's, or a file that another task wrote.
+
+    Attributes:
+        path: where it is.
+        start, stop: byte range (JSON Lines, plain) or row groups (Parquet); stop is None for the whole file.
+        size_bytes, mtime_ns: identity of a user's file.
+        sha256: identity of a file that a task wrote; None for a user's file.
+    """
+
+    path: str
+    start: int = 0
+    stop: int | None = None
+    size_bytes: int = 0
+    mtime_ns: int = 0
+    sha256: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Roughly how much there is to read."""
+        return self.size_bytes if self.stop is None else min(self.stop, self.size_bytes) - self.start
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on: of files written by tasks the content, not the place."""
+        if self.sha256 is not None:
+            return {"name": Path(self.path).name, "sha256": self.sha256}
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One piece of a stage, small enough to be done again after a crash.
+
+    Attributes:
+        operation: name in `operations.OPERATIONS`.
+        folder: where its files and its manifest go.
+        name: stem of the manifest, unique in the folder.
+        options: configuration, plain JSON values.
+        inputs: what it reads.
+    """
+
+    operation: str
+    folder: str
+    name: str
+    options: Mapping[str, Any]
+    inputs: tuple[TaskInput, ...]
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest is when the task is finished."""
+        return Path(self.folder, f"{self.name}.manifest.json")
+
+    @property
+    def num_bytes(self) -> int:
+        """Roughly how much it reads, for the progress bar."""
+        return sum(one.num_bytes for one in self.inputs)
+
+    def key(self) -> str:
+        """Hash of everything the result depends on: operation, options, inputs, version of the tool."""
+        parts = {
+            "engine": ENGINE_VERSION,
+            "tool_version": version(),
+            "operation": self.operation,
+            "name": self.name,
+            "options": dict(self.options),
+            "inputs": [one.identity() for one in self.inputs],
+        }
+        return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+@dataclass(kw_only=True)
+class TaskResult:
+    """What an operation reports.
+
+    Attributes:
+        outputs: names of the files it wrote into the task's folder.
+        records_in, records_out: records read and passed on; always records_in = records_out + all of rejected.
+        rejected: reason -> records.
+        statistics: JSON object for the report.
+        examples: reason -> a few dropped documents.
+        values: JSON object for the tasks of the next phase.
+    """
+
+    outputs: list[str] = field(default_factory=list)
+    records_in: int = 0
+    records_out: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of NAME.manifest.json, written last: a task without it is not finished."""
+
+    key: str
+    folder: str
+    name: str
+    operation: str
+    tool_version: str
+    inputs: list[dict[str, Any]]
+    records_in: int
+    records_out: int
+    rejected: dict[str, int]
+    outputs: dict[str, dict[str, Any]]  # file name -> size_bytes, sha256
+    statistics: dict[str, Any]
+    examples: dict[str, Any]
+    values: dict[str, Any]
+
+    def output(self, name: str) -> TaskInput:
+        """A file of this task as input of another."""
+        entry = self.outputs[name]
+        path = str(Path(self.folder, name))
+        return TaskInput(path=path, size_bytes=entry["size_bytes"], sha256=entry["sha256"])
+
+    def path(self, name: str) -> Path:
+        """Where a file of this task is."""
+        return Path(self.folder, name)
+
+
+def write_manifest(task: Task, result: TaskResult) -> Manifest:
+    """Checks the counts, takes checksums of the outputs and writes the manifest.
+
+    Raises:
+        RuntimeError: records were lost or invented; a bug in the operation.
+    """
+    rejected = {reason: int(count) for reason, count in sorted(result.rejected.items()) if count}
+    if result.records_in != result.records_out + sum(rejected.values()):
+        raise RuntimeError(
+            f"{task.folder}/{task.name}: {result.records_in} records in, but {result.records_out} out and "
+            f"{sum(rejected.values())} rejected ({rejected}); this is a bug in {task.operation}"
+        )
+    outputs = {
+        name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for name in result.outputs
+        for path in (Path(task.folder, name),)
+    }
+    content: dict[str, Any] = {
+        "key": task.key(),
+        "name": task.name,
+        "operation": task.operation,
+        "tool_version": version(),
+        "inputs": [asdict(one) for one in task.inputs],
+        "records_in": result.records_in,
+        "records_out": result.records_out,
+        "rejected": rejected,
+        "outputs": outputs,
+        "statistics": dict(result.statistics),
+        "examples": dict(result.examples),
+        "values": dict(result.values),
+    }
+    write_atomically(task.manifest_path, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+    return Manifest(folder=task.folder, **content)
+
+
+def finished(task: Task) -> Manifest | None:
+    """The manifest of ``task`` if it is finished for these inputs and options and its files are still there."""
+    try:
+        content = orjson.loads(task.manifest_path.read_bytes())
+        manifest = Manifest(folder=task.folder, **content)
+        if manifest.key != task.key():
+            return None
+        for name, entry in manifest.outputs.items():
+            if manifest.path(name).stat().st_size != entry["size_bytes"]:
+                return None
+    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+        return None  # Absent or damaged: the task is done again.
+    return manifest

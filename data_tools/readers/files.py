@@ -1,0 +1,96 @@
+"""Files on disk and behind URLs: found, identified, opened."""
+
+import glob
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_tools.errors import DataError
+from data_tools.pipeline.task import TaskInput
+
+
+def is_url(path: str) -> bool:
+    """Whether ``path`` is for fsspec: "s3://bucket/file", "memory://file"; a local path is not."""
+    return "://" in path
+
+
+def find_files(pattern: str) -> list[TaskInput]:
+    """The files that a path, a glob pattern ("**" for subfolders) or a folder names, in the order of their names.
+
+    Raises:
+        DataError: there is none, or the file system cannot be reached.
+    """
+    found = _find_remote(pattern) if is_url(pattern) else _find_local(pattern)
+    if not found:
+        raise DataError(f"{pattern}: no such file; check the path (a pattern needs * or **)")
+    return sorted(found, key=lambda one: one.path)
+
+
+def _find_local(pattern: str) -> list[TaskInput]:
+    if Path(pattern).is_dir():
+        pattern = os.path.join(glob.escape(pattern), "**")
+    paths = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+    files = []
+    for path in paths:
+        try:
+            path.encode("utf-8")
+            status = os.stat(path)
+        except UnicodeEncodeError as error:
+            raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        if os.path.isfile(path):
+            files.append(TaskInput(path=path, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns))
+    return files
+
+
+def _find_remote(pattern: str) -> list[TaskInput]:
+    fsspec = _fsspec()
+    try:
+        file_system, path = fsspec.core.url_to_fs(pattern)
+        if file_system.isdir(path):
+            path = f"{path.rstrip('/')}/**"
+        paths = [path] if file_system.isfile(path) else file_system.glob(path)
+        return [_remote_file(file_system, one) for one in paths if file_system.isfile(one)]
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{pattern}: {error}") from error
+
+
+def _remote_file(file_system: Any, path: str) -> TaskInput:
+    url = file_system.unstrip_protocol(path)
+    try:
+        mtime_ns = int(file_system.modified(path).timestamp() * 1e9)
+    except (NotImplementedError, FileNotFoundError):
+        mtime_ns = 0  # Some stores keep no times; the size has to do.
+    return TaskInput(path=url, size_bytes=int(file_system.size(path)), mtime_ns=mtime_ns)
+
+
+def open_input(path: str) -> BinaryIO:
+    """A seekable stream of the bytes of a file as they are stored.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    try:
+        if is_url(path):
+            stream: BinaryIO = _fsspec().open(path, "rb").open()
+            return stream
+        return open(path, "rb", buffering=0)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{path}: cannot be opened: {error}") from error
+
+
+def check_unchanged(before: TaskInput) -> None:
+    """Raises DataError if the file has changed since the plan was made."""
+    now = {one.path: one for one in find_files(glob.escape(before.path) if not is_url(before.path) else before.path)}
+    after = now.get(before.path)
+    if after is None or (after.size_bytes, after.mtime_ns) != (before.size_bytes, before.mtime_ns):
+        raise DataError(f"{before.path}: changed while it was read; run the pipeline again when it is complete")
+
+
+def _fsspec() -> Any:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise DataError("paths with :// need fsspec; run: pip install 'qwen-megatron[data]'") from error
+    return fsspec
