@@ -27,19 +27,25 @@ def plan_of(*overrides: str) -> Plan:
     [
         (
             ("parallel.virtual_pipeline_model_parallel_size=2",),
-            "parallel.virtual_pipeline_model_parallel_size=2: interleaves pipeline stages, but "
-            "parallel.pipeline_model_parallel_size is 1; leave it out",
+            (
+                "parallel.virtual_pipeline_model_parallel_size=2: interleaves pipeline stages, but "
+                "parallel.pipeline_model_parallel_size is 1; leave it out"
+            ),
         ),
         (
             (PP2, "parallel.virtual_pipeline_model_parallel_size=3"),
-            "parallel.virtual_pipeline_model_parallel_size=3: times parallel.pipeline_model_parallel_size(2) must "
-            "divide model.num_layers(8); use 2 or 4",
+            (
+                "parallel.virtual_pipeline_model_parallel_size=3: times parallel.pipeline_model_parallel_size(2) must "
+                "divide model.num_layers(8); use 2 or 4"
+            ),
         ),
         (
             (PP2, "parallel.virtual_pipeline_model_parallel_size=2", "training.global_batch_size=5"),
-            "training.global_batch_size=5: must be a multiple of training.micro_batch_size(1) x data_parallel_size(1) "
-            "x parallel.pipeline_model_parallel_size(2) = 2 with parallel.virtual_pipeline_model_parallel_size; "
-            "use 4 or 6",
+            (
+                "training.global_batch_size=5: must be a multiple of training.micro_batch_size(1) x data_parallel_size(1) "
+                "x parallel.pipeline_model_parallel_size(2) = 2 with parallel.virtual_pipeline_model_parallel_size; "
+                "use 4 or 6"
+            ),
         ),
         (
             ("parallel.context_parallel_size=3",),
@@ -52,13 +58,17 @@ def plan_of(*overrides: str) -> Plan:
                 "parallel.sequence_parallel=true",
                 "training.seq_length=40",
             ),
-            "training.seq_length=40: must be a multiple of 2 x parallel.context_parallel_size(2) x "
-            "parallel.tensor_model_parallel_size(4) = 16 with parallel.sequence_parallel; use 32 or 48",
+            (
+                "training.seq_length=40: must be a multiple of 2 x parallel.context_parallel_size(2) x "
+                "parallel.tensor_model_parallel_size(4) = 16 with parallel.sequence_parallel; use 32 or 48"
+            ),
         ),
         (
             ("parallel.context_parallel_size=2", "parallel.world_size=3"),
-            "parallel.world_size=3: must be a multiple of parallel.tensor_model_parallel_size(1) x "
-            "parallel.pipeline_model_parallel_size(1) x parallel.context_parallel_size(2) = 2; use 2 or 4",
+            (
+                "parallel.world_size=3: must be a multiple of parallel.tensor_model_parallel_size(1) x "
+                "parallel.pipeline_model_parallel_size(1) x parallel.context_parallel_size(2) = 2; use 2 or 4"
+            ),
         ),
         (
             ("parallel.context_parallel_size=2", "model.attention_dropout=0.1"),
@@ -66,13 +76,17 @@ def plan_of(*overrides: str) -> Plan:
         ),
         (
             ("parallel.context_parallel_size=2", "data.mask_documents=true", "model.implementation=torch"),
-            "parallel.context_parallel_size=2: must be 1 with data.mask_documents: its attention needs whole "
-            "sequences; use 1",
+            (
+                "parallel.context_parallel_size=2: must be 1 with data.mask_documents: its attention needs whole "
+                "sequences; use 1"
+            ),
         ),
         (
             ("data.mask_documents=true",),
-            "model.implementation=auto: must be torch with data.mask_documents, the other kernels would ignore it; "
-            "use torch",
+            (
+                "model.implementation=auto: must be torch with data.mask_documents, the other kernels would ignore it; "
+                "use torch"
+            ),
         ),
         (
             ("optimizer.lr_decay_style=WSD", "optimizer.lr_warmup_iters=20", "optimizer.lr_wsd_decay_iters=90"),
@@ -80,8 +94,10 @@ def plan_of(*overrides: str) -> Plan:
         ),
         (
             ("parallel.overlap_param_gather=true",),
-            "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or this to "
-            "false",
+            (
+                "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or this to "
+                "false"
+            ),
         ),
     ],
 )
