@@ -191,7 +191,7 @@ def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
     write_synced(directory / "config.yaml", resolved.encode())
     parallel = plan.parallel
     log.info(
-        "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; a step is %d micro-batches of %d x %d tokens a replica",
+        "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; a step: %d micro-batches of %d x %d tokens a replica",
         f"{plan.num_parameters:,}",
         platform_name,
         parallel.tensor_model_parallel_size,

@@ -32,8 +32,8 @@ class DataOptions:
     mask_documents: bool = field(
         default=False,
         metadata=about(
-            "Documents packed into one sequence cannot see each other; torch kernels only. Default: they can, as in the "
-            "report."
+            "Documents packed into one sequence cannot see each other; torch kernels only. Default: they can, as in "
+            "the report."
         ),
     )
     num_workers: int = field(

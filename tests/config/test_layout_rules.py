@@ -42,8 +42,8 @@ def plan_of(*overrides: str) -> Plan:
         (
             (PP2, "parallel.virtual_pipeline_model_parallel_size=2", "training.global_batch_size=5"),
             (
-                "training.global_batch_size=5: must be a multiple of training.micro_batch_size(1) x data_parallel_size(1) "
-                "x parallel.pipeline_model_parallel_size(2) = 2 with parallel.virtual_pipeline_model_parallel_size; "
+                "training.global_batch_size=5: must be a multiple of training.micro_batch_size(1) x "
+                "data_parallel_size(1) x parallel.pipeline_model_parallel_size(2) = 2 with parallel.virtual_pipeline_model_parallel_size; "
                 "use 4 or 6"
             ),
         ),
@@ -95,8 +95,8 @@ def plan_of(*overrides: str) -> Plan:
         (
             ("parallel.overlap_param_gather=true",),
             (
-                "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or this to "
-                "false"
+                "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or "
+                "this to false"
             ),
         ),
     ],
