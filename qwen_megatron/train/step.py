@@ -70,13 +70,20 @@ def train_step(
     loss = run_microbatches(engine, batches, engine.num_microbatches, loss_function, forward_only=False)
     engine.optimizer.prepare_grads()
     norm = gradient_norm(engine.optimizer)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    if not finite_everywhere(engine.groups, loss, norm):
         raise TrainingError(
-            f"step {step}: loss={loss} and grad_norm={norm} must be finite; no weight was changed. "
+            f"step {step}: loss={loss} and grad_norm={norm} must be finite on every rank; no weight was changed. "
             "Lower optimizer.lr or look at the samples of this step"
         )
     update(engine.optimizer, learning_rate, clip_grad, norm)
     return StepResult(loss=loss, grad_norm=norm)
+
+
+def finite_everywhere(groups: Groups, *values: float) -> bool:
+    """Whether the values are finite on all ranks of the job: either every rank takes the step or none does."""
+    finite = torch.tensor([all(map(math.isfinite, values))], dtype=torch.int32, device=groups.device)
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite.item())
 
 
 @torch.no_grad()
