@@ -43,8 +43,8 @@ def plan_of(*overrides: str) -> Plan:
             (PP2, "parallel.virtual_pipeline_model_parallel_size=2", "training.global_batch_size=5"),
             (
                 "training.global_batch_size=5: must be a multiple of training.micro_batch_size(1) x "
-                "data_parallel_size(1) x parallel.pipeline_model_parallel_size(2) = 2 with parallel.virtual_pipeline_model_parallel_size; "
-                "use 4 or 6"
+                "data_parallel_size(1) x parallel.pipeline_model_parallel_size(2) = 2 with "
+                "parallel.virtual_pipeline_model_parallel_size; use 4 or 6"
             ),
         ),
         (
