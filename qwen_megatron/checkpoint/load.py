@@ -96,12 +96,22 @@ def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
         model.load_state_dict(loaded[f"model{i}"])
     engine.optimizer.load_state_dict(
         {
-            "optimizer": {"param_groups": small.optimizer},
+            "optimizer": {"param_groups": continued_groups(small.optimizer, engine)},
             "param_state": loaded["optimizer"],
             "param_state_sharding_type": SHARDING,
         }
     )
     return small
+
+
+def continued_groups(saved: list[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
+    """The engine's parameter groups at the step of the saved ones.
+
+    Everything else in a group follows from the configuration, and what is configured now is what counts: taken from the
+    checkpoint, old betas would silently win over new ones.
+    """
+    groups = engine.optimizer.state_dict()["optimizer"]["param_groups"]
+    return [{**group, "step": old["step"]} for group, old in zip(groups, saved, strict=True)]
 
 
 def load_weights(folder: Path, engine: Engine) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,9 @@ from qwen_megatron.train.run import Hook, Run
 from qwen_megatron.train.state import TrainState
 
 log = logging.getLogger(__name__)
+
+# They may change between two parts of a run without a change in what it computes.
+HARMLESS = ("training.exit_iter", "training.eval_interval", "training.micro_batch_size")
 
 
 def pretrain(plan: Plan) -> None:
@@ -105,6 +109,8 @@ def restore(plan: Plan, engine: Engine, dataset: BlendedDataset) -> TrainState:
     if folder is not None:
         small = load_checkpoint(folder, engine)
         check_data_unchanged(small.data, dataset, folder)
+        for change in changed_settings(small.config, plan):
+            log_main("note: %s", change)
         log_main("going on from %s (step %d)", folder, small.train_state.iteration)
         return small.train_state
     if plan.checkpoint.init_from is not None:
@@ -150,6 +156,17 @@ def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> N
     ]
     if different:
         raise CheckpointError(f"checkpoint.init_from={source}: {'; '.join(different)}; use the values it has")
+
+
+def changed_settings(saved: dict[str, Any], plan: Plan) -> list[str]:
+    """Settings that training depends on and that differ from the checkpoint's; the new ones are used."""
+    sections = plan_sections(plan)
+    return [
+        f"{section}.{name} is {sections[section][name]}, the checkpoint was trained with {value}"
+        for section in ("model", "optimizer", "training")
+        for name, value in saved[section].items()
+        if f"{section}.{name}" not in HARMLESS and sections[section].get(name, value) != value
+    ]
 
 
 def checkpoint_to_resume(plan: Plan) -> Path | None:

@@ -187,6 +187,20 @@ def test_partial_folder_is_no_checkpoint(ranks: RankPool, byte_corpus: Path, run
     assert not (run_copy / ".iter_0000004.partial").exists()
 
 
+def test_a_changed_setting_is_used(
+    ranks: RankPool,
+    byte_corpus: Path,
+    run_copy: Path,
+    continued: dict[int, dict[str, Any]],
+) -> None:
+    steps = pretrain_on_ranks(
+        ranks, 4, byte_corpus, run_copy, "training.exit_iter=6", "optimizer.adam_beta1=0.5", TP2, PP2, SP
+    )
+    # The first loss comes before the first update with the new value.
+    assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
+    assert steps[6]["loss_hex"] != continued[6]["loss_hex"]
+
+
 def test_other_data_is_refused(ranks: RankPool, run_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     from tests.support.corpora import write_byte_corpus
 
