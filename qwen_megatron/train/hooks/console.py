@@ -13,7 +13,7 @@ class ConsoleHook(Hook):
     """Prints progress on rank 0.
 
     Args:
-        interval: Steps between lines; the first and last are always printed.
+        interval: Steps between lines; the first and the last of a start are always printed.
         stream: Where to; standard output by default.
     """
 
@@ -23,9 +23,11 @@ class ConsoleHook(Hook):
         self.recent_seconds: deque[float] = deque(maxlen=20)
 
     def on_step(self, run: Run, record: StepRecord) -> None:
+        is_first = not self.recent_seconds
         self.recent_seconds.append(record.step_seconds)
         last = run.plan.training.train_iters
-        if not run.is_main or not (record.step % self.interval == 0 or record.step in (1, run.last_step)):
+        wanted = is_first or record.step % self.interval == 0 or record.step == run.last_step
+        if not (run.is_main and wanted):
             return
         left = (run.last_step - record.step) * sum(self.recent_seconds) / len(self.recent_seconds)
         parts = [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from data_tools.atomic_file import write_atomically
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class MetricsHook(Hook):
     def on_start(self, run: Run) -> None:
         if run.is_main:
             path = run.directory / "metrics.jsonl"
-            drop_rows_after(path, run.state.iteration)
+            # A fresh start evaluates before its first step: the row of step 0 is written again too.
+            drop_rows_after(path, run.state.iteration or -1)
             self.stream = path.open("a", encoding="utf-8")
 
     def on_step(self, run: Run, record: StepRecord) -> None:
@@ -39,7 +41,9 @@ class MetricsHook(Hook):
 
     def write(self, row: dict[str, object]) -> None:
         if self.stream is not None:
-            self.stream.write(json.dumps(row) + "\n")
+            # JSON has neither NaN nor infinity.
+            finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+            self.stream.write(json.dumps(finite) + "\n")
             self.stream.flush()
 
     def close(self) -> None:
@@ -52,9 +56,7 @@ def drop_rows_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if row_step(line) <= step]
-    temporary = path.with_suffix(".jsonl.partial")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
 
 def row_step(line: str) -> float:
