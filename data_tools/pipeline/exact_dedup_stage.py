@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from data_tools.atomic_file import atomic_output
 from data_tools.pipeline.document import Drop, ShardWriter, read_documents
+from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
 
@@ -38,26 +39,29 @@ class ExactDedupStage:
         shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
         hashed = runner.run(folder / "hashes", _tasks("exact_dedup_hash", folder / "hashes", inputs, shards))
         num_buckets = max(1, -(-sum(part.records_out for part in inputs) // self.bucket_documents))
-        hash_files = tuple(part.output(f"{part.name}.hashes") for part in hashed)
+        hash_files = write_input_list(
+            folder / "lists" / "hashes.json", [one.output(f"{one.name}.hashes") for one in hashed]
+        )
         groups = [
             Task(
                 operation="exact_dedup_group",
                 folder=str(folder / "groups"),
                 name=f"bucket-{number:06d}",
                 options={"bucket": number, "num_buckets": num_buckets},
-                inputs=hash_files,
+                inputs=(hash_files,),
             )
             for number in range(num_buckets)
         ]
         grouped = runner.run(folder / "groups", groups)
-        duplicates = tuple(bucket.output(f"{bucket.name}.duplicates") for bucket in grouped)
+        found = [bucket.output(f"{bucket.name}.duplicates") for bucket in grouped]
+        duplicates = write_input_list(folder / "lists" / "duplicates.json", found)
         applied = [
             Task(
                 operation="exact_dedup_apply",
                 folder=str(folder),
                 name=part.name,
                 options={"part": number},
-                inputs=(shard, *duplicates),
+                inputs=(shard, duplicates),
             )
             for number, (part, shard) in enumerate(zip(inputs, shards, strict=True))
         ]
@@ -98,7 +102,7 @@ def group_bucket(task: Task) -> TaskResult:
     bucket, num_buckets = task.options["bucket"], task.options["num_buckets"]
     low, high = bucket * 2**64 // num_buckets, (bucket + 1) * 2**64 // num_buckets
     slices, parts = [], []
-    for number, one in enumerate(task.inputs):
+    for number, one in enumerate(read_input_list(task.inputs[0])):
         entries = _slice(Path(one.path), low, high)
         slices.append(entries)
         parts.append(np.full(len(entries), number, dtype=np.uint32))
@@ -130,7 +134,7 @@ def apply_part(task: Task) -> TaskResult:
     """The operation `exact_dedup_apply`: one shard without its duplicates."""
     number = task.options["part"]
     survivors = {}
-    for one in task.inputs[1:]:
+    for one in read_input_list(task.inputs[1]):
         for duplicate in _duplicates_of(Path(one.path), number):
             survivors[int(duplicate["row"])] = (int(duplicate["survivor_part"]), int(duplicate["survivor_row"]))
     records_in = 0

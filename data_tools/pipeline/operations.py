@@ -7,6 +7,7 @@ from data_tools.pipeline.exact_dedup_stage import apply_part, group_bucket, hash
 from data_tools.pipeline.map_stage import map_part
 from data_tools.pipeline.read_stage import read_part
 from data_tools.pipeline.task import Manifest, Task, TaskResult, finished, write_manifest
+from data_tools.pipeline.tokenize_tasks import encode_shard, gather_bucket, seal_corpus
 
 OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
     "read": read_part,
@@ -14,6 +15,9 @@ OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
     "exact_dedup_hash": hash_part,
     "exact_dedup_group": group_bucket,
     "exact_dedup_apply": apply_part,
+    "tokenize_encode": encode_shard,
+    "tokenize_bucket": gather_bucket,
+    "tokenize_seal": seal_corpus,
 }
 
 

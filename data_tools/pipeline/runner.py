@@ -37,7 +37,7 @@ class Runner:
         self.tasks_done = 0
         self.tasks_skipped = 0
 
-    def run(self, folder: Path, tasks: Sequence[Task]) -> list[Manifest]:
+    def run(self, folder: Path, tasks: Sequence[Task], *, sweep: bool = True) -> list[Manifest]:
         """Does the unfinished of ``tasks``, which must not depend on each other.
 
         Files in ``folder`` that belong to no task (leftovers of killed or differently configured runs) are removed.
@@ -45,6 +45,7 @@ class Runner:
         Args:
             folder: where all of the tasks work; nothing else may.
             tasks: with different names.
+            sweep: False if other files in ``folder`` are to stay.
         Returns:
             the manifests in the order of the tasks.
         Raises:
@@ -64,11 +65,16 @@ class Runner:
                 done[manifest.name] = manifest
                 self.tasks_done += 1
                 progress.advance(sizes[manifest.name])
-        if self._share is None:
+        if self._share is None and sweep:
             _sweep(folder, done.values())
-        else:
+        if self._share is not None:
             self._wait_for_others([task for _, task in open_tasks if task.name not in done], done)
         return [done[task.name] for task in tasks]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other array job works on the same output."""
+        return self._share is None
 
     def _is_ours(self, number: int) -> bool:
         assert self._share is not None

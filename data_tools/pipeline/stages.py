@@ -11,6 +11,7 @@ from data_tools.pipeline.read_stage import ReadStage
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import Manifest
+from data_tools.pipeline.tokenize_stage import TokenizeStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +65,5 @@ STAGES: dict[str, type[Any]] = {
     "language": LanguageStage,
     "exact_dedup": ExactDedupStage,
     "sample": SampleStage,
+    "tokenize": TokenizeStage,
 }

@@ -101,6 +101,7 @@ class TaskResult:
         statistics: JSON object for the report.
         examples: reason -> a few dropped documents.
         values: JSON object for the tasks of the next phase.
+        digests: output -> size and SHA-256, where the operation knows them already.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -110,6 +111,7 @@ class TaskResult:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     examples: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +155,11 @@ def write_manifest(task: Task, result: TaskResult) -> Manifest:
             f"{task.folder}/{task.name}: {result.records_in} records in, but {result.records_out} out and "
             f"{sum(rejected.values())} rejected ({rejected}); this is a bug in {task.operation}"
         )
-    outputs = {
-        name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-        for name in result.outputs
-        for path in (Path(task.folder, name),)
-    }
+    outputs = {}
+    for name in result.outputs:
+        path = Path(task.folder, name)
+        size_bytes, sha256 = result.digests.get(name) or (path.stat().st_size, sha256_of_file(path))
+        outputs[name] = {"size_bytes": size_bytes, "sha256": sha256}
     content: dict[str, Any] = {
         "key": task.key(),
         "name": task.name,

@@ -1,0 +1,28 @@
+"""Many files as one input: a list of names and checksums, so that thousands of tasks need not each repeat it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from data_tools.atomic_file import write_atomically
+from data_tools.checksums import sha256_of_file
+from data_tools.pipeline.task import TaskInput
+
+
+def write_input_list(path: Path, inputs: Sequence[TaskInput]) -> TaskInput:
+    """Writes the list of ``inputs``, files that tasks wrote, and gives it as an input that stands for all of them."""
+    entries = [(os.path.relpath(one.path, path.parent), one.size_bytes, one.sha256) for one in inputs]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, orjson.dumps(entries))
+    return TaskInput(path=str(path), size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+
+
+def read_input_list(one: TaskInput) -> list[TaskInput]:
+    """What `write_input_list` was given."""
+    folder = Path(one.path).parent
+    return [
+        TaskInput(path=os.path.normpath(folder / name), size_bytes=size_bytes, sha256=sha256)
+        for name, size_bytes, sha256 in orjson.loads(Path(one.path).read_bytes())
+    ]
