@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,3 +12,55 @@ def gather_documents(
     out: npt.NDArray[np.int32],
 ) -> int: ...
 def write_index(path: bytes, lengths: npt.NDArray[np.int32], dtype_code: int, itemsize: int) -> None: ...
+
+Texts = Sequence[str] | Sequence[bytes]
+Flags = npt.NDArray[np.bool_]
+
+class Characters:
+    def __init__(
+        self,
+        classes: npt.NDArray[np.uint8],
+        mapped_code_points: npt.NDArray[np.uint32],
+        form_starts: npt.NDArray[np.uint32],
+        forms: bytes,
+    ) -> None: ...
+
+def needs_context(characters: Characters, texts: Texts, threads: int) -> Flags: ...
+def normalize(characters: Characters, text: str) -> str: ...
+def words(characters: Characters, text: str) -> list[str]: ...
+def statistics(
+    characters: Characters, texts: Texts, stop_words: list[str], short_line_length: int, threads: int
+) -> npt.NDArray[np.int64]: ...
+def clean_c4(
+    characters: Characters,
+    texts: Texts,
+    min_words_per_line: int,
+    max_word_length: int,
+    page_phrase: str,
+    line_phrases: list[str],
+    want_kept: bool,
+    threads: int,
+) -> tuple[npt.NDArray[np.int64], list[str]]: ...
+def normalized_hashes(
+    characters: Characters, texts: Texts, normalized: Flags, threads: int
+) -> npt.NDArray[np.uint64]: ...
+def shingles(
+    characters: Characters, texts: Texts, normalized: Flags, num_words: int
+) -> list[npt.NDArray[np.uint64]]: ...
+def minhash_signatures(
+    characters: Characters,
+    texts: Texts,
+    normalized: Flags,
+    num_words: int,
+    num_functions: int,
+    seed: int,
+    threads: int,
+) -> npt.NDArray[np.uint64]: ...
+def band_keys(signatures: npt.NDArray[np.uint64], bands: int) -> npt.NDArray[np.uint64]: ...
+def join_components(edges: npt.NDArray[np.int64], roots: npt.NDArray[np.int64]) -> None: ...
+
+class NgramIndex:
+    def __init__(self, n: int, min_words: int) -> None: ...
+    def add(self, characters: Characters, normalized: str, item: int) -> int: ...
+    def find(self, characters: Characters, texts: Texts, normalized: Flags, threads: int) -> npt.NDArray[np.int64]: ...
+    def __len__(self) -> int: ...

@@ -1,0 +1,58 @@
+// Hashes of byte strings and integers; defined by formulas, so that Python can repeat them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "hashes read eight bytes at a time, little-endian"
+#endif
+
+namespace qwen_data {
+
+// Finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64-bit integers that mixes every bit into every other.
+inline std::uint64_t mix64(std::uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+    return x ^ (x >> 31);
+}
+
+// High half xor low half of the 128-bit product.
+inline std::uint64_t fold_multiply(std::uint64_t a, std::uint64_t b) {
+    __extension__ typedef unsigned __int128 Wide;
+    const Wide product = static_cast<Wide>(a) * b;
+    return static_cast<std::uint64_t>(product >> 64) ^ static_cast<std::uint64_t>(product);
+}
+
+// 64-bit hash of `size` bytes: h starts as size * C1; each group of eight bytes w (little-endian, the last one padded with
+// zeros) makes h = fold_multiply(h ^ w ^ C1, C2); the result is mix64(h). C1, C2 are odd fractional bits of the golden
+// ratio and of sqrt(2).
+inline std::uint64_t hash_bytes(const char* data, std::size_t size) {
+    constexpr std::uint64_t c1 = 0x9E3779B97F4A7C15ULL;
+    constexpr std::uint64_t c2 = 0x6A09E667F3BCC909ULL;
+    std::uint64_t h = size * c1;
+    while (size >= 8) {
+        std::uint64_t word;
+        std::memcpy(&word, data, 8);
+        h = fold_multiply(h ^ word ^ c1, c2);
+        data += 8;
+        size -= 8;
+    }
+    if (size > 0) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, data, size);
+        h = fold_multiply(h ^ word ^ c1, c2);
+    }
+    return mix64(h);
+}
+
+struct Hash128 {
+    std::uint64_t first;
+    std::uint64_t second;
+};
+
+// MurmurHash3, variant x64, 128 bits, seed 0 (Austin Appleby, public domain).
+Hash128 murmur3_128(const char* data, std::size_t size);
+
+}  // namespace qwen_data
