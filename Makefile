@@ -13,7 +13,6 @@ STAMP := $(ENV)/.qwen-megatron-setup
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 CODE := data_tools qwen_megatron tests examples setup.py
 
-export PYTHONDONTWRITEBYTECODE :=
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
@@ -34,12 +33,15 @@ ifeq ($(TORCH),preinstalled)
 	grep -v '^torch==' requirements/cpu.txt > $(ENV)/requirements-without-torch.txt
 	$(PY) -m pip install --quiet -r $(ENV)/requirements-without-torch.txt -r requirements/dev.txt
 else
+	@echo "setup: installing torch, the CPU build (200 MB)"
 	@# The index pip is set up with first (mirrors, local wheels), then PyTorch's own index of CPU builds.
-	$(PY) -m pip install --quiet "$$(grep '^torch==' requirements/cpu.txt)" 2>/dev/null \
+	@$(PY) -m pip install --quiet "$$(grep '^torch==' requirements/cpu.txt)" 2>/dev/null \
 	  || $(PY) -m pip install --quiet --extra-index-url $(TORCH_INDEX) "$$(grep '^torch==' requirements/cpu.txt)"
-	$(PY) -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
+	@echo "setup: installing the other $$(grep -c == requirements/cpu.txt) pinned packages and the development tools"
+	@$(PY) -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
 endif
-	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "setup: building the C++ extension"
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
