@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 
+from qwen_megatron.data.batch import Batch
 from qwen_megatron.parallel.rng import seed_step
 from qwen_megatron.train.run import Run, StepRecord
 from qwen_megatron.train.schedule import learning_rate
@@ -20,34 +23,39 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
         TrainingError: if a step cannot be taken. Peers are not waited for: they may be gone.
     """
     batches = run.loader.training(run.state.consumed_samples)
-    try:
+    with contextlib.ExitStack() as resources:
+        # All are closed whatever fails, closing another one included; the last named is closed first.
+        resources.callback(run.loader.close)
+        for hook in reversed(run.hooks):
+            resources.callback(hook.close)
         for hook in run.hooks:
             hook.on_start(run)
         while run.state.iteration < run.last_step:
-            step = run.state.iteration + 1
-            seed_step(run.engine.platform, run.engine.groups, run.plan.training.seed, step)
-            rate = learning_rate(step, run.plan.optimizer)
-            run.engine.platform.synchronize()
-            started = time.perf_counter()
-            result = train_step(
-                run.engine,
-                batches,
-                step=step,
-                learning_rate=rate,
-                clip_grad=run.plan.optimizer.clip_grad,
-                loss_function=loss_function,
-            )
-            run.engine.platform.synchronize()
-            run.state.advance(run.plan.training.global_batch_size, run.plan.training.seq_length)
-            record = step_record(run, result, rate, time.perf_counter() - started)
+            record = next_step(run, batches, loss_function)
             for hook in run.hooks:
                 hook.on_step(run, record)
         for hook in run.hooks:
             hook.on_end(run)
-    finally:
-        for hook in run.hooks:
-            hook.close()
-        run.loader.close()
+
+
+def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -> StepRecord:
+    """Takes one step and counts it."""
+    step = run.state.iteration + 1
+    seed_step(run.engine.platform, run.engine.groups, run.plan.training.seed, step)
+    rate = learning_rate(step, run.plan.optimizer)
+    run.engine.platform.synchronize()
+    started = time.perf_counter()
+    result = train_step(
+        run.engine,
+        batches,
+        step=step,
+        learning_rate=rate,
+        clip_grad=run.plan.optimizer.clip_grad,
+        loss_function=loss_function,
+    )
+    run.engine.platform.synchronize()
+    run.state.advance(run.plan.training.global_batch_size, run.plan.training.seq_length)
+    return step_record(run, result, rate, time.perf_counter() - started)
 
 
 def step_record(run: Run, result: StepResult, rate: float, seconds: float) -> StepRecord:
