@@ -32,7 +32,7 @@ TOKENIZE = """
 """
 
 
-WORDS = tuple("the a of to and river stone quickly walked under bright morning people said that with".split(" "))
+WORDS = ("the", "of", "river", "stone", "quickly", "walked", "under", "bright", "morning", "people", "said", "that")
 
 
 def english(number: int) -> str:
