@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from qwen_megatron.checkpoint.contents import plan_sections, saved_model_config
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.manifest import write_synced
+from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import Plan
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
@@ -28,6 +30,7 @@ from qwen_megatron.platforms import get_platform
 from qwen_megatron.train.engine import Engine, build_engine
 from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
+from qwen_megatron.train.hooks.leave import LeaveHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
 from qwen_megatron.train.loop import train
 from qwen_megatron.train.run import Hook, Run
@@ -61,10 +64,16 @@ def pretrain(plan: Plan) -> None:
             device=device,
             timeout_seconds=timeout,
         )
-        if groups.rank == 0:
-            announce(plan, platform.name, shims)
-        run = build_run(plan, build_engine(plan, groups, platform))
-        train(run)
+        with contextlib.ExitStack() as held:
+            if groups.rank == 0:
+                directory = Path(plan.checkpoint.directory)
+                directory.mkdir(parents=True, exist_ok=True)
+                held.enter_context(run_lock(directory))
+                announce(plan, platform.name, shims)
+            run = build_run(plan, build_engine(plan, groups, platform))
+            train(run)
+        if groups.rank == 0 and run.stopping is not None:
+            log.info("left after step %d: %s", run.state.iteration, run.stopping)
     finally:
         leave(groups)
 
@@ -95,7 +104,7 @@ def build_run(plan: Plan, engine: Engine) -> Run:
         hooks.append(TensorBoardHook())
     if plan.data.eval_samples:
         hooks.append(EvaluationHook(plan.training.eval_interval))
-    hooks.append(CheckpointHook(plan.checkpoint.save_interval))
+    hooks += [CheckpointHook(plan.checkpoint.save_interval), LeaveHook()]
     return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks)
 
 
@@ -203,7 +212,6 @@ def check_data_unchanged(saved: dict[str, dict[str, object]], dataset: BlendedDa
 def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
     """Rank 0 says what runs, and keeps the resolved configuration in the run's folder."""
     directory = Path(plan.checkpoint.directory)
-    directory.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_yaml(OmegaConf.create(plan_sections(plan)))
     write_synced(directory / "config.yaml", resolved.encode())
     parallel = plan.parallel

@@ -30,7 +30,7 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
             resources.callback(hook.close)
         for hook in run.hooks:
             hook.on_start(run)
-        while run.state.iteration < run.last_step:
+        while run.state.iteration < run.last_step and run.stopping is None:
             record = next_step(run, batches, loss_function)
             for hook in run.hooks:
                 hook.on_step(run, record)

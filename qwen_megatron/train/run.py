@@ -89,6 +89,7 @@ class Run:
         dataset: Samples.
         loader: Micro-batches of this rank.
         hooks: In the order they are called.
+        stopping: Why the run ends after the current step, if it does.
     """
 
     plan: Plan
@@ -97,6 +98,7 @@ class Run:
     dataset: BlendedDataset
     loader: Loader
     hooks: Sequence[Hook] = field(default_factory=tuple)
+    stopping: str | None = None
 
     @property
     def directory(self) -> Path:

@@ -25,7 +25,8 @@ class EvaluationHook(Hook):
             self.evaluate(run)
 
     def on_end(self, run: Run) -> None:
-        if self.evaluated_at != run.state.iteration:
+        # A run that was told to leave has no time for it.
+        if run.stopping is None and self.evaluated_at != run.state.iteration:
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:

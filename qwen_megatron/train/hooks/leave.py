@@ -1,0 +1,66 @@
+"""Leaving early and in order: every rank stops after the same step, with everything saved."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from qwen_megatron.train.run import Hook, Run, StepRecord
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_FILE = "stop"
+COMPLETION = "completion.json"
+
+
+class LeaveHook(Hook):
+    """Ends a run on SIGTERM, SIGUSR1, or when a file `stop` appears in its folder; comes last among the hooks.
+
+    A signal may reach one rank only, and ranks look at the folder at different times, so they ask each other after
+    every step. The running step is finished, hooks save as at any end, and `completion.json` says why it ended.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def on_start(self, run: Run) -> None:
+        if run.is_main:
+            # Of an earlier part of the run; both would be taken for this one's.
+            (run.directory / STOP_FILE).unlink(missing_ok=True)
+            (run.directory / COMPLETION).unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        # The stop file counts as 1: no signal that is handled here has that number.
+        found = 1 if run.is_main and (run.directory / STOP_FILE).exists() else 0
+        heard = torch.tensor([self.received or found], dtype=torch.int64, device=run.engine.groups.device)
+        dist.all_reduce(heard, op=dist.ReduceOp.MAX)
+        number = int(heard.item())
+        if number:
+            run.stopping = "stop file" if number == 1 else signal.Signals(number).name
+
+    def on_end(self, run: Run) -> None:
+        if run.is_main:
+            write_completion(run.directory, run.stopping or "finished", run.state.iteration)
+
+    def close(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def write_completion(directory: Path, reason: str, step: int) -> None:
+    """Says that the run ended in order, why, and after which step."""
+    temporary = directory / f"{COMPLETION}.partial"
+    temporary.write_text(json.dumps({"reason": reason, "step": step}) + "\n", encoding="utf-8")
+    temporary.replace(directory / COMPLETION)

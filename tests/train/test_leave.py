@@ -1,0 +1,110 @@
+"""Leaving early: signals, the stop file, and one job a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen_megatron.checkpoint.run_lock import run_lock
+from qwen_megatron.errors import CheckpointError
+from tests.support.ranks import RankPool
+from tests.support.training import SMALL, pretrain_on_ranks, rows
+
+PP2 = "parallel.pipeline_model_parallel_size=2"
+
+
+def start(corpus: Path, directory: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A run of two processes under torchrun that would take minutes."""
+    settings = [*SMALL, f"data.blend=[{corpus}]", f"checkpoint.directory={directory}", "training.train_iters=5000"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "qwen_megatron"]
+    return subprocess.Popen(
+        [*launcher, "pretrain", *settings, "training.eval_interval=5000", PP2, *overrides],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_steps(job: subprocess.Popen[str], directory: Path, count: int) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        metrics = directory / "metrics.jsonl"
+        if metrics.exists() and len([row for row in rows(directory) if "loss" in row]) >= count:
+            return
+        if job.poll() is not None:
+            break
+        time.sleep(0.2)
+    job.kill()
+    pytest.fail(f"no {count} steps in 90 s:\n{job.communicate()[0]}")
+
+
+def finished(job: subprocess.Popen[str]) -> str:
+    try:
+        return job.communicate(timeout=30)[0]
+    finally:
+        job.kill()
+
+
+def test_a_signal_to_the_launcher_saves_and_leaves(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    job = start(byte_corpus, tmp_path / "run")
+    wait_for_steps(job, tmp_path / "run", 3)
+    job.send_signal(signal.SIGTERM)
+    output = finished(job)
+    completion = json.loads((tmp_path / "run" / "completion.json").read_text())
+    assert completion["reason"] == "SIGTERM", output
+    step = completion["step"]
+    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == list(range(1, step + 1))
+    assert (tmp_path / "run" / f"iter_{step:07d}" / "manifest.json").exists()
+    assert f"left after step {step}: SIGTERM" in output
+    # Going on is bitwise what an undisturbed run does.
+    settings = ("training.train_iters=5000", "training.eval_interval=5000", PP2, f"training.exit_iter={step + 2}")
+    halves = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "run", *settings)
+    whole = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "whole", *settings)
+    assert {n: row["loss_hex"] for n, row in halves.items()} == {n: row["loss_hex"] for n, row in whole.items()}
+
+
+def test_a_stop_file_ends_the_run(byte_corpus: Path, tmp_path: Path) -> None:
+    job = start(byte_corpus, tmp_path / "run")
+    wait_for_steps(job, tmp_path / "run", 2)
+    (tmp_path / "run" / "stop").touch()
+    output = finished(job)
+    assert job.returncode == 0, output
+    assert json.loads((tmp_path / "run" / "completion.json").read_text())["reason"] == "stop file"
+
+
+def test_a_run_to_the_end_says_so(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop").touch()  # left over from an earlier part
+    pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path, "training.exit_iter=2")
+    assert json.loads((tmp_path / "completion.json").read_text()) == {"reason": "finished", "step": 2}
+
+
+def test_a_second_job_in_the_folder_is_refused(tmp_path: Path) -> None:
+    refusal = f"process {os.getpid()} on .* is training in this folder"
+    with run_lock(tmp_path), pytest.raises(CheckpointError, match=refusal), run_lock(tmp_path):
+        pytest.fail("two jobs in one folder")
+    with run_lock(tmp_path):
+        assert (tmp_path / "lock").exists()
+
+
+def test_the_lock_of_a_dead_job_is_taken_over(tmp_path: Path) -> None:
+    holder = (
+        "import sys, time; from pathlib import Path; from qwen_megatron.checkpoint.run_lock import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    job = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "held\n"
+    with pytest.raises(CheckpointError, match=f"process {job.pid} on"), run_lock(tmp_path):
+        pytest.fail("two jobs in one folder")
+    job.kill()
+    job.wait()
+    with run_lock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
