@@ -99,7 +99,8 @@ def build_groups(
 ) -> Groups:
     """Splits the started job into groups, in Megatron's order: tensor fastest, then context, data, pipeline.
 
-    Megatron-Core holds the groups of the layout in its module; calling this again replaces them.
+    A collective in any of them fails after `timeout_seconds`. Megatron-Core holds the groups of the layout in its
+    module; calling this again replaces them.
     """
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
@@ -109,7 +110,8 @@ def build_groups(
         virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
         context_parallel_size=context_parallel_size,
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
+        # Minutes to Megatron-Core, which makes a timedelta of them: fractions count.
+        distributed_timeout_minutes=timeout_seconds / 60,
     )
     return Groups(
         collection=ProcessGroupCollection.use_mpu_process_groups(),
