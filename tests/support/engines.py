@@ -40,7 +40,9 @@ def tiny_plan(*overrides: str) -> Plan:
 
 
 @contextlib.contextmanager
-def groups_of(tensor_size: int = 1, pipeline_size: int = 1) -> Iterator[Groups]:
+def groups_of(
+    tensor_size: int = 1, pipeline_size: int = 1, context_size: int = 1, num_virtual_stages: int | None = None
+) -> Iterator[Groups]:
     """This rank's groups, for as long as the context is open."""
     platform = get_platform("cpu")
     platform.prepare()
@@ -50,6 +52,8 @@ def groups_of(tensor_size: int = 1, pipeline_size: int = 1) -> Iterator[Groups]:
         groups = build_groups(
             tensor_model_parallel_size=tensor_size,
             pipeline_model_parallel_size=pipeline_size,
+            virtual_pipeline_model_parallel_size=num_virtual_stages,
+            context_parallel_size=context_size,
             device=device,
             timeout_seconds=TIMEOUT_SECONDS,
         )
@@ -62,8 +66,13 @@ def groups_of(tensor_size: int = 1, pipeline_size: int = 1) -> Iterator[Groups]:
 def tiny_engine(*overrides: str) -> Iterator[Engine]:
     """This rank's engine of `tiny_plan`."""
     plan = tiny_plan(*overrides)
-    sizes = plan.parallel.tensor_model_parallel_size, plan.parallel.pipeline_model_parallel_size
-    with groups_of(*sizes) as groups:
+    parallel = plan.parallel
+    with groups_of(
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+    ) as groups:
         yield build_engine(plan, groups, get_platform("cpu"))
 
 
