@@ -10,6 +10,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.model.embedding import Embedding
 from qwen_megatron.model.init import initialize_weights
 from qwen_megatron.model.layer_spec import block_spec, select_kernels
 from qwen_megatron.model.loss import mask_padded_vocabulary
@@ -32,7 +33,16 @@ class QwenModel(GPTModel):
     fuses_loss: bool
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Exchanges the output layer, whose class GPTModel names itself, before its weight is marked and tied."""
+        """Exchanges the two layers whose classes GPTModel names itself, before their weights are marked and tied."""
+        if self.pre_process:
+            self.embedding.word_embeddings = Embedding(
+                self.vocab_size,
+                self.config.hidden_size,
+                init_method=self.config.init_method,
+                reduce_scatter_embeddings=self.embedding.reduce_scatter_embeddings,
+                config=self.config,
+                tp_group=self.pg_collection.tp,
+            )
         if self.post_process:
             self.output_layer = OutputLayer(
                 self.config.hidden_size,

@@ -22,6 +22,8 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_scatter_to_sequence_parallel_region,
 )
 
+from qwen_megatron.model.main_grad import accumulated
+
 # Tokens whose logits are alive at a time. 512 x 152k logits in bf16 are 156 MB.
 CHUNK_TOKENS = 512
 # Elements that go through the softmax at a time: an fp32 piece of this size stays in a core's cache.
@@ -133,7 +135,9 @@ class HeadCrossEntropy(torch.autograd.Function):
         ctx.accumulates = hasattr(weight_vh, "main_grad")
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_vh.main_grad if ctx.accumulates else torch.zeros_like(weight_vh, dtype=torch.float32)
+            grad_weight = getattr(weight_vh, "main_grad", None)
+            if grad_weight is None:
+                grad_weight = torch.zeros_like(weight_vh, dtype=torch.float32)
         losses = chunked_cross_entropy(
             whole.flatten(0, 1),
             weight_vh,
@@ -162,7 +166,9 @@ class HeadCrossEntropy(torch.autograd.Function):
                     f"the summed loss was multiplied by {scale} after its gradient had been added to the weight's; "
                     "use model.loss_implementation=unfused for a scaled loss"
                 )
-            grad_weight = accumulated(ctx.weight)
+            # The lookup in a tied matrix has a gradient too, which autograd hands out: nothing is added to it.
+            tied = getattr(ctx.weight, "zero_out_wgrad", False)
+            grad_weight = None if tied else accumulated(ctx.weight)
         elif grad_weight is not None:
             grad_weight = (grad_weight * scale).to(ctx.weight.dtype)
         if grad_hidden is not None and scale != 1.0:
@@ -185,18 +191,6 @@ def common_factor(grad_sb: torch.Tensor, loss_mask_sb: torch.Tensor) -> float:
             f"{scale}); use model.loss_implementation=unfused for a loss that weighs tokens otherwise"
         )
     return scale
-
-
-def accumulated(weight_vh: torch.Tensor) -> torch.Tensor | None:
-    """What autograd gets for a gradient that stands in `main_grad` already, by Megatron-Core's protocol.
-
-    Its backward hook looks at the mark and drops what autograd hands it. A matrix tied to the embedding on the same
-    rank has a second gradient, which the hook must add: no mark, nothing to add to that one.
-    """
-    if getattr(weight_vh, "zero_out_wgrad", False):
-        return None
-    weight_vh.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return torch.empty_like(weight_vh)
 
 
 def whole_sequence(hidden_sbh: torch.Tensor, tp_group: dist.ProcessGroup, sequence_parallel: bool) -> torch.Tensor:
@@ -285,7 +279,8 @@ def softmax_residual(
         logits_nv.masked_fill_(vanishing[:, None], 0.0)
     one = torch.where(vanishing, 1.0, total * torch.exp(behind.clamp(max=NEGLIGIBLE_EXPONENT)))
     residual = logits_nv.gather(1, place)[:, 0] - torch.where(here, one, 0.0)
-    logits_nv.scatter_(1, place, residual[:, None].to(logits_nv.dtype))
+    row = torch.arange(len(place), device=place.device)
+    logits_nv[row, place[:, 0]] = residual.to(logits_nv.dtype)
     return loss.masked_fill(loss_mask_n == 0, 0.0), loss_mask_n / one
 
 
@@ -326,4 +321,4 @@ def add_weight_gradient(grad_vh: torch.Tensor, residual_nv: torch.Tensor, hidden
         return
     for start in range(0, len(grad_vh), WEIGHT_ROWS):
         rows = slice(start, start + WEIGHT_ROWS)
-        grad_vh[rows] += residual_nv[:, rows].t() @ hidden_nh
+        grad_vh[rows].add_(residual_nv[:, rows].t() @ hidden_nh)

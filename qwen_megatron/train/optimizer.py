@@ -9,14 +9,13 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from qwen_megatron.config.optimizer import OptimizerConfig
 from qwen_megatron.model.megatron_config import DTYPES
 
-# Squares are summed in fp64 in pieces of this many elements: a whole fp64 copy of an embedding would double its memory.
-PIECE = 1 << 20
+# Squares are summed in fp64 in pieces of this many elements, which stay in a core's cache.
+PIECE = 1 << 16
 
 
 def build_optimizer(
@@ -68,17 +67,21 @@ def sum_of_squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
     gradients = list(gradients)
     device = gradients[0].device if gradients else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
+    buffer = torch.empty(PIECE, dtype=torch.float64, device=device)
     for gradient in gradients:
         for piece in gradient.detach().flatten().split(PIECE):
-            exact = piece.double()
+            exact = buffer[: len(piece)].copy_(piece)
             total += torch.dot(exact, exact)
     return total
 
 
 def update(optimizer: DistributedOptimizer, learning_rate: float, clip_grad: float, norm: float) -> None:
     """Clips to `clip_grad` (0 turns it off) and takes one step at `learning_rate`."""
-    if clip_grad > 0:
-        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), clip_grad, norm)
+    if 0 < clip_grad < norm:
+        # In place: Megatron-Core's own clipping without Transformer Engine makes a copy of every gradient first.
+        torch._foreach_mul_(
+            [param.grad for param in optimizer.get_parameters() if param.grad is not None], clip_grad / norm
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step_with_ready_grads()

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 
+from qwen_megatron.platforms.shims.collectives import unless_alone
 from qwen_megatron.platforms.shims.fused_adam import FusedAdam
 from qwen_megatron.platforms.shims.namespace import cpu_torch, overridden
 from qwen_megatron.platforms.shims.registry import Constants, Rebind, Shim, TorchNamespace, apply_shims
@@ -108,6 +109,7 @@ def cpu_shims() -> list[Shim]:
         ),
         *rng_shims(),
         *adam_shims(),
+        *collective_shims(),
     ]
 
 
@@ -146,6 +148,25 @@ def adam_shims() -> list[Shim]:
         shim(target="megatron.core.optimizer.distrib_optimizer:Adam", replacement=FusedAdam),
         shim(target="megatron.core.optimizer.distrib_optimizer:HAVE_APEX_OR_TE", replacement=True),
         shim(target="megatron.core.optimizer.distrib_optimizer:USING_APEX_OPTIMIZER", replacement=True),
+    ]
+
+
+def collective_shims() -> list[Shim]:
+    """No copies through gloo between a gradient or weight buffer and itself."""
+    module = "megatron.core.distributed.param_and_grad_buffer"
+    shim = functools.partial(
+        Rebind,
+        reason="gloo copies the whole buffer in a group of one",
+        until="Megatron-Core leaves out collectives of one rank",
+    )
+    return [
+        shim(
+            target=f"{module}:dist_all_gather_func", replacement=unless_alone(torch.distributed.all_gather_into_tensor)
+        ),
+        shim(
+            target=f"{module}:dist_reduce_scatter_func",
+            replacement=unless_alone(torch.distributed.reduce_scatter_tensor),
+        ),
     ]
 
 
