@@ -5,7 +5,6 @@ bytes hash lowest stays, so the texts that survive depend neither on the order o
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.atomic_file import atomic_output
-from data_tools.pipeline.document import Drop, ShardWriter, read_documents
+from data_tools.pipeline.document import Drop, ShardWriter, batches, read_documents
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
+from data_tools.text.normalized import normalized_hashes
 
 _ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8")])
 _DUPLICATE = np.dtype([("part", "<u4"), ("row", "<u8"), ("survivor_part", "<u4"), ("survivor_row", "<u8")])
@@ -77,24 +77,25 @@ def _tasks(operation: str, folder: Path, parts: Sequence[Manifest], shards: Sequ
 
 def hash_part(task: Task) -> TaskResult:
     """The operation `exact_dedup_hash`: hashes of one shard, sorted, to NAME.hashes."""
-    entries = [
-        (*_halves(_normal_form(document.text)), _halves(document.text)[0], row)
-        for row, document in enumerate(read_documents(Path(task.inputs[0].path)))
-    ]
-    array = np.sort(np.array(entries, dtype=_ENTRY), order=("first", "second", "rank", "row"))
+    arrays = [np.empty(0, dtype=_ENTRY)]
+    num_rows = 0
+    for batch in batches(read_documents(Path(task.inputs[0].path))):
+        entries = np.empty(len(batch), dtype=_ENTRY)
+        hashes = normalized_hashes([document.text for document in batch])
+        entries["first"], entries["second"] = hashes[:, 0], hashes[:, 1]
+        entries["rank"] = [_rank(document.text) for document in batch]
+        entries["row"] = np.arange(num_rows, num_rows + len(batch))
+        arrays.append(entries)
+        num_rows += len(batch)
+    array = np.sort(np.concatenate(arrays), order=("first", "second", "rank", "row"))
     name = f"{task.name}.hashes"
     with atomic_output(Path(task.folder, name)) as stream:
         stream.write(array.tobytes())
     return TaskResult(outputs=[name], records_in=len(array), records_out=len(array))
 
 
-def _normal_form(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _halves(text: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+def _rank(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
 def group_bucket(task: Task) -> TaskResult:

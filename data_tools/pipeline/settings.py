@@ -36,8 +36,8 @@ def build(kind: type[Any], values: Mapping[str, Any], where: str, problems: Prob
     """An instance of the dataclass ``kind``; None if anything about it is wrong.
 
     Args:
-        kind: its fields are str, int, float, bool, optional ones of these, tuples of str or of dataclasses, and
-            mappings from str to float.
+        kind: its fields are str, int, float, bool, dataclasses, optional ones of these, tuples of these, and mappings
+            from str to float.
         values: from the file.
         where: prefix of keys in messages, "" or ending in ".".
         problems: gets every mistake.
@@ -75,6 +75,11 @@ def _convert(hint: Any, value: Any, key: str, problems: Problems) -> Any:
         return _convert(hint, value, key, problems)
     if hint is Any:
         return value
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            problems.add(key, value, f"must be a list of {len(arguments)} values")
+            return value
+        return tuple(_convert(one, part, key, problems) for one, part in zip(arguments, value, strict=True))
     if origin is tuple:
         return _tuple(arguments[0], value, key, problems)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -94,7 +99,7 @@ def _convert(hint: Any, value: Any, key: str, problems: Problems) -> Any:
 
 
 def _tuple(hint: Any, value: Any, key: str, problems: Problems) -> Any:
-    if isinstance(value, str) or not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         problems.add(key, value, "must be a list")
         return ()
     return tuple(_convert(hint, one, f"{key}[{number}]", problems) for number, one in enumerate(value))

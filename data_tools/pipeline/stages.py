@@ -1,10 +1,12 @@
 """The stages that a pipeline file can name, each with its options."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.filters.config import FilterConfig
+from data_tools.languages import CODE
 from data_tools.pipeline.exact_dedup_stage import ExactDedupStage
 from data_tools.pipeline.map_stage import run_map
 from data_tools.pipeline.read_stage import ReadStage
@@ -41,6 +43,23 @@ class LanguageStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterStage:
+    """Options of the stage `filter`.
+
+    Attributes:
+        rules: the rule filters and their thresholds; a filter or a threshold that is null is left out.
+        skip_languages: documents that the rules are not made for.
+    """
+
+    rules: FilterConfig = field(default_factory=FilterConfig)
+    skip_languages: tuple[str, ...] = (CODE,)
+
+    def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
+        """See `pipeline_file.Stage`."""
+        return run_map(runner, folder, inputs, "filter", asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleStage:
     """Options of the stage `sample`.
 
@@ -63,6 +82,7 @@ STAGES: dict[str, type[Any]] = {
     "read": ReadStage,
     "normalise": NormaliseStage,
     "language": LanguageStage,
+    "filter": FilterStage,
     "exact_dedup": ExactDedupStage,
     "sample": SampleStage,
     "tokenize": TokenizeStage,

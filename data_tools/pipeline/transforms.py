@@ -4,9 +4,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data_tools.filters.config import FilterConfig
+from data_tools.filters.suite import FilterSuite
 from data_tools.languages import LanguageDetector
 from data_tools.normalization import nfc
 from data_tools.pipeline.document import Document, Drop
+from data_tools.pipeline.settings import Problems, build
 
 Transform = Callable[[list[Document]], Sequence[Document | Drop]]
 
@@ -51,8 +54,26 @@ def _sample(options: Mapping[str, Any]) -> Transform:
     return lambda batch: [one(document) for document in batch]
 
 
+def _filter(options: Mapping[str, Any]) -> Transform:
+    problems = Problems("options of the filter stage")
+    suite = FilterSuite(build(FilterConfig, options["rules"], "", problems))
+    skipped = frozenset(options["skip_languages"])
+
+    def transform(batch: list[Document]) -> list[Document | Drop]:
+        asked = [document for document in batch if document.language not in skipped]
+        found = iter(suite.apply([document.text for document in asked]))
+        results: list[Document | Drop] = []
+        for document in batch:
+            drop = next(found) if document.language not in skipped else None
+            results.append(document if drop is None else Drop(drop.reason, f"{drop.value:.4g}"))
+        return results
+
+    return transform
+
+
 TRANSFORMS: dict[str, Callable[[Mapping[str, Any]], Transform]] = {
     "normalise": _normalise,
     "language": _language,
+    "filter": _filter,
     "sample": _sample,
 }

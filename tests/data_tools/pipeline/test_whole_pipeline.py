@@ -1,0 +1,146 @@
+"""A whole pipeline over English, Chinese and code: every stage, every count, every executor."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from data_tools.pipeline.document import read_documents
+from data_tools.pipeline.executor import Executor, InProcessExecutor
+from data_tools.pipeline.pipeline_file import load_pipeline
+from data_tools.pipeline.run import RunSummary, run_pipeline
+from data_tools.verify import verify
+
+ENGLISH = (
+    "The river ran slowly under the old stone bridge that morning.",
+    "People from the village said that it would rain before the evening.",
+    "She had walked with her brother to the market and back again.",
+    "There was nothing of value in the house except the books and the clock.",
+    "We have to be careful with the answers that we give to the children.",
+    "Most of the ships in the harbour were waiting for the wind to turn.",
+    "His letters describe the mountains, the weather and the food in great detail.",
+    "Nobody could remember when the school had been painted for the last time.",
+    "The teacher explained to the class how a compass finds the north.",
+    "In the winter the lake freezes and the children skate on it.",
+)
+CHINESE = (
+    "昨天下午我们在公园里散步，天气非常好，很多人都带着孩子出来玩。",
+    "这个城市的历史很长，老街上的房子大多是一百年以前建造的。",
+    "他说他不喜欢在夏天旅行，因为火车站里的人实在太多了。",
+    "图书馆的管理员告诉我，这本书已经被别人借走了，要等两个星期。",
+    "为了准备明天的考试，学生们一直学习到晚上十一点才回家。",
+    "妈妈做的饭菜总是很香，邻居们也常常来我们家一起吃晚饭。",
+    "医生建议他每天早上跑步半个小时，并且少吃一些甜的东西。",
+    "我们公司的新产品将在下个月上市，大家都对它充满了信心。",
+)
+
+
+def english(number: int) -> str:
+    lines = random.Random(number).sample(ENGLISH, 8)
+    return f"This is story number {number} of the collection, and it has {number + 7} parts.\n" + "\n".join(lines)
+
+
+def chinese(number: int) -> str:
+    lines = random.Random(number).sample(CHINESE, 7)
+    return f"这是第{number}个故事，作者在书里一共写了{number + 3}个人物。\n" + "\n".join(lines)
+
+
+def code(number: int) -> str:
+    names = random.Random(number).sample(["load", "store", "merge", "split", "count", "index"], 4)
+    return f"import os\n\nLIMIT = {number}\n\n" + "\n".join(
+        f"def {name}_{number}(path):\n    total = {number}\n    for entry in os.listdir(path):\n        total += 1\n"
+        f"    return total\n"
+        for name in names
+    )
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> Callable[[str], Path]:
+    def write(output: str) -> Path:
+        documents = {
+            "web": [
+                *(english(n) for n in range(30)),
+                english(3).replace(" ", "  "),
+                english(4),
+                "This text is far too short to be kept.",
+            ]
+            + [(ENGLISH[0] + "\n") * 20]
+            + ["Это короткий рассказ о том, как мы гуляли в парке и долго говорили о книгах."],
+            "books": [*(chinese(n) for n in range(25)), chinese(7).replace("，", ","), chinese(8)],
+            "source": [*(code(n) for n in range(20)), code(2)],
+        }
+        for name, texts in documents.items():
+            lines = [orjson.dumps({"text": text}) for text in texts]
+            lines.insert(5, b'{"text": "\xff"}')
+            (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(lines))
+        inputs = "".join(f"      - {{path: {tmp_path}/{name}.jsonl, source: {name}}}\n" for name in documents)
+        path = tmp_path / f"{output}.yaml"
+        path.write_text(
+            f"output: {tmp_path}/{output}\nstages:\n  - kind: read\n    split_bytes: 6000\n    inputs:\n{inputs}"
+            "  - kind: normalise\n  - {kind: language, keep: [en, zh, code], min_score: 0.5}\n  - kind: filter\n"
+            "  - kind: exact_dedup\n  - {kind: sample, fractions: {source: 0.5}}\n"
+            "  - {kind: tokenize, tokens_in_memory: 2000}\n"
+        )
+        return path
+
+    return write
+
+
+def check(summary: RunSummary, output: Path) -> None:
+    stages = {stage["kind"]: stage for stage in summary.stages}
+    assert stages["read"]["rejected"] == {"invalid_utf8": 3}
+    assert stages["read"]["records_in"] == 86
+    previous = stages["read"]["records_out"]
+    for stage in summary.stages[1:]:
+        assert stage["records_in"] == previous
+        previous = stage["records_out"]
+        assert stage["records_in"] == stage["records_out"] + sum(stage["rejected"].values())
+    assert stages["language"]["rejected"]["other_language"] >= 1
+    assert set(stages["language"]["statistics"]["by_language"]) == {"en", "zh", "code"}
+    assert stages["language"]["statistics"]["by_language"]["code"][0] == 21
+    assert sum(stages["filter"]["rejected"].values()) == 2
+    assert stages["exact_dedup"]["rejected"] == {"exact_duplicate": 5}
+    assert 4 <= stages["sample"]["rejected"]["not_sampled"] <= 16
+    documents = {name: verify(output / "corpora" / name).num_documents for name in ("web", "books", "source")}
+    assert documents["web"] == 30
+    assert documents["books"] == 25
+    assert documents["source"] == 20 - stages["sample"]["rejected"]["not_sampled"]
+    dropped = [orjson.loads(line) for line in _lines(output / "stages/04-filter", "dropped")]
+    assert sorted(entry["document"]["text"][:8] for entry in dropped) == ["The rive", "This tex"]
+    assert all(entry["detail"] for entry in dropped)
+
+
+def _lines(folder: Path, kind: str) -> list[bytes]:
+    import zstandard
+
+    return [
+        line
+        for path in sorted(folder.glob(f"*.{kind}.jsonl.zst"))
+        for line in zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read().splitlines()
+    ]
+
+
+def run(path: Path, executor: Executor) -> RunSummary:
+    try:
+        return run_pipeline(load_pipeline(path), executor)
+    finally:
+        executor.close()
+
+
+def test_in_this_process_and_on_ray(tmp_path: Path, write_corpus: Callable[[str], Path]) -> None:
+    from data_tools.pipeline.ray_executor import RayExecutor
+
+    check(run(write_corpus("here"), InProcessExecutor()), tmp_path / "here")
+    check(run(write_corpus("ray"), RayExecutor("local")), tmp_path / "ray")
+    for path in (tmp_path / "here/corpora").glob("*.bin"):
+        assert path.read_bytes() == (tmp_path / "ray/corpora" / path.name).read_bytes()
+
+
+def test_text_survives_the_stages_as_it_is(tmp_path: Path, write_corpus: Callable[[str], Path]) -> None:
+    run(write_corpus("out"), InProcessExecutor())
+    shards = (tmp_path / "out/stages/06-sample").glob("part-??????.jsonl.zst")
+    texts = {document.text for shard in shards for document in read_documents(shard)}
+    assert {english(n) for n in range(30) if n != 3} <= texts
+    assert {chinese(n) for n in range(25) if n != 7} <= texts
