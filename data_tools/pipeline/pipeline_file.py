@@ -96,8 +96,9 @@ def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...
         names.add(name)
         if (kind == "read") != (number == 0):
             problems.add(f"{where}.kind", kind, "is out of place; read comes first and only there")
-        if stages and stages[-1].kind == "tokenize":
-            problems.add(f"{where}.kind", kind, "is out of place; tokenize comes last")
+        before = stages[-1].kind if stages else ""
+        if (before in ("tokenize", "mixture")) != (kind == "mixture"):
+            problems.add(f"{where}.kind", kind, "is out of place; tokenize and, after it, mixture come last")
         values = {key: value for key, value in entry.items() if key not in ("name", "kind")}
         stage = build(STAGES[kind], values, f"{where}.", problems)
         stages.append(NamedStage(name, kind, stage))

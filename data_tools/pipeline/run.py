@@ -119,6 +119,8 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
         "records_out": sum(part.records_out for part in parts),
         "rejected": dict(sorted(rejected.items())),
         "statistics": statistics.as_dict(),
+        "tokens": {part.name: part.values["tokens"] for part in parts if "tokens" in part.values},
+        "shares": {part.name: part.values["share"] for part in parts if "share" in part.values},
         "examples": examples,
     }
 

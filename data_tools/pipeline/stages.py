@@ -9,6 +9,7 @@ from data_tools.filters.config import FilterConfig
 from data_tools.languages import CODE
 from data_tools.pipeline.exact_dedup_stage import ExactDedupStage
 from data_tools.pipeline.map_stage import run_map
+from data_tools.pipeline.mixture_stage import MixtureStage
 from data_tools.pipeline.read_stage import ReadStage
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
@@ -86,4 +87,5 @@ STAGES: dict[str, type[Any]] = {
     "exact_dedup": ExactDedupStage,
     "sample": SampleStage,
     "tokenize": TokenizeStage,
+    "mixture": MixtureStage,
 }

@@ -1,0 +1,157 @@
+"""What a pipeline did, as one HTML page that needs nothing else."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_tools.atomic_file import write_atomically
+from data_tools.errors import DataError
+from data_tools.pipeline.run import SUMMARY
+
+REPORT = "report.html"
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 64rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top; }
+th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
+td.bar { width: 40%; } .fill { background: #2f6fb0; height: .9rem; border-radius: 2px; min-width: 1px; }
+.lost { background: #c8553d; } .quiet { color: #5d6b7c; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8; padding: .6rem; margin: .3rem 0;
+  font-size: 13px; }
+@media (prefers-color-scheme: dark) { body { color: #dbe2ea; background: #14191f; } pre { background: #1e252d; }
+  th, td { border-color: #303a45; } .quiet { color: #94a3b3; } }
+"""
+
+
+def write_report(output: Path) -> Path:
+    """Writes OUTPUT/report.html: funnel by stage and reason, lengths, languages, sources, tokens, examples.
+
+    Raises:
+        DataError: no pipeline has finished there.
+    """
+    path = output / SUMMARY
+    try:
+        summary = orjson.loads(path.read_bytes())
+        page = render(summary, str(output))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: not there; a report is made of a finished run: qwen-data run") from error
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the pipeline again") from error
+    write_atomically(output / REPORT, page.encode("utf-8"))
+    return output / REPORT
+
+
+def render(summary: Mapping[str, Any], title: str) -> str:
+    """The page of a run's summary."""
+    stages: list[dict[str, Any]] = summary["stages"]
+    # Statistics of documents are taken by every stage that writes documents; the last one of these counts.
+    last = [stage for stage in stages if stage["statistics"]["by_length"]][-1:]
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="quiet">qwen-data {_text(summary["tool_version"])}, {_text(summary["created"])}</p>',
+        "<h2>Funnel</h2>",
+        _funnel(stages),
+    ]
+    for stage in last:
+        statistics = stage["statistics"]
+        parts += [f"<h2>Languages after {_text(stage['name'])}</h2>", _shares(statistics["by_language"], "not asked")]
+        parts += [f"<h2>Sources after {_text(stage['name'])}</h2>", _shares(statistics["by_source"], "none")]
+        parts += [f"<h2>Lengths after {_text(stage['name'])}</h2>", _lengths(statistics["by_length"])]
+    for stage in stages:
+        if stage["tokens"] and not stage["shares"]:
+            parts += ["<h2>Tokens</h2>", _numbers("corpus", "tokens", stage["tokens"])]
+        if stage["shares"]:
+            percent = {name: 100 * share for name, share in stage["shares"].items()}
+            parts += ["<h2>Shares of training</h2>", _numbers("corpus", "% of tokens", percent)]
+    parts += ["<h2>Dropped documents</h2>", *(_examples(stage) for stage in stages if stage["examples"])]
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _count(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
+def _bar(share: float, kind: str = "") -> str:
+    return f'<td class="bar"><div class="fill {kind}" style="width:{100 * share:.2f}%"></div></td>'
+
+
+def _table(head: Sequence[str], rows: Iterable[str]) -> str:
+    cells = "".join(
+        f'<th class="number">{_text(name[1:])}</th>' if name.startswith("#") else f"<th>{_text(name)}</th>"
+        for name in head
+    )
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _row(name: str, numbers: Sequence[str], bar: str) -> str:
+    cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
+    return f"<tr><td>{name}</td>{cells}{bar}</tr>"
+
+
+def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
+    whole = max(1, stages[0]["records_in"])
+    rows = []
+    for stage in stages:
+        numbers = [_count(stage["records_in"]), _count(stage["records_out"])]
+        rows.append(_row(f"<b>{_text(stage['name'])}</b>", numbers, _bar(stage["records_out"] / whole)))
+        for reason, count in sorted(stage["rejected"].items(), key=lambda item: -item[1]):
+            name = f'<span class="quiet">{_text(reason)}</span>'
+            rows.append(_row(name, [f"&minus;{_count(count)}", ""], _bar(count / whole, "lost")))
+    return _table(["stage", "#in", "#out", "share of all records"], rows)
+
+
+def _shares(table: Mapping[str, Sequence[int]], unnamed: str) -> str:
+    num_bytes = max(1, sum(entry[1] for entry in table.values()))
+    rows = [
+        _row(
+            _text(name or unnamed),
+            [_count(entry[0]), f"{entry[1] / 1e6:,.2f}", f"{100 * entry[1] / num_bytes:.1f}"],
+            _bar(entry[1] / num_bytes),
+        )
+        for name, entry in sorted(table.items(), key=lambda item: -item[1][1])
+    ]
+    return _table(["name", "#documents", "#MB", "#% of bytes", ""], rows)
+
+
+def _lengths(table: Mapping[str, int]) -> str:
+    most = max(table.values())
+    present = sorted(map(int, table))
+    rows = []
+    for bits in range(present[0], present[-1] + 1):
+        count = table.get(str(bits), 0)
+        rows.append(_row(f"{2**bits // 2:,} to {2**bits - 1:,}", [_count(count)], _bar(count / most)))
+    return _table(["characters", "#documents", ""], rows)
+
+
+def _numbers(name: str, unit: str, table: Mapping[str, float]) -> str:
+    most = max(max(table.values()), 1e-12)
+    rows = [_row(_text(key), [_count(value)], _bar(value / most)) for key, value in table.items()]
+    return _table([name, f"#{unit}", ""], rows)
+
+
+def _examples(stage: Mapping[str, Any]) -> str:
+    parts = [f"<h3>{_text(stage['name'])}</h3>"]
+    for reason, entries in stage["examples"].items():
+        parts.append(f"<details><summary>{_text(reason)} ({_count(stage['rejected'].get(reason, 0))})</summary>")
+        for entry in entries:
+            detail = f" &ndash; {_text(entry['detail'])}" if entry["detail"] else ""
+            parts.append(f'<p class="quiet">{_text(entry["id"])}{detail}</p>')
+            if entry["text"]:
+                parts.append(f"<pre>{_text(entry['text'])}</pre>")
+        parts.append("</details>")
+    return "".join(parts)
