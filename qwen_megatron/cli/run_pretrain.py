@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from qwen_megatron.checkpoint.contents import plan_sections, saved_model_config
+from qwen_megatron.checkpoint.contents import SmallState, plan_sections, saved_model_config
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.manifest import write_synced
@@ -40,6 +40,11 @@ log = logging.getLogger(__name__)
 
 # They may change between two parts of a run without a change in what it computes.
 HARMLESS = ("training.exit_iter", "training.eval_interval", "training.micro_batch_size")
+
+# With another value of these, sample numbers mean other tokens.
+ORDER_OF_SAMPLES = (("training", "seed"), ("training", "seq_length"), ("data", "eval_samples"))
+
+START_ANEW = "start from its weights alone with checkpoint.load=none and checkpoint.init_from="
 
 
 def pretrain(plan: Plan) -> None:
@@ -117,7 +122,7 @@ def restore(plan: Plan, engine: Engine, dataset: BlendedDataset) -> TrainState:
     folder = checkpoint_to_resume(plan)
     if folder is not None:
         small = load_checkpoint(folder, engine)
-        check_data_unchanged(small.data, dataset, folder)
+        check_data_unchanged(small, plan, dataset, folder)
         for change in changed_settings(small.config, plan):
             log_main("note: %s", change)
         log_main("going on from %s (step %d)", folder, small.train_state.iteration)
@@ -189,24 +194,36 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     return folder
 
 
-def check_data_unchanged(saved: dict[str, dict[str, object]], dataset: BlendedDataset, folder: Path) -> None:
-    """Refuses to go on with other data: the cursor would point at other samples.
+def check_data_unchanged(small: SmallState, plan: Plan, dataset: BlendedDataset, folder: Path) -> None:
+    """Refuses to go on with other data or in another order: the cursor would point at other samples.
 
     Raises:
-        CheckpointError: naming the corpora that differ.
+        CheckpointError: naming the corpora or the settings that differ.
     """
+    then = {prefix: str(entry["fingerprint"]) for prefix, entry in small.data.items()}
     now = dataset.fingerprints()
-    before = {prefix: entry["fingerprint"] for prefix, entry in saved.items()}
-    if sorted(now.values()) == sorted(str(value) for value in before.values()):
-        return
-    gone = [prefix for prefix, value in before.items() if value not in now.values()]
-    new = [prefix for prefix, value in now.items() if value not in before.values()]
-    raise CheckpointError(
-        f"{folder}: was trained on other data (then but not now: {gone or 'nothing'}; "
-        f"now but not then: {new or 'nothing'}). "
-        "Name the same corpora in data.blend, or start from its weights alone with checkpoint.load=none and "
-        f"checkpoint.init_from={folder}"
-    )
+    if sorted(now.values()) != sorted(then.values()):
+        gone = [prefix for prefix, value in then.items() if value not in now.values()]
+        new = [prefix for prefix, value in now.items() if value not in then.values()]
+        raise CheckpointError(
+            f"{folder}: was trained on other data (then but not now: {gone or 'nothing'}; now but not then: "
+            f"{new or 'nothing'}). Name the same corpora in data.blend, or {START_ANEW}{folder}"
+        )
+    sections = plan_sections(plan)
+    different = [
+        f"{section}.{name}={sections[section][name]}, then {small.config[section][name]}"
+        for section, name in ORDER_OF_SAMPLES
+        if small.config[section][name] != sections[section][name]
+    ]
+    used_then = sorted((then[prefix], entry["consumed_samples"]) for prefix, entry in small.data.items())
+    consumed = dataset.consumed(small.train_state.consumed_samples)
+    if sorted((now[prefix], count) for prefix, count in consumed.items()) != used_then:
+        different.append(f"data.blend={sections['data']['blend']}, then {small.config['data']['blend']}")
+    if different:
+        raise CheckpointError(
+            f"{folder}: samples would be repeated and others left out, because their order changes with "
+            f"{'; '.join(different)}. Use the values of then, or {START_ANEW}{folder}"
+        )
 
 
 def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
