@@ -1,0 +1,107 @@
+"""Going on with other data, or with the same data in another order, is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_megatron.checkpoint.contents import SmallState, plan_sections
+from qwen_megatron.cli.run_pretrain import check_data_unchanged
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.data.dataset import BlendedDataset, open_dataset
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.train.state import TrainState
+from tests.support.corpora import write_byte_corpus
+
+FOLDER = Path("run/iter_0000100")
+CONSUMED = 800
+
+
+@pytest.fixture(scope="module")
+def two(byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {"one": byte_corpus, "two": write_byte_corpus(tmp_path_factory.mktemp("two") / "bytes", num_documents=12)}
+
+
+def plan_of(blend: str, *overrides: str) -> Plan:
+    given = ["model.preset=tiny", "model.vocab_size=257", "training.seq_length=64", "data.eval_samples=8"]
+    return resolve(load_config(None, [*given, f"data.blend={blend}", *overrides]))
+
+
+def open_data(plan: Plan) -> BlendedDataset:
+    return open_dataset(
+        plan.data.blend,
+        seq_length=plan.training.seq_length,
+        seed=plan.training.seed,
+        eval_samples=plan.data.eval_samples,
+    )
+
+
+def saved_by(plan: Plan) -> SmallState:
+    """What a run of the plan saves after 800 samples."""
+    dataset = open_data(plan)
+    fingerprints, consumed = dataset.fingerprints(), dataset.consumed(CONSUMED)
+    data = {prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed}
+    state = TrainState(iteration=100, consumed_samples=CONSUMED, consumed_tokens=CONSUMED * 64)
+    optimizer: list[dict[str, Any]] = []
+    return SmallState(train_state=state, optimizer=optimizer, config=plan_sections(plan), data=data, environment={})
+
+
+def check(saved: Plan, resumed: Plan) -> None:
+    check_data_unchanged(saved_by(saved), resumed, open_data(resumed), FOLDER)
+
+
+def weighted(two: dict[str, Path], one: float, other: float) -> str:
+    return f"{{{two['one']}: {one}, {two['two']}: {other}}}"
+
+
+def test_the_same_data_goes_on(two: dict[str, Path]) -> None:
+    check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 3, 1)))
+    check(plan_of(f"[{two['one']}]"), plan_of(f"[{two['one']}]"))
+
+
+def test_shares_at_another_scale_are_the_same(two: dict[str, Path]) -> None:
+    check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 0.75, 0.25)))
+
+
+def test_a_moved_corpus_goes_on(two: dict[str, Path], tmp_path: Path) -> None:
+    for suffix in ("bin", "idx", "json", "crc"):
+        shutil.copy(f"{two['one']}.{suffix}", tmp_path / f"moved.{suffix}")
+    check(plan_of(f"[{two['one']}]"), plan_of(f"[{tmp_path / 'moved'}]"))
+
+
+def test_what_does_not_move_the_cursor_may_change(two: dict[str, Path]) -> None:
+    blend = weighted(two, 3, 1)
+    check(
+        plan_of(blend), plan_of(blend, "training.global_batch_size=8", "training.train_iters=7", "data.num_workers=0")
+    )
+
+
+def test_another_corpus_is_refused(two: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        check(plan_of(f"[{two['one']}]"), plan_of(f"[{two['two']}]"))
+    message = str(caught.value)
+    assert message.startswith(f"{FOLDER}: was trained on other data")
+    assert f"then but not now: ['{two['one']}']" in message
+    assert f"now but not then: ['{two['two']}']" in message
+
+
+def test_another_weight_is_refused(two: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"data\.blend=.*then ") as caught:
+        check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 2, 1)))
+    assert f"checkpoint.init_from={FOLDER}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [("training.seed", 99, 1234), ("training.seq_length", 32, 64), ("data.eval_samples", 16, 8)],
+)
+def test_another_order_is_refused(two: dict[str, Path], key: str, value: int, before: int) -> None:
+    blend = weighted(two, 3, 1)
+    with pytest.raises(CheckpointError) as caught:
+        check(plan_of(blend), plan_of(blend, f"{key}={value}"))
+    assert f"{key}={value}, then {before}" in str(caught.value)
+    assert "repeated" in str(caught.value)
