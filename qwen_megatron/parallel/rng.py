@@ -26,9 +26,9 @@ def seed_step(platform: Platform, groups: Groups, seed: int, iteration: int) -> 
     """Seeds every generator that dropout draws from, before a step.
 
     Tensor-parallel ranks share the generator of the replicated regions and have one each for the split ones
-    (Megatron-Core's tracker); pipeline stages and data-parallel replicas differ.
+    (Megatron-Core's tracker); pipeline stages, replicas and parts of a sequence differ.
     """
-    value = derived_seed("step", seed, iteration, groups.pp.rank(), groups.dp.rank())
+    value = derived_seed("step", seed, iteration, groups.pp.rank(), groups.dp_cp.rank())
     platform.seed_device(value)
     megatron_random.model_parallel_cuda_manual_seed(
         value, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0, force_reset_rng=True
