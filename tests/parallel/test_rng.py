@@ -26,10 +26,12 @@ def test_derived_seeds_differ_and_fit_every_generator() -> None:
     torch.Generator().manual_seed(max(seeds))
 
 
-def draws_job(tensor_size: int, pipeline_size: int, seed: int, iteration: int) -> tuple[list[float], list[float]]:
+def draws_job(
+    tensor_size: int, pipeline_size: int, seed: int, iteration: int, context_size: int = 1
+) -> tuple[list[float], list[float]]:
     """What a rank draws in replicated regions, and in those that tensor parallelism splits."""
     platform = get_platform("cpu")
-    with groups_of(tensor_size, pipeline_size) as groups:
+    with groups_of(tensor_size, pipeline_size, context_size) as groups:
         torch.manual_seed(groups.rank)
         seed_step(platform, groups, seed, iteration)
         replicated = torch.rand(4).tolist()
@@ -47,6 +49,12 @@ def test_replicated_regions_agree_and_split_ones_differ(ranks: RankPool) -> None
     replicated = {tuple(result[0]) for result in results}
     split = {tuple(result[1]) for result in results}
     assert (len(replicated), len(split)) == (4, 8)
+
+
+def test_parts_of_a_sequence_draw_differently(ranks: RankPool) -> None:
+    """Context-parallel ranks hold other tokens of the same samples."""
+    results = ranks.run(4, draws_job, tensor_size=1, pipeline_size=1, context_size=2, seed=5, iteration=3)
+    assert len({tuple(replicated) for replicated, _ in results}) == 4
 
 
 @pytest.mark.parametrize(("seed", "iteration"), [(5, 4), (6, 3)])
