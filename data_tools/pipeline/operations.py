@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from data_tools.pipeline.decontaminate_stage import decontaminate_part
 from data_tools.pipeline.exact_dedup_stage import apply_part, group_bucket, hash_part
+from data_tools.pipeline.fuzzy_dedup_stage import apply_clusters, group_band, join_clusters, sign_part
 from data_tools.pipeline.map_stage import map_part
 from data_tools.pipeline.read_stage import read_part
 from data_tools.pipeline.task import Manifest, Task, TaskResult, finished, write_manifest
@@ -15,6 +17,11 @@ OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
     "exact_dedup_hash": hash_part,
     "exact_dedup_group": group_bucket,
     "exact_dedup_apply": apply_part,
+    "fuzzy_sign": sign_part,
+    "fuzzy_group": group_band,
+    "fuzzy_join": join_clusters,
+    "fuzzy_apply": apply_clusters,
+    "decontaminate": decontaminate_part,
     "tokenize_encode": encode_shard,
     "tokenize_bucket": gather_bucket,
     "tokenize_seal": seal_corpus,

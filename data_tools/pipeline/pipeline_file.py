@@ -96,6 +96,8 @@ def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...
         names.add(name)
         if (kind == "read") != (number == 0):
             problems.add(f"{where}.kind", kind, "is out of place; read comes first and only there")
+        if kind == "fuzzy_dedup" and all(stage.kind != "exact_dedup" for stage in stages):
+            problems.add(f"{where}.kind", kind, "needs a stage exact_dedup before it")
         before = stages[-1].kind if stages else ""
         if (before in ("tokenize", "mixture")) != (kind == "mixture"):
             problems.add(f"{where}.kind", kind, "is out of place; tokenize and, after it, mixture come last")

@@ -7,7 +7,9 @@ from typing import Any
 
 from data_tools.filters.config import FilterConfig
 from data_tools.languages import CODE
+from data_tools.pipeline.decontaminate_stage import DecontaminateStage
 from data_tools.pipeline.exact_dedup_stage import ExactDedupStage
+from data_tools.pipeline.fuzzy_dedup_stage import FuzzyDedupStage
 from data_tools.pipeline.map_stage import run_map
 from data_tools.pipeline.mixture_stage import MixtureStage
 from data_tools.pipeline.read_stage import ReadStage
@@ -85,6 +87,8 @@ STAGES: dict[str, type[Any]] = {
     "language": LanguageStage,
     "filter": FilterStage,
     "exact_dedup": ExactDedupStage,
+    "fuzzy_dedup": FuzzyDedupStage,
+    "decontaminate": DecontaminateStage,
     "sample": SampleStage,
     "tokenize": TokenizeStage,
     "mixture": MixtureStage,

@@ -37,6 +37,10 @@ CHINESE = (
 )
 
 
+QUESTION = "Which of the three travellers arrived at the inn before the storm closed the only road to the coast?"
+LEAKED = "\n".join([*ENGLISH[:4], QUESTION.upper(), *ENGLISH[4:]])
+
+
 def english(number: int) -> str:
     lines = random.Random(number).sample(ENGLISH, 8)
     return f"This is story number {number} of the collection, and it has {number + 7} parts.\n" + "\n".join(lines)
@@ -66,7 +70,7 @@ def write_corpus(tmp_path: Path) -> Callable[[str], Path]:
                 english(4),
                 "This text is far too short to be kept.",
             ]
-            + [(ENGLISH[0] + "\n") * 20]
+            + [(ENGLISH[0] + "\n") * 20, english(12) + "\nYes.", LEAKED]
             + ["Это короткий рассказ о том, как мы гуляли в парке и долго говорили о книгах."],
             "books": [*(chinese(n) for n in range(25)), chinese(7).replace("，", ","), chinese(8)],
             "source": [*(code(n) for n in range(20)), code(2)],
@@ -75,12 +79,15 @@ def write_corpus(tmp_path: Path) -> Callable[[str], Path]:
             lines = [orjson.dumps({"text": text}) for text in texts]
             lines.insert(5, b'{"text": "\xff"}')
             (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(lines))
+        (tmp_path / "exam.jsonl.txt").write_bytes(orjson.dumps({"question": QUESTION}))
         inputs = "".join(f"      - {{path: {tmp_path}/{name}.jsonl, source: {name}}}\n" for name in documents)
         path = tmp_path / f"{output}.yaml"
         path.write_text(
             f"output: {tmp_path}/{output}\nstages:\n  - kind: read\n    split_bytes: 6000\n    inputs:\n{inputs}"
             "  - kind: normalise\n  - {kind: language, keep: [en, zh, code], min_score: 0.5}\n  - kind: filter\n"
-            "  - kind: exact_dedup\n  - {kind: sample, fractions: {source: 0.5}}\n"
+            "  - kind: exact_dedup\n  - kind: fuzzy_dedup\n    rows: 30\n    bands: 4\n  - kind: decontaminate\n"
+            f"    benchmarks: [{{name: exam, path: {tmp_path}/exam.jsonl.txt, text_key: question}}]\n"
+            "  - {kind: sample, fractions: {source: 0.5}}\n"
             "  - {kind: tokenize, tokens_in_memory: 2000}\n"
         )
         return path
@@ -91,7 +98,7 @@ def write_corpus(tmp_path: Path) -> Callable[[str], Path]:
 def check(summary: RunSummary, output: Path) -> None:
     stages = {stage["kind"]: stage for stage in summary.stages}
     assert stages["read"]["rejected"] == {"invalid_utf8": 3}
-    assert stages["read"]["records_in"] == 86
+    assert stages["read"]["records_in"] == 88
     previous = stages["read"]["records_out"]
     for stage in summary.stages[1:]:
         assert stage["records_in"] == previous
@@ -102,6 +109,8 @@ def check(summary: RunSummary, output: Path) -> None:
     assert stages["language"]["statistics"]["by_language"]["code"][0] == 21
     assert sum(stages["filter"]["rejected"].values()) == 2
     assert stages["exact_dedup"]["rejected"] == {"exact_duplicate": 5}
+    assert stages["fuzzy_dedup"]["rejected"]["near_duplicate"] == 1
+    assert stages["decontaminate"]["rejected"] == {"contaminated": 1}
     assert 4 <= stages["sample"]["rejected"]["not_sampled"] <= 16
     documents = {name: verify(output / "corpora" / name).num_documents for name in ("web", "books", "source")}
     assert documents["web"] == 30
@@ -140,7 +149,7 @@ def test_in_this_process_and_on_ray(tmp_path: Path, write_corpus: Callable[[str]
 
 def test_text_survives_the_stages_as_it_is(tmp_path: Path, write_corpus: Callable[[str], Path]) -> None:
     run(write_corpus("out"), InProcessExecutor())
-    shards = (tmp_path / "out/stages/06-sample").glob("part-??????.jsonl.zst")
+    shards = (tmp_path / "out/stages/08-sample").glob("part-??????.jsonl.zst")
     texts = {document.text for shard in shards for document in read_documents(shard)}
-    assert {english(n) for n in range(30) if n != 3} <= texts
+    assert {english(n) for n in range(30) if n not in (3, 12)} <= texts
     assert {chinese(n) for n in range(25) if n != 7} <= texts

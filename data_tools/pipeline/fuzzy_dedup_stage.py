@@ -1,0 +1,163 @@
+"""Near duplicates across the whole corpus: MinHash signatures, a shuffle by band, groups, connected components.
+
+Documents are numbered by a hash of their text, so the survivor of a cluster, its smallest number, depends neither on
+the order of the input nor on how it is cut. Equal texts would have equal numbers: `exact_dedup` comes first.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.atomic_file import atomic_output
+from data_tools.dedup.buckets import BucketWriter, group_bucket, read_edges, write_edges
+from data_tools.dedup.components import components
+from data_tools.dedup.minhash import MinHashConfig, signatures
+from data_tools.pipeline.document import Drop, ShardWriter, batches, read_documents
+from data_tools.pipeline.input_list import read_input_list, write_input_list
+from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.settings import rule
+from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
+
+_REMOVED = "removed.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuzzyDedupStage:
+    """Options of the stage `fuzzy_dedup`.
+
+    Attributes:
+        bands, rows: a pair with Jaccard similarity s is found with probability 1 - (1 - s^rows)^bands.
+        num_words: words in a shingle; a CJK character is a word.
+        seed: of the hash functions.
+        bucket_documents: documents grouped at once; 60 bytes of memory for each.
+    """
+
+    bands: int = rule(lambda value: value >= 1, "must be at least 1", 14)
+    rows: int = rule(lambda value: value >= 1, "must be at least 1", 8)
+    num_words: int = rule(lambda value: value >= 1, "must be at least 1", 5)
+    seed: int = rule(lambda value: 0 <= value < 2**64, "must be 0 to 2^64 - 1", 1)
+    bucket_documents: int = rule(lambda value: value >= 1, "must be at least 1", 8_000_000)
+
+    def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
+        """Four phases: signatures of each part, groups of each bucket, components of all, each part rewritten."""
+        needed = -(-sum(part.records_out for part in inputs) // self.bucket_documents)
+        options = {
+            "bands": self.bands,
+            "rows": self.rows,
+            "num_words": self.num_words,
+            "seed": self.seed,
+            "num_parts": 1 << max(0, needed - 1).bit_length(),
+        }
+        shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
+        buckets = folder / "buckets"
+        signed = runner.run(
+            buckets,
+            [
+                Task(operation="fuzzy_sign", folder=str(buckets), name=part.name, options=options, inputs=(shard,))
+                for part, shard in zip(inputs, shards, strict=True)
+            ],
+        )
+        removed = self._removed(runner, folder, signed)
+        applied = [
+            Task(operation="fuzzy_apply", folder=str(folder), name=part.name, options={}, inputs=(shard, removed))
+            for part, shard in zip(inputs, shards, strict=True)
+        ]
+        return runner.run(folder, applied)
+
+    def _removed(self, runner: Runner, folder: Path, signed: Sequence[Manifest]) -> TaskInput:
+        names = sorted({str(Path(name).parent) for part in signed for name in part.outputs})
+        tasks = []
+        for name in names:
+            files = [part.output(f"{name}/{part.name}.bin") for part in signed]
+            # Files of parts that are no more must not be grouped.
+            for path in (folder / "buckets" / name).iterdir():
+                if path.suffix == ".bin" and path.stem not in {part.name for part in signed}:
+                    path.unlink()
+            files_list = write_input_list(folder / "lists" / f"{name}.json", files)
+            tasks.append(
+                Task(
+                    operation="fuzzy_group",
+                    folder=str(folder / "edges"),
+                    name=name,
+                    options={},
+                    inputs=(files_list,),
+                )
+            )
+        grouped = runner.run(folder / "edges", tasks)
+        edges = write_input_list(folder / "lists" / "edges.json", [one.output(f"{one.name}.npy") for one in grouped])
+        joined = Task(
+            operation="fuzzy_join", folder=str(folder / "clusters"), name="clusters", options={}, inputs=(edges,)
+        )
+        (clusters,) = runner.run(folder / "clusters", [joined])
+        return clusters.output(_REMOVED)
+
+
+def _numbers(texts: Sequence[str]) -> "np.typing.NDArray[np.uint64]":
+    digests = b"".join(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def sign_part(task: Task) -> TaskResult:
+    """The operation `fuzzy_sign`: band keys of one shard, sent to the buckets."""
+    options = task.options
+    config = MinHashConfig(
+        bands=options["bands"], rows=options["rows"], num_words=options["num_words"], seed=options["seed"]
+    )
+    folder = Path(task.folder)
+    count = 0
+    with BucketWriter(folder, task.name, config, options["num_parts"]) as writer:
+        for batch in batches(read_documents(Path(task.inputs[0].path))):
+            texts = [document.text for document in batch]
+            writer.add(_numbers(texts), signatures(texts, config))
+            count += len(batch)
+    outputs = [
+        f"band-{band:03d}-part-{part:04d}/{task.name}.bin"
+        for band in range(config.bands)
+        for part in range(options["num_parts"])
+    ]
+    return TaskResult(outputs=outputs, records_in=count, records_out=count)
+
+
+def group_band(task: Task) -> TaskResult:
+    """The operation `fuzzy_group`: pairs of documents that share a band key, to NAME.npy."""
+    files = read_input_list(task.inputs[0])
+    edges = group_bucket(Path(files[0].path).parent)
+    write_edges(Path(task.folder, f"{task.name}.npy"), edges)
+    return TaskResult(outputs=[f"{task.name}.npy"], values={"edges": len(edges)})
+
+
+def join_clusters(task: Task) -> TaskResult:
+    """The operation `fuzzy_join`: the documents that do not survive, ascending."""
+    found = components(read_edges(Path(one.path) for one in read_input_list(task.inputs[0])))
+    with atomic_output(Path(task.folder, _REMOVED)) as stream:
+        np.save(stream, found.removed, allow_pickle=False)
+    return TaskResult(
+        outputs=[_REMOVED], values={"clusters": len(np.unique(found.survivors)), "removed": len(found.removed)}
+    )
+
+
+def apply_clusters(task: Task) -> TaskResult:
+    """The operation `fuzzy_apply`: one shard without its near duplicates."""
+    removed = np.load(task.inputs[1].path, mmap_mode="r", allow_pickle=False)
+    records_in = 0
+    with ShardWriter(Path(task.folder), task.name) as writer:
+        for batch in batches(read_documents(Path(task.inputs[0].path))):
+            records_in += len(batch)
+            numbers = _numbers([document.text for document in batch])
+            places = np.searchsorted(removed, numbers)
+            for document, number, place in zip(batch, numbers, places.tolist(), strict=True):
+                if place < len(removed) and removed[place] == number:
+                    writer.drop(document, Drop("near_duplicate"))
+                else:
+                    writer.keep(document)
+    return TaskResult(
+        outputs=writer.outputs(),
+        records_in=records_in,
+        records_out=writer.records_out,
+        rejected=writer.rejected,
+        statistics=writer.statistics.as_dict(),
+        examples=writer.examples,
+    )
