@@ -297,3 +297,30 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         load_pipeline(path)
+
+
+def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+    def words(number: int) -> str:
+        return " ".join(f"w{random.Random(number * 1000 + place).randrange(10**6)}" for place in range(80))
+
+    texts = [words(number) for number in range(40)]
+    # Clusters of three: the one that stays must not be a matter of order.
+    texts += [f"{words(number)} more" for number in range(10)] + [f"other {words(number)}" for number in range(10)]
+    stages = STAGES + "  - {kind: fuzzy_dedup, bucket_documents: 20}\n"
+    survivors = []
+    for number, split_bytes in enumerate((10**8, 9000, 4000)):
+        random.Random(number).shuffle(texts)
+        write_input(tmp_path / "web.jsonl", texts)
+        # One output: buckets of parts that are no more must not be taken for present ones.
+        summary = run(write_pipeline(stages, split_bytes=split_bytes))
+        assert summary.stages[-1]["rejected"] == {"near_duplicate": 20}
+        shards = (tmp_path / "out/stages/04-fuzzy_dedup").glob("part-??????.jsonl.zst")
+        survivors.append(sorted(document.text for shard in shards for document in read_documents(shard)))
+    assert survivors[0] == survivors[1] == survivors[2]
+    assert len(survivors[0]) == 40
+
+
+def test_fuzzy_needs_exact_first(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+    write_input(tmp_path / "web.jsonl", ["a"])
+    with pytest.raises(DataError, match="kind='fuzzy_dedup' needs a stage exact_dedup before it"):
+        load_pipeline(write_pipeline("  - kind: fuzzy_dedup\n"))
