@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check format clean bench-data
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -49,6 +49,9 @@ demo: setup ## raw text to a trained, verified Hugging Face model in about five 
 
 test: setup ## the whole test suite
 	$(PY) -m pytest
+
+bench-data: setup ## speed of the text kernels against installed peers, into docs/benchmarks.md
+	$(PY) benchmarks/bench_data.py --write
 
 check: setup ## formatting, lint, types, import order
 	$(ENV)/bin/ruff format --check $(CODE)

@@ -59,27 +59,34 @@ bool Characters::needs_context(std::string_view text) const {
 }
 
 void Characters::normalize(std::string_view text, std::string& out, std::vector<std::uint32_t>* sources) const {
-    out.clear();
-    out.reserve(text.size() + 16);
+    // Room for every byte that is still to be read: a space is written only after one was read.
+    out.resize(text.size() + 1);
     if (sources != nullptr) {
         sources->clear();
     }
     const char* p = text.data();
-    const char* end = p + text.size();
+    const char* const end = p + text.size();
+    std::size_t written = 0;
     bool pending_space = false;
     std::uint32_t number = 0;
+    const auto note_source = [&](std::size_t count) {
+        if (sources != nullptr) {
+            sources->insert(sources->end(), count, number);
+        }
+    };
     const auto append = [&](const char* bytes, std::size_t size) {
-        if (pending_space && !out.empty()) {
-            out.push_back(' ');
-            if (sources != nullptr) {
-                sources->push_back(number);
-            }
+        const std::size_t needed = written + size + 1 + static_cast<std::size_t>(end - p);
+        if (needed > out.size()) {
+            out.resize(2 * needed);
+        }
+        if (pending_space && written != 0) {
+            out[written++] = ' ';
+            note_source(1);
         }
         pending_space = false;
-        out.append(bytes, size);
-        if (sources != nullptr) {
-            sources->insert(sources->end(), size, number);
-        }
+        std::memcpy(&out[written], bytes, size);
+        written += size;
+        note_source(size);
     };
     for (; p != end; ++number) {
         const char* start = p;
@@ -87,14 +94,19 @@ void Characters::normalize(std::string_view text, std::string& out, std::vector<
         if (c < 0x80) {
             if (is_space(c)) {
                 pending_space = true;
-            } else {
-                const char lower = static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
-                append(&lower, 1);
+                continue;
             }
+            if (pending_space && written != 0) {
+                out[written++] = ' ';
+                note_source(1);
+            }
+            pending_space = false;
+            out[written++] = static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+            note_source(1);
         } else if (form(c) == Form::mapped) {
             const std::string_view replacement = mapped(c);
             const char* q = replacement.data();
-            const char* replacement_end = q + replacement.size();
+            const char* const replacement_end = q + replacement.size();
             while (q != replacement_end) {
                 const char* part = q;
                 if (is_space(next_code_point(q))) {
@@ -109,6 +121,7 @@ void Characters::normalize(std::string_view text, std::string& out, std::vector<
             append(start, static_cast<std::size_t>(p - start));
         }
     }
+    out.resize(written);
 }
 
 }  // namespace qwen_data

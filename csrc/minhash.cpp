@@ -17,7 +17,7 @@ namespace qwen_data {
 namespace {
 
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
-constexpr std::size_t kLanes = 32;
+constexpr std::size_t kLanes = 16;
 
 // Minimum over the shingles for kLanes hash functions; the minima stay in registers.
 QWEN_DATA_VECTOR_CLONES

@@ -51,16 +51,18 @@ void for_each_word(const Characters& characters, std::string_view text, Visit&& 
             visit(Word{begin, p, length, false, false, true});
             continue;
         }
-        bool has_letter = kind == Kind::letter;
-        bool has_number = kind == Kind::number;
+        constexpr std::uint32_t in_word = 1U << static_cast<unsigned>(Kind::letter) |
+                                          1U << static_cast<unsigned>(Kind::number) |
+                                          1U << static_cast<unsigned>(Kind::mark);
+        std::uint32_t seen = 1U << static_cast<unsigned>(kind);
         while (p != text_end) {
             const char* next = p;
             const std::uint32_t following = next_code_point(next);
             const Kind following_kind = characters.kind(following);
-            if (following_kind == Kind::letter || following_kind == Kind::number || following_kind == Kind::mark) {
+            const std::uint32_t bit = 1U << static_cast<unsigned>(following_kind);
+            if ((bit & in_word) != 0) {
                 kind = following_kind;
-                has_letter |= kind == Kind::letter;
-                has_number |= kind == Kind::number;
+                seen |= bit;
                 p = next;
                 ++length;
                 continue;
@@ -77,6 +79,8 @@ void for_each_word(const Characters& characters, std::string_view text, Visit&& 
             p = next;
             length += 2;
         }
+        const bool has_letter = (seen >> static_cast<unsigned>(Kind::letter) & 1) != 0;
+        const bool has_number = (seen >> static_cast<unsigned>(Kind::number) & 1) != 0;
         visit(Word{begin, p, length, false, has_letter, !has_letter && !has_number});
     }
 }
