@@ -143,7 +143,7 @@ def open_dataset(
     seq_length: int,
     seed: int,
     eval_samples: int,
-    vocab_size: int | None = None,
+    vocab_size: int,
 ) -> BlendedDataset:
     """Opens the corpora of `data.blend`: prefixes with weights, or prefixes alone for shares by token count.
 
