@@ -284,7 +284,8 @@ def main() -> None:
             f"{len(texts)} documents, {arguments.megabytes:g} MB, {arguments.rounds} rounds; one thread each."
         ),
         "",
-        "The machine is shared: compare by the ratios. rensa and datasketch get the words of `re.findall(r'\\w+', text.lower())`.",
+        "The machine is shared: compare by the ratios. rensa and datasketch get shingles of the words",
+        "`re.findall(r'\\w+', text.lower())`.",
         "",
         "| work | contestant | MB/s of one core | ours / it | target |",
         "|---|---|---|---|---|",

@@ -200,8 +200,10 @@ py::tuple clean_c4(const qwen_data::Characters& characters, const py::sequence& 
 struct NormalizedScratch {
     std::string buffer;
     std::vector<std::uint64_t> words;
-    std::vector<std::uint64_t> shingles;
 };
+
+// Shingles are handed on in blocks that stay in the first cache, so that a long text's are never all in memory.
+constexpr std::size_t kShingleBlock = 1024;
 
 std::string_view normalized_text(const qwen_data::Characters& characters, std::string_view text, bool is_normalized,
                                  std::string& buffer) {
@@ -212,14 +214,24 @@ std::string_view normalized_text(const qwen_data::Characters& characters, std::s
     return buffer;
 }
 
-// Shingles of `num_words` words into scratch.shingles; a shorter text is one shingle.
-void shingle(const qwen_data::Characters& characters, std::string_view text, bool is_normalized, std::size_t num_words,
-             NormalizedScratch& scratch) {
+// Calls take(view) with blocks of the shingles of `num_words` words; a shorter text is one shingle.
+template <typename Take>
+void for_each_shingle_block(const qwen_data::Characters& characters, std::string_view text, bool is_normalized,
+                            std::size_t num_words, NormalizedScratch& scratch, const Take& take) {
     scratch.words.clear();
-    scratch.shingles.clear();
-    qwen_data::append_word_hashes(characters, normalized_text(characters, text, is_normalized, scratch.buffer), scratch.words);
+    qwen_data::append_word_hashes(characters, normalized_text(characters, text, is_normalized, scratch.buffer),
+                                  scratch.words);
+    std::uint64_t block[kShingleBlock];
+    std::size_t filled = 0;
     qwen_data::for_each_shingle(scratch.words, std::min(num_words, scratch.words.size()),
-                     [&](std::size_t, std::uint64_t hash) { scratch.shingles.push_back(hash); });
+                                [&](std::size_t, std::uint64_t hash) {
+                                    block[filled++] = hash;
+                                    if (filled == kShingleBlock) {
+                                        take(View<const std::uint64_t>{block, filled});
+                                        filled = 0;
+                                    }
+                                });
+    take(View<const std::uint64_t>{block, filled});
 }
 
 Array<std::uint64_t> normalized_hashes(const qwen_data::Characters& characters, const py::sequence& sequence,
@@ -245,8 +257,11 @@ py::list shingles(const qwen_data::Characters& characters, const py::sequence& s
     py::list out;
     NormalizedScratch scratch;
     for (std::size_t i = 0; i < texts.size(); ++i) {
-        shingle(characters, texts[i], flags[i], num_words, scratch);
-        out.append(Array<std::uint64_t>(static_cast<py::ssize_t>(scratch.shingles.size()), scratch.shingles.data()));
+        std::vector<std::uint64_t> hashes;
+        for_each_shingle_block(
+            characters, texts[i], flags[i], num_words, scratch,
+            [&](View<const std::uint64_t> block) { hashes.insert(hashes.end(), block.begin(), block.end()); });
+        out.append(Array<std::uint64_t>(static_cast<py::ssize_t>(hashes.size()), hashes.data()));
     }
     return out;
 }
@@ -262,8 +277,12 @@ Array<std::uint64_t> minhash_signatures(const qwen_data::Characters& characters,
     std::uint64_t* out = signatures.mutable_data();
     py::gil_scoped_release release;
     qwen_data::parallel_for<NormalizedScratch>(texts.size(), threads, [&](std::size_t i, NormalizedScratch& scratch) {
-        shingle(characters, texts[i], flags[i], num_words, scratch);
-        qwen_data::compute_signature(scratch.shingles, functions, out + i * num_functions);
+        std::uint64_t* signature = out + i * num_functions;
+        std::fill_n(signature, num_functions, qwen_data::kNoShingle);
+        for_each_shingle_block(characters, texts[i], flags[i], num_words, scratch,
+                               [&](View<const std::uint64_t> block) {
+                                   qwen_data::lower_signature(block, functions, signature);
+                               });
     });
     return signatures;
 }

@@ -19,7 +19,7 @@ namespace {
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
 constexpr std::size_t kLanes = 16;
 
-// Minimum over the shingles for kLanes hash functions; the minima stay in registers.
+// Lowers the minima of kLanes hash functions to those over the shingles; they stay in registers meanwhile.
 QWEN_DATA_VECTOR_CLONES
 void minimum_of_lanes(const std::uint64_t* shingles, std::size_t count, const std::uint64_t* multipliers,
                       const std::uint64_t* addends, std::uint64_t* minima) {
@@ -27,7 +27,7 @@ void minimum_of_lanes(const std::uint64_t* shingles, std::size_t count, const st
     std::uint64_t a[kLanes];
     std::uint64_t b[kLanes];
     for (std::size_t k = 0; k < kLanes; ++k) {
-        best[k] = kNoShingle;
+        best[k] = minima[k];
         a[k] = multipliers[k];
         b[k] = addends[k];
     }
@@ -52,17 +52,17 @@ HashFunctions::HashFunctions(std::size_t count, std::uint64_t seed) {
     }
 }
 
-void compute_signature(const std::vector<std::uint64_t>& shingles, const HashFunctions& functions,
-                       std::uint64_t* signature) {
+void lower_signature(View<const std::uint64_t> shingles, const HashFunctions& functions, std::uint64_t* signature) {
     const std::size_t count = functions.multipliers.size();
     for (std::size_t start = 0; start < count; start += kLanes) {
         const std::size_t lanes = std::min(kLanes, count - start);
         std::uint64_t a[kLanes] = {};
         std::uint64_t b[kLanes] = {};
-        std::uint64_t minima[kLanes];
+        std::uint64_t minima[kLanes] = {};
+        std::copy_n(signature + start, lanes, minima);
         std::copy_n(functions.multipliers.data() + start, lanes, a);
         std::copy_n(functions.addends.data() + start, lanes, b);
-        minimum_of_lanes(shingles.data(), shingles.size(), a, b, minima);
+        minimum_of_lanes(shingles.data, shingles.size, a, b, minima);
         std::copy_n(minima, lanes, signature + start);
     }
 }

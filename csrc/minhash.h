@@ -21,9 +21,8 @@ struct HashFunctions {
     std::vector<std::uint64_t> addends;
 };
 
-// signature[k] = minimum of h_k over the shingles (Broder 1997); kNoShingle if there are none.
-void compute_signature(const std::vector<std::uint64_t>& shingles, const HashFunctions& functions,
-                       std::uint64_t* signature);
+// signature[k] = minimum of signature[k] and of h_k over the shingles (Broder 1997). Start with kNoShingle everywhere.
+void lower_signature(View<const std::uint64_t> shingles, const HashFunctions& functions, std::uint64_t* signature);
 
 // Key of each band of `rows` values: k = mix64(band + 1), then k = mix64(k ^ value) * g for each value.
 void compute_band_keys(const std::uint64_t* signature, std::size_t bands, std::size_t rows, std::uint64_t* keys);
