@@ -172,8 +172,8 @@ def test_sample_ids_print_short() -> None:
 
 
 def test_opens_files_by_list_and_by_weight(byte_corpus: Path) -> None:
-    by_list = open_dataset([str(byte_corpus)], seq_length=64, seed=1, eval_samples=4)
-    by_weight = open_dataset({str(byte_corpus): 2.5}, seq_length=64, seed=1, eval_samples=4)
+    by_list = open_dataset([str(byte_corpus)], seq_length=64, seed=1, eval_samples=4, vocab_size=257)
+    by_weight = open_dataset({str(byte_corpus): 2.5}, seq_length=64, seed=1, eval_samples=4, vocab_size=257)
     assert list(by_list.fingerprints()) == [str(byte_corpus)]
     assert by_list.fingerprints() == by_weight.fingerprints()
     first = by_list.train_id(0)
@@ -184,4 +184,4 @@ def test_opens_files_by_list_and_by_weight(byte_corpus: Path) -> None:
 
 def test_missing_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        open_dataset([str(tmp_path / "nowhere")], seq_length=64, seed=1, eval_samples=4)
+        open_dataset([str(tmp_path / "nowhere")], seq_length=64, seed=1, eval_samples=4, vocab_size=257)

@@ -200,7 +200,7 @@ def test_a_damaged_file_is_named(
     with Path(f"{prefix}.bin").open("r+b") as stream:
         stream.seek(4 * 1000)
         stream.write(b"\x7f")
-    dataset = open_dataset([str(prefix)], seq_length=64, seed=1, eval_samples=4)
+    dataset = open_dataset([str(prefix)], seq_length=64, seed=1, eval_samples=4, vocab_size=257)
     batches = make_loader(dataset=dataset, workers=workers).training(0)
     with pytest.raises(DataError) as caught:
         # The damaged block holds a good part of the corpus: an epoch meets it.
@@ -215,7 +215,7 @@ def test_a_file_cut_while_open_is_named(
     prefix = tmp_path / "cut"
     for suffix in ("bin", "idx", "json", "crc"):
         Path(f"{prefix}.{suffix}").write_bytes(Path(f"{byte_corpus}.{suffix}").read_bytes())
-    dataset = open_dataset([str(prefix)], seq_length=64, seed=1, eval_samples=4)
+    dataset = open_dataset([str(prefix)], seq_length=64, seed=1, eval_samples=4, vocab_size=257)
     with Path(f"{prefix}.bin").open("r+b") as stream:
         stream.truncate(100)
     with pytest.raises(DataError, match=r"cut\.bin"):
