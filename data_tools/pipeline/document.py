@@ -120,10 +120,11 @@ class ShardWriter:
 
     def keep(self, document: Document) -> None:
         """Writes a document that goes on."""
-        line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
-        self._kept_stream.write(line)
+        # No name for the line: of a very long document every copy counts.
+        self._kept_stream.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
         self.records_out += 1
-        self.statistics.add(document, len(document.text.encode("utf-8")))
+        text = document.text
+        self.statistics.add(document, len(text) if text.isascii() else len(text.encode("utf-8")))
 
     def drop(self, document: Document, drop: Drop) -> None:
         """Counts a document that does not, and keeps it aside."""
@@ -150,7 +151,9 @@ def read_documents(path: Path) -> Iterator[Document]:
     try:
         with path.open("rb") as stream, zstandard.ZstdDecompressor().stream_reader(stream) as reader:
             for line in _lines(reader):
-                yield Document(**orjson.loads(line))
+                fields = orjson.loads(line)
+                del line  # A long line is not held beside its document.
+                yield Document(**fields)
     except (OSError, zstandard.ZstdError, orjson.JSONDecodeError, TypeError) as error:
         raise DataError(f"{path}: the shard cannot be read: {error}; delete it and run the pipeline again") from error
 
@@ -161,8 +164,9 @@ def _lines(reader: Any) -> Iterator[bytes]:
         first, *others = piece.split(b"\n")
         parts.append(first)
         for other in others:
-            yield b"".join(parts)
+            complete = [b"".join(parts)]
             parts = [other]
+            yield complete.pop()
     if any(parts):
         raise zstandard.ZstdError("it ends in the middle of a line")
 

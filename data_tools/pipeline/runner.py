@@ -10,7 +10,7 @@ from data_tools.pipeline.executor import Executor
 from data_tools.pipeline.task import QUARANTINE_FILE, STAGE_FILE, Manifest, Task, finished
 from data_tools.progress import progress_bar
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)

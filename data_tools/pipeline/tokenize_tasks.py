@@ -106,7 +106,10 @@ class _RunWriter:
         lengths = np.concatenate([np.empty(0, np.int32), *(batch.lengths for batch in self._batches)])
         if not len(lengths):
             return
-        tokens = np.concatenate([batch.tokens for batch in self._batches])
+        # A very long document is a batch of its own and is not copied.
+        pieces = [batch.tokens for batch in self._batches]
+        tokens = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        del pieces
         offsets = np.concatenate([batch.offsets for batch in self._batches])
         self._batches, self._tokens_held = [], 0
         options = self._options

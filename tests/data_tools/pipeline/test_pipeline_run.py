@@ -306,7 +306,7 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
     texts = [words(number) for number in range(40)]
     # Clusters of three: the one that stays must not be a matter of order.
     texts += [f"{words(number)} more" for number in range(10)] + [f"other {words(number)}" for number in range(10)]
-    stages = STAGES + "  - {kind: fuzzy_dedup, bucket_documents: 20}\n"
+    stages = STAGES + "  - {kind: fuzzy_dedup, bucket_documents: 40}\n"
     survivors = []
     for number, split_bytes in enumerate((10**8, 9000, 4000)):
         random.Random(number).shuffle(texts)
