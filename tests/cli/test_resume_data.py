@@ -37,6 +37,7 @@ def open_data(plan: Plan) -> BlendedDataset:
         seq_length=plan.training.seq_length,
         seed=plan.training.seed,
         eval_samples=plan.data.eval_samples,
+        vocab_size=plan.model.vocab_size,
     )
 
 
