@@ -11,12 +11,12 @@ TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(ENV)/.qwen-megatron-setup
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
-CODE := data_tools qwen_megatron tests examples setup.py
+CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check format clean bench-data
+.PHONY: help setup demo test check format clean bench-data bench-train
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -49,6 +49,9 @@ demo: setup ## raw text to a trained, verified Hugging Face model in about five 
 
 test: setup ## the whole test suite
 	$(PY) -m pytest
+
+bench-train: setup ## speed and memory of a training step against transformers, into docs/benchmarks.md
+	$(PY) benchmarks/bench_train.py --write
 
 bench-data: setup ## speed of the text kernels against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write

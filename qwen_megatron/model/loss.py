@@ -29,7 +29,7 @@ CHUNK_TOKENS = 512
 # Elements that go through the softmax at a time: an fp32 piece of this size stays in a core's cache.
 SOFTMAX_ELEMENTS = 1 << 17
 # Vocabulary rows whose weight gradient is added to the fp32 buffer at a time, for the same reason.
-WEIGHT_ROWS = 2048
+WEIGHT_ROWS = 1024
 # exp(-60) is far below what fp32 can add to 1; 1 / exp(-60) can still be held.
 NEGLIGIBLE_EXPONENT = 60.0
 
@@ -319,6 +319,11 @@ def add_weight_gradient(grad_vh: torch.Tensor, residual_nv: torch.Tensor, hidden
     if residual_nv.dtype == torch.float32:
         grad_vh.addmm_(residual_nv.t(), hidden_nh)
         return
+    # Both are used again: fresh memory for every block costs more than the addition.
+    product = residual_nv.new_empty(min(WEIGHT_ROWS, len(grad_vh)), grad_vh.size(1))
+    exact = torch.empty_like(product, dtype=torch.float32)
     for start in range(0, len(grad_vh), WEIGHT_ROWS):
-        rows = slice(start, start + WEIGHT_ROWS)
-        grad_vh[rows].add_(residual_nv[:, rows].t() @ hidden_nh)
+        block = grad_vh[start : start + WEIGHT_ROWS]
+        rounded = product[: len(block)]
+        torch.mm(residual_nv[:, start : start + len(block)].t(), hidden_nh, out=rounded)
+        block.add_(exact[: len(block)].copy_(rounded))
