@@ -94,7 +94,7 @@ class BlendedDataset:
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - a dataset lives as long as its run
     def permutation(self, corpus: int, epoch: int) -> KeyedPermutation:
-        """Order of a corpus in an epoch; keyed by its content, so a blend's order of corpora does not matter."""
+        """Order of a corpus in an epoch; keyed by its content, not by its place in the blend."""
         return KeyedPermutation(self.train_counts[corpus], self.seed, self.corpora[corpus].fingerprint, epoch)
 
     def tokens(self, sample: SampleId) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32")
         fill_model(folder, unwrapped(model))
     else:
         verify_checkpoint(source)
-        model = build_model(saved_model_config(source), groups, precision=precision)
+        # Kernels are a matter of this machine, not of the one that trained.
+        config = dataclasses.replace(saved_model_config(source), implementation="auto")
+        model = build_model(config, groups, precision=precision)
         load_model(source, unwrapped(model))
     return unwrapped(model).eval()
 

@@ -15,7 +15,7 @@ from qwen_megatron.train.state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One optimizer step, the same on all ranks.
+    """One optimizer step; the same on all ranks, but for the clock.
 
     Attributes:
         step: Number of the step, the first is 1.

@@ -187,6 +187,12 @@ def test_partial_folder_is_no_checkpoint(ranks: RankPool, byte_corpus: Path, run
     assert not (run_copy / ".iter_0000004.partial").exists()
 
 
+def test_a_finished_run_started_again_does_nothing(ranks: RankPool, byte_corpus: Path, run_copy: Path) -> None:
+    before = rows(run_copy)
+    pretrain_on_ranks(ranks, 2, byte_corpus, run_copy, HALF, TP2)
+    assert rows(run_copy) == before
+
+
 def test_a_changed_setting_is_used(
     ranks: RankPool,
     byte_corpus: Path,

@@ -19,6 +19,9 @@ class EvaluationHook(Hook):
     def on_start(self, run: Run) -> None:
         if run.state.iteration == 0:
             self.evaluate(run)
+        elif run.state.iteration >= run.last_step:
+            # Started again after its end: nothing has changed since it was evaluated.
+            self.evaluated_at = run.state.iteration
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         if record.step % self.interval == 0:
