@@ -201,6 +201,9 @@ BUILDERS = {"ours": build_ours, "transformers": build_transformers, "floor": bui
 
 def contestant(kind: str, precision: str, batch: int, threads: int, pipe: Any) -> None:
     """A process that measures a block of steps whenever it is told how many."""
+    import warnings
+
+    warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(threads)
@@ -321,8 +324,8 @@ def machine_lines(busy_before: float) -> list[str]:
     return [
         f"{datetime.now(UTC):%Y-%m-%d}; {model}, {cores} cores, machine {state}; {versions}.",
         f"hidden {HIDDEN}, {LAYERS} layers, ffn {FFN}, {HEADS} heads, sequence {SEQUENCE}, vocabulary {VOCAB:,},",
-        f"{SPEED_BATCH * SEQUENCE} tokens a step, not tied, clipping, AdamW. Contestants take turns; a round counts the",
-        "fastest of its steps, a ratio is the median over rounds.",
+        f"{SPEED_BATCH * SEQUENCE} tokens a step, not tied, clipping, AdamW. Contestants take turns; a round counts",
+        "the fastest of its steps, a ratio is the median over rounds.",
         "",
     ]
 
