@@ -51,7 +51,11 @@ def transformers_losses(plan: Plan, folder: Path) -> list[float]:
         eps=options.adam_eps,
     )
     dataset = open_dataset(
-        plan.data.blend, seq_length=plan.training.seq_length, seed=plan.training.seed, eval_samples=0
+        plan.data.blend,
+        seq_length=plan.training.seq_length,
+        seed=plan.training.seed,
+        eval_samples=0,
+        vocab_size=plan.model.vocab_size,
     )
     batch_size = plan.training.global_batch_size
     losses = []
