@@ -47,9 +47,10 @@ def test_a_layout_that_does_not_fit_is_found_before_anything_runs(
     assert "training" not in output.splitlines()[0]
 
 
-def test_a_recipe_is_certified(code_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["model.preset=tiny", f"data.blend=[{code_corpus}]", "training.train_iters=10", "optimizer.lr=1e-3"]
-    assert main(["certify", *settings, "--layouts", "tp2-sp", "--steps", "2"]) == 0
+def test_a_recipe_is_certified(byte_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A small vocabulary and one step: how far layouts agree is the parity test's question, here the command is tested.
+    settings = ["model.preset=tiny", "model.vocab_size=257", f"data.blend=[{byte_corpus}]", "training.train_iters=10"]
+    assert main(["certify", *settings, "--layouts", "tp2-sp", "--steps", "1"]) == 0
     output = capsys.readouterr().out
     assert "tp2-sp" in output
     assert "yes" in output
