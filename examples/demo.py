@@ -109,6 +109,7 @@ def summarize(console: Console, stages: list[Stage], peak_bytes: int) -> None:
         ("training", f"{len(steps)} steps on 8 processes, TP2 x PP2 x DP2, stopped and resumed at step 40"),
         ("held-out loss", f"{first:.2f} -> {last:.2f} nats per token"),
         ("speed", f"{sorted(row['tokens_per_second'] for row in steps)[len(steps) // 2]:,.0f} tokens/s (median)"),
+        ("greedy", repr(stages[6].output.rstrip("\n"))),
         ("logits", f"ours and transformers' differ by {difference:.1e} at most"),
         ("peak memory", f"{peak_bytes / 2**30:.1f} GiB over all processes"),
         (
