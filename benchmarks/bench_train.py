@@ -28,7 +28,7 @@ SPEED_BATCH, MEMORY_BATCH = 2, 8
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 MARK = "<!-- bench-train -->"
 
-# Contestants by name: which builder, in which precision. Those of one precision run side by side.
+# Contestants by name: which builder, in which precision.
 CONTESTANTS = {
     "ours fp32": ("ours", "fp32"),
     "transformers fp32": ("transformers", "fp32"),
@@ -246,15 +246,12 @@ class Contestant:
 def measure_speed(threads: int, rounds: int, steps: int) -> dict[str, list[Block]]:
     """Blocks of every contestant, by name, in the order of rounds."""
     blocks: dict[str, list[Block]] = {name: [] for name in CONTESTANTS}
-    for precision in ("bf16", "fp32"):
-        names = [name for name in CONTESTANTS if precision in name.split(",")[0]]
-        contestants = {name: Contestant(name, SPEED_BATCH, threads) for name in names}
-        for one in contestants.values():
+    for _ in range(rounds):
+        for name, several in blocks.items():
+            # A new process each time: beside the memory of idle ones, fresh memory for large tensors costs more.
+            one = Contestant(name, SPEED_BATCH, threads)
             one.run(1)
-        for _ in range(rounds):
-            for name, one in contestants.items():
-                blocks[name].append(one.run(steps))
-        for one in contestants.values():
+            several.append(one.run(steps))
             one.close()
     return blocks
 
