@@ -32,7 +32,8 @@ class CheckpointHook(Hook):
 
     def save(self, run: Run) -> None:
         started = time.perf_counter()
-        folder = save_checkpoint(run)
+        with run.engine.phases.enter("save"):
+            folder = save_checkpoint(run)
         self.saved_at = run.state.iteration
         if run.is_main:
             log.info("saved %s in %.1f s", folder, time.perf_counter() - started)

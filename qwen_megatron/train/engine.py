@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.train.optimizer import build_optimizer
+from qwen_megatron.train.phases import Phases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Engine:
         micro_batch_size: Samples a micro-batch.
         num_microbatches: Micro-batches a step on every rank.
         mask_documents: Documents packed into a sequence do not see each other.
+        phases: What this rank is doing; Megatron-Core's schedules and optimizer report to it.
     """
 
     chunks: list[DistributedDataParallel]
@@ -42,6 +44,7 @@ class Engine:
     micro_batch_size: int
     num_microbatches: int
     mask_documents: bool = False
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def models(self) -> list[QwenModel]:
@@ -89,15 +92,20 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
         overlap_grad_reduce=plan.parallel.overlap_grad_reduce,
         overlap_param_gather=plan.parallel.overlap_param_gather,
     )
+    optimizer = build_optimizer(chunks, plan.optimizer, plan.training.precision)
+    phases = Phases()
+    for config in (optimizer.config, *(unwrapped(chunk).config for chunk in chunks)):
+        config.timers = phases
     return Engine(
         chunks=chunks,
-        optimizer=build_optimizer(chunks, plan.optimizer, plan.training.precision),
+        optimizer=optimizer,
         groups=groups,
         platform=platform,
         seq_length=plan.training.seq_length,
         micro_batch_size=plan.training.micro_batch_size,
         num_microbatches=plan.num_microbatches,
         mask_documents=plan.data.mask_documents,
+        phases=phases,
     )
 
 

@@ -63,19 +63,21 @@ def train_step(
     Raises:
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
     """
-    for chunk in engine.chunks:
-        chunk.train()
-        chunk.zero_grad_buffer()
-    engine.optimizer.zero_grad()
+    with engine.phases.enter("optimizer"):
+        for chunk in engine.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        engine.optimizer.zero_grad()
     loss = run_microbatches(engine, batches, engine.num_microbatches, loss_function, forward_only=False)
-    engine.optimizer.prepare_grads()
-    norm = gradient_norm(engine.optimizer)
-    if not finite_everywhere(engine.groups, loss, norm):
-        raise TrainingError(
-            f"step {step}: loss={loss} and grad_norm={norm} must be finite on every rank; no weight was changed. "
-            "Lower optimizer.lr or look at the samples of this step"
-        )
-    update(engine.optimizer, learning_rate, clip_grad, norm)
+    with engine.phases.enter("optimizer"):
+        engine.optimizer.prepare_grads()
+        norm = gradient_norm(engine.optimizer)
+        if not finite_everywhere(engine.groups, loss, norm):
+            raise TrainingError(
+                f"step {step}: loss={loss} and grad_norm={norm} must be finite on every rank; no weight was changed. "
+                "Lower optimizer.lr or look at the samples of this step"
+            )
+        update(engine.optimizer, learning_rate, clip_grad, norm)
     return StepResult(loss=loss, grad_norm=norm)
 
 
@@ -104,7 +106,9 @@ def run_microbatches(
 ) -> float:
     """Sends micro-batches through Megatron's schedule; returns the mean loss over all ranks' tokens."""
     # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
-    step_batches = [split_sequence(batch, engine.groups.cp) for batch in itertools.islice(batches, num_microbatches)]
+    with engine.phases.enter("data"):
+        taken = itertools.islice(batches, num_microbatches)
+        step_batches = [split_sequence(batch, engine.groups.cp) for batch in taken]
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(
             forward_step, loss_function=loss_function, mask_documents=engine.mask_documents
@@ -116,7 +120,8 @@ def run_microbatches(
         micro_batch_size=engine.micro_batch_size,
         forward_only=forward_only,
     )
-    return mean_loss(outputs, engine.groups)
+    with engine.phases.enter("communication"):
+        return mean_loss(outputs, engine.groups)
 
 
 def forward_step(

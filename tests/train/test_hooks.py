@@ -17,6 +17,7 @@ from qwen_megatron.config.resolve import resolve
 from qwen_megatron.train.hooks.console import ConsoleHook, duration
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook, drop_rows_after
+from qwen_megatron.train.phases import Phases
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 from qwen_megatron.train.state import TrainState
 
@@ -37,7 +38,7 @@ FIELDS = {
 
 def make_run(directory: Path, *overrides: str, iteration: int = 0, rank: int = 0, hooks: tuple[Hook, ...] = ()) -> Run:
     given = ["model.preset=tiny", "training.train_iters=1000", f"checkpoint.directory={directory}", *overrides]
-    engine: Any = SimpleNamespace(groups=SimpleNamespace(rank=rank))
+    engine: Any = SimpleNamespace(groups=SimpleNamespace(rank=rank), phases=Phases())
     unused: Any = None
     state = TrainState(iteration=iteration)
     plan = resolve(load_config(None, given))

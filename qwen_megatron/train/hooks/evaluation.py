@@ -34,7 +34,8 @@ class EvaluationHook(Hook):
 
     def evaluate(self, run: Run) -> None:
         started = time.perf_counter()
-        loss = evaluate(run.engine, run.loader.evaluation(), run.loader.num_evaluation_microbatches)
+        with run.engine.phases.enter("evaluation"):
+            loss = evaluate(run.engine, run.loader.evaluation(), run.loader.num_evaluation_microbatches)
         self.evaluated_at = run.state.iteration
         record = EvaluationRecord(
             step=run.state.iteration,

@@ -1,0 +1,133 @@
+"""What a rank is doing: names, exclusive times, Megatron-Core's timers."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from qwen_megatron.train.phases import STEP_PHASES, Phases
+from qwen_megatron.train.step import evaluate, train_step
+from tests.support.engines import random_batches, tiny_engine
+from tests.support.ranks import RankPool
+
+
+class Clock:
+    """Shows what it is set to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_counts_for_the_innermost_phase_only() -> None:
+    clock = Clock()
+    phases = Phases(clock)
+    clock.now += 1
+    with phases.enter("optimizer"):
+        clock.now += 2
+        with phases.enter("communication"):
+            clock.now += 4
+            assert (phases.current, phases.since) == ("communication", 103.0)
+        assert (phases.current, phases.since) == ("optimizer", 107.0)
+        clock.now += 8
+    assert phases.take() == {"other": 1.0, "optimizer": 10.0, "communication": 4.0}
+    clock.now += 16
+    assert phases.take() == {"other": 16.0}, "each second is given out once"
+
+
+def test_a_phase_can_be_taken_while_it_runs() -> None:
+    clock = Clock()
+    phases = Phases(clock)
+    with phases.enter("save"):
+        clock.now += 3
+        assert phases.take() == {"other": 0.0, "save": 3.0}
+        clock.now += 5
+    assert phases.take() == {"save": 5.0, "other": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("timer", "phase"),
+    [
+        ("forward-compute", "forward"),
+        ("backward-compute", "backward"),
+        ("forward-recv", "communication"),
+        ("backward-send-forward-recv", "communication"),
+        ("all-grads-sync", "communication"),
+        ("params-all-gather", "communication"),
+        ("forward-backward", "communication"),
+        ("optimizer-inner-step", "optimizer"),
+    ],
+)
+def test_megatron_timers_are_phases(timer: str, phase: str) -> None:
+    phases = Phases()
+    phases(timer, log_level=2).start(barrier=True)
+    assert phases.current == phase
+    phases(timer).stop()
+    assert phases.current == "other"
+
+
+def test_the_phase_of_a_failure_stays_until_an_outer_one_ends() -> None:
+    phases = Phases()
+
+    def fail() -> None:
+        with phases.enter("data"):
+            phases("forward-recv").start()
+            raise ValueError("bad")
+
+    with phases.enter("evaluation"):
+        with pytest.raises(ValueError, match="bad"):
+            fail()
+        assert phases.current == "communication"
+    assert phases.current == "other"
+
+
+def steps_and_evaluation(overrides: tuple[str, ...]) -> tuple[dict[str, float], float, dict[str, float], set[str]]:
+    """Of five steps, seconds by phase and passed in all; by phase of an evaluation; names that another thread saw."""
+    with tiny_engine(*overrides) as engine:
+        batches = random_batches(engine, 161)
+        seen: set[str] = set()
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.0005):
+                seen.add(engine.phases.current)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            engine.phases.take()
+            started = engine.phases.since
+            for step in range(1, 6):
+                train_step(engine, batches, step=step, learning_rate=1e-3, clip_grad=1.0)
+            taken = engine.phases.take()
+            passed = engine.phases.since - started
+            with engine.phases.enter("evaluation"):
+                evaluate(engine, batches, engine.num_microbatches)
+        finally:
+            done.set()
+            watcher.join()
+        assert engine.phases.current == "other"
+        return taken, passed, engine.phases.take(), seen
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("parallel.pipeline_model_parallel_size=2",),
+        ("parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"),
+        ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
+    ],
+    ids=["pp2", "pp2-vpp2", "dp2-overlap"],
+)
+def test_phases_of_a_step_add_up_to_its_time(ranks: RankPool, layout: tuple[str, ...]) -> None:
+    for taken, passed, evaluation, seen in ranks.run(2, steps_and_evaluation, overrides=layout):
+        assert set(taken) == set(STEP_PHASES)
+        assert sum(taken.values()) == pytest.approx(passed)
+        assert all(seconds > 0 for seconds in taken.values())
+        assert taken["other"] < 0.1 * passed, "what nobody measures is small"
+        assert {"forward", "backward"} <= seen <= {*STEP_PHASES, "evaluation"}
+        assert evaluation["forward"] > 0
+        assert "backward" not in evaluation
