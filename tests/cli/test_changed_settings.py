@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen_megatron.checkpoint.contents import plan_sections
-from qwen_megatron.cli.run_pretrain import changed_settings
+from qwen_megatron.cli.restore import changed_settings
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import Plan, resolve
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_megatron.checkpoint.contents import SmallState, plan_sections
-from qwen_megatron.cli.run_pretrain import check_data_unchanged
+from qwen_megatron.cli.restore import check_data_unchanged
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import Plan, resolve
 from qwen_megatron.data.dataset import BlendedDataset, open_dataset
