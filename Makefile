@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check format clean bench-data bench-train
+.PHONY: help setup demo test test-faults check format clean bench-data bench-train
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -49,6 +49,9 @@ demo: setup ## raw text to a trained, verified Hugging Face model in about five 
 
 test: setup ## the whole test suite
 	$(PY) -m pytest
+
+test-faults: setup ## kills and other faults at many points, up to half an hour
+	$(PY) -m pytest -m faults -s
 
 bench-train: setup ## speed and memory of a training step against transformers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_train.py --write

@@ -27,8 +27,6 @@ if (( $# == 0 )); then
 fi
 # torchrun announces its default of 1 on every start; the engine sets cores / processes itself.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Restarted processes would meet the addresses of the dead ones in the store that torchrun 2.13 keeps between attempts.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun \
   --nnodes "$NNODES" \

@@ -43,7 +43,7 @@ def pretrain(plan: Plan) -> None:
     platform = get_platform(plan.parallel.platform)
     shims = platform.prepare()
     timeout = plan.parallel.distributed_timeout_seconds
-    device = start_process_group(platform, timeout)
+    device = start_process_group(platform, timeout, plan.parallel.start_timeout_seconds)
     groups: Groups | None = None
     try:
         groups = build_groups(

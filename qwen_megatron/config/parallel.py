@@ -75,6 +75,14 @@ class ParallelOptions:
         default=600,
         metadata=count("A process that waits longer than this for another one ends with an error.", maximum=7 * 86400),
     )
+    start_timeout_seconds: int = field(
+        default=1800,
+        metadata=count(
+            "Start-up fails if a process has not joined after this time, or has not finished its first step this long "
+            "after building and loading began.",
+            maximum=7 * 86400,
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

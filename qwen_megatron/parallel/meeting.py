@@ -1,0 +1,95 @@
+"""Where the ranks of one attempt meet, before there is any group.
+
+torchrun keeps one store for all attempts of a job (torch 2.13), and with it what killed processes left there: restarted
+ranks would look for the dead ones. So rank 0 gives every attempt a name of its own, and everything after the meeting
+happens under that name. The count of restarts will not do: two agents of one job count differently.
+
+Each other rank says hello with a word nobody used before. An answer to that word can only come from the rank 0 of its
+own attempt, because torchrun starts nobody before all processes of the last attempt are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from qwen_megatron.errors import PlatformError
+
+# Seconds between looks at who has come; ranks arrive seconds apart anyway.
+PAUSE_SECONDS = 0.02
+
+
+def meet(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:
+    """Waits for all ranks of this attempt.
+
+    Args:
+        store: Shared by all ranks, possibly used by earlier attempts.
+        rank: Number of this process.
+        world_size: Processes of the job.
+        timeout_seconds: How long to wait for the others.
+    Returns:
+        A store in which nobody but this attempt has ever written.
+    Raises:
+        PlatformError: on every rank that has come, naming those that have and those that have not.
+    """
+    name = receive(store, world_size, timeout_seconds) if rank == 0 else join(store, rank, timeout_seconds)
+    return dist.PrefixStore(f"attempt/{name}", store)
+
+
+def receive(store: dist.Store, world_size: int, timeout_seconds: float) -> str:
+    """Rank 0 names the attempt and answers everybody who says hello."""
+    name = uuid.uuid4().hex
+    present, missing = {0: this_process()}, set(range(1, world_size))
+    deadline = time.monotonic() + timeout_seconds
+    while missing and time.monotonic() < deadline:
+        for rank in sorted(missing):
+            if store.check([f"hello/{rank}"]):
+                # It may be the word of a dead process; nobody waits for that answer.
+                store.set(f"answer/{store.get(f'hello/{rank}').decode()}", name)
+            if store.check([f"joined/{name}/{rank}"]):
+                present[rank] = store.get(f"joined/{name}/{rank}").decode()
+        missing -= present.keys()
+        time.sleep(PAUSE_SECONDS if missing else 0)
+    problem = ""
+    if missing:
+        who = ", ".join(f"{rank} ({where})" for rank, where in sorted(present.items()))
+        problem = (
+            f"ranks {', '.join(map(str, sorted(missing)))} have not joined within {timeout_seconds:g} s; present: "
+            f"ranks {who}. Look at the missing ones' machines, or raise parallel.start_timeout_seconds"
+        )
+    store.set(f"problem/{name}", json.dumps(problem))
+    if problem:
+        raise PlatformError(problem)
+    return name
+
+
+def join(store: dist.Store, rank: int, timeout_seconds: float) -> str:
+    """Another rank says hello, learns the attempt's name, and waits until all have come."""
+    word = uuid.uuid4().hex
+    store.set(f"hello/{rank}", word)
+    try:
+        store.wait([f"answer/{word}"], timedelta(seconds=timeout_seconds))
+        name = store.get(f"answer/{word}").decode()
+        store.set(f"joined/{name}/{rank}", this_process())
+        # Rank 0 came earlier or as late as allowed, and waits as long: its word arrives within that time.
+        store.wait([f"problem/{name}"], timedelta(seconds=timeout_seconds + 5))
+    except (dist.DistStoreError, RuntimeError) as error:
+        raise PlatformError(
+            f"rank {rank} ({this_process()}): rank 0 has not joined within {timeout_seconds:g} s or is gone. Look at "
+            "its machine, or raise parallel.start_timeout_seconds"
+        ) from error
+    problem = json.loads(store.get(f"problem/{name}"))
+    if problem:
+        raise PlatformError(problem)
+    return name
+
+
+def this_process() -> str:
+    """Host and process number, for people."""
+    return f"{socket.gethostname()}, process {os.getpid()}"

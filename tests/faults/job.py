@@ -1,0 +1,143 @@
+"""A real torchrun job whose ranks can be killed, stopped and counted from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.faults.sick_worker import FAULTS, Fault
+from tests.support.training import SMALL
+
+SICK_WORKER = Path(__file__).with_name("sick_worker.py")
+MARK = "QWEN_MEGATRON_TEST_JOB"
+
+# A step takes tens of milliseconds, and there are many of them.
+LONG = (*SMALL, "training.train_iters=5000", "training.eval_interval=5000")
+TP2_PP2 = ("parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2")
+
+# What must be equal in every bit, step by step.
+BITWISE = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
+
+
+class Job:
+    """`torchrun -m qwen_megatron pretrain` on one machine, ended with everything it started when the block ends.
+
+    Args:
+        directory: Folder of the run.
+        corpus: Prefix of its corpus.
+        processes: Ranks.
+        settings: `section.key=value` texts after those of `LONG`.
+        max_restarts: How often torchrun starts the ranks again.
+        faults: What the ranks do to themselves.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        corpus: Path,
+        processes: int,
+        *settings: str,
+        max_restarts: int = 0,
+        faults: Sequence[Fault] = (),
+    ):
+        self.directory = directory
+        self.mark = uuid.uuid4().hex
+        self.log = directory.parent / f"{directory.name}.{self.mark[:8]}.log"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
+        program = [str(SICK_WORKER)] if faults else ["-m", "qwen_megatron"]
+        run = [f"data.blend=[{corpus}]", f"checkpoint.directory={directory}"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
+        environment |= {"OMP_NUM_THREADS": "1", MARK: self.mark, FAULTS: json.dumps([vars(fault) for fault in faults])}
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as stream:
+            self.agent = subprocess.Popen(
+                [*launcher, *program, "pretrain", *LONG, *run, *settings],
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=Path(__file__).parents[2],
+            )
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.agent.kill()
+        for process in self.processes():
+            process.kill()
+        self.agent.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of the job, the agent and lost children included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """The living ranks."""
+        found = {}
+        for process in self.processes():
+            try:
+                if process.ppid() == self.agent.pid and "RANK" in process.environ():
+                    found[int(process.environ()["RANK"])] = process
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """Rows of steps so far, by step; the last row of a step counts."""
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        parsed = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {row["step"]: row for row in parsed if "loss" in row}
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        """Raises AssertionError with the job's output if the job ends or the time passes first."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.agent.poll() is None, f"the job ended before {what}:\n{self.output()}"
+            assert time.monotonic() < deadline, f"{what}: not after {seconds} s:\n{self.output()}"
+            time.sleep(0.02)
+
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+        self.wait_until(lambda: max(self.rows(), default=0) >= step, f"step {step}", seconds)
+
+    def send(self, rank: int, number: signal.Signals) -> None:
+        self.workers()[rank].send_signal(number)
+
+    def wait(self, seconds: float = 180) -> int:
+        """torchrun's exit status; everything the job started is gone then."""
+        try:
+            status = self.agent.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.output()}") from None
+        assert self.processes() == [], self.output()
+        return status
+
+
+def assert_bitwise(disturbed: dict[int, dict[str, Any]], undisturbed: dict[int, dict[str, Any]]) -> None:
+    """Every step once, each equal to the undisturbed run's in every bit."""
+    assert list(disturbed) == list(undisturbed)
+    names = [name for name in (*BITWISE, "parameter_hash") if name in undisturbed[min(undisturbed)]]
+    for step, row in undisturbed.items():
+        assert {name: disturbed[step][name] for name in names} == {name: row[name] for name in names}, step

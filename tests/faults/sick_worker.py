@@ -1,0 +1,90 @@
+"""`qwen-megatron` with faults: torchrun starts this file instead, with a list of `Fault` in the environment."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+FAULTS = "QWEN_MEGATRON_TEST_FAULTS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong on one rank when it calls a function.
+
+    Attributes:
+        rank: The rank.
+        at: `module:function` or `module:Class.method`, looked up where it is called from.
+        calls: Numbers of the calls that it happens at, the first is 1; empty for all.
+        do: `kill`, `stop`, `exit`, `raise`, `sleep` (before the call), `nan` (the call's result is nan).
+        seconds: Length of a sleep; delay of a signal, so that it hits something in the middle.
+        attempt: Number of the start that it happens in, the first is 0; None for all.
+    """
+
+    rank: int
+    at: str
+    do: str
+    calls: tuple[int, ...] = ()
+    seconds: float = 0.0
+    attempt: int | None = 0
+
+    def happen(self) -> None:
+        if self.do in ("kill", "stop"):
+            number = signal.SIGKILL if self.do == "kill" else signal.SIGSTOP
+            if self.seconds:
+                threading.Timer(self.seconds, os.kill, (os.getpid(), number)).start()
+            else:
+                os.kill(os.getpid(), number)
+        elif self.do == "exit":
+            os._exit(7)
+        elif self.do == "raise":
+            raise ArithmeticError("a fault of the test")
+        elif self.do == "sleep":
+            time.sleep(self.seconds)
+
+
+def install(fault: Fault) -> None:
+    """Wraps the function of the fault."""
+    module, _, path = fault.at.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    function = getattr(owner, name)
+    calls = 0
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        due = not fault.calls or calls in fault.calls
+        if due:
+            fault.happen()
+        result = function(*args, **kwargs)
+        return math.nan if due and fault.do == "nan" else result
+
+    setattr(owner, name, wrapped)
+
+
+def main() -> int:
+    for values in json.loads(os.environ[FAULTS]):
+        fault = Fault(**values)
+        mine = fault.rank == int(os.environ["RANK"])
+        if mine and fault.attempt in (None, int(os.environ["TORCHELASTIC_RESTART_COUNT"])):
+            install(fault)
+    from qwen_megatron.cli.main import main as product
+
+    return product()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
