@@ -20,14 +20,20 @@ def derived_values(plan: Plan) -> dict[str, Any]:
         "world_size": plan.world_size,
         "data_parallel_size": plan.data_parallel_size,
         "num_microbatches": plan.num_microbatches,
+        "num_steps": plan.num_steps,
         "padded_vocab_size": plan.padded_vocab_size,
         "layers_per_stage": list(plan.layers_per_stage),
         "num_parameters": plan.num_parameters,
         "num_parameters_per_rank": list(plan.num_parameters_per_rank),
         "tokens_per_step": plan.tokens_per_step,
-        "tokens_in_all": plan.tokens_per_step * plan.training.train_iters,
+        "tokens_in_all": tokens_in_all(plan),
         "flops_per_token": plan.flops_per_token,
     }
+
+
+def tokens_in_all(plan: Plan) -> int:
+    """Tokens of the whole run."""
+    return plan.training.batch_sizes.samples_after(plan.num_steps) * plan.training.seq_length
 
 
 def plan_as_yaml(plan: Plan) -> str:
@@ -43,7 +49,7 @@ def plan_summary(plan: Plan) -> str:
     """A few lines for people."""
     model, parallel, training, optimizer = plan.model, plan.parallel, plan.training, plan.optimizer
     per_rank = plan.num_parameters_per_rank
-    steps = training.train_iters if training.exit_iter is None else training.exit_iter
+    steps = plan.num_steps if training.exit_iter is None else training.exit_iter
     blend = [str(prefix) for prefix in plan.data.blend]
     rows = {
         "model": f"{plan.num_parameters:,} parameters, {model.num_layers} layers, hidden {model.hidden_size}, "
@@ -56,12 +62,20 @@ def plan_summary(plan: Plan) -> str:
         "stages": f"{' '.join(str(count) for count in plan.layers_per_stage)} layers; at most {max(per_rank):,} "
         "parameters on a rank",
         "batch": f"{training.global_batch_size} sequences of {training.seq_length} tokens: {plan.num_microbatches} "
-        f"micro-batches of {training.micro_batch_size} on each replica",
-        "run": f"{steps:,} of {training.train_iters:,} steps, {plan.tokens_per_step:,} tokens a step, "
-        f"{plan.tokens_per_step * training.train_iters:,} in all; {training.precision}",
+        f"micro-batches of {training.micro_batch_size} on each replica{ramp_text(plan)}",
+        "run": f"{steps:,} of {plan.num_steps:,} steps, {plan.tokens_per_step:,} tokens a step, "
+        f"{tokens_in_all(plan):,} in all; {training.precision}",
         "rate": f"{optimizer.lr:g} after {optimizer.lr_warmup_iters} steps, {optimizer.min_lr:g} at step "
         f"{optimizer.lr_decay_iters}",
         "data": f"{len(blend)} {'corpus' if len(blend) == 1 else 'corpora'}, {plan.data.eval_samples} samples held out",
         "folder": plan.checkpoint.directory,
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
+
+
+def ramp_text(plan: Plan) -> str:
+    """The way up to the full batch, where there is one."""
+    sizes = plan.training.batch_sizes
+    if not sizes.samples:
+        return ""
+    return f"; from {sizes.start} in steps of {sizes.increment} over the first {sizes.samples:,}"

@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.run_directory}: holds no config.yaml; name the folder of a run (checkpoint.directory)"
         )
     plan = prepare_plan(str(configuration), (), None, with_files=False)
-    if not 1 <= args.step <= plan.training.train_iters:
+    if not 1 <= args.step <= plan.num_steps:
+        ramp = f" = {plan.num_steps} steps with the ramp" if plan.num_steps != plan.training.train_iters else ""
         raise ConfigError(
-            f"--step {args.step}: must be between 1 and training.train_iters({plan.training.train_iters})"
+            f"--step {args.step}: must be between 1 and training.train_iters({plan.training.train_iters}){ramp}"
         )
     dataset = open_dataset(
         plan.data.blend,
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
         vocab_size=plan.model.vocab_size,
     )
     indexes = [CorpusIndex.open(prefix) for prefix in dataset.prefixes]
-    first = (args.step - 1) * plan.training.global_batch_size
-    for number in range(first, first + plan.training.global_batch_size):
+    sizes = plan.training.batch_sizes
+    for number in range(sizes.samples_after(args.step - 1), sizes.samples_after(args.step)):
         sample = dataset.train_id(number)
         place = describe(number, sample, dataset.prefixes[sample.corpus], indexes[sample.corpus], dataset.seq_length)
         print(json.dumps(place) if args.json else as_line(place))

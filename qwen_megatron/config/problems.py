@@ -30,13 +30,13 @@ class Problems:
         return self.unusable.isdisjoint(keys)
 
 
-def nearest_divisors(number: int, value: int) -> str:
-    """The divisors of `number` next below and above `value`, as advice."""
+def nearest_divisors(number: int, value: float, scale: int = 1) -> str:
+    """The divisors of `number` next below and above `value`, times `scale`, as advice."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     divisors = sorted({*small, *(number // divisor for divisor in small)})
     below = [divisor for divisor in divisors if divisor < value][-1:]
     above = [divisor for divisor in divisors if divisor > value][:1]
-    return use(below + above)
+    return use(divisor * scale for divisor in below + above)
 
 
 def nearest_multiples(base: int, value: int) -> str:

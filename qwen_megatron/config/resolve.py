@@ -28,7 +28,8 @@ class Plan:
         model, parallel, optimizer, training, data, checkpoint, logging: The sections, every value fixed.
         world_size: Processes of the job.
         data_parallel_size: Replicas of the model: world size / (tensor x pipeline x context size).
-        num_microbatches: Micro-batches of each data-parallel rank in one optimizer step.
+        num_microbatches: Micro-batches of each data-parallel rank in an optimizer step of the full batch.
+        num_steps: Optimizer steps of the whole run.
         padded_vocab_size: Rows of the embedding over all tensor-parallel ranks: the smallest multiple of their number
             that holds the vocabulary.
         layers_per_stage: Layers of each pipeline stage.
@@ -47,6 +48,7 @@ class Plan:
     world_size: int
     data_parallel_size: int
     num_microbatches: int
+    num_steps: int
     padded_vocab_size: int
     layers_per_stage: tuple[int, ...]
     num_parameters: int
@@ -55,8 +57,12 @@ class Plan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step over all processes."""
+        """Tokens of an optimizer step of the full batch over all processes."""
         return self.training.global_batch_size * self.training.seq_length
+
+    def microbatches_of(self, batch_size: int) -> int:
+        """Micro-batches of each data-parallel rank in a step of `batch_size` samples."""
+        return batch_size // (self.training.micro_batch_size * self.data_parallel_size)
 
 
 def resolve(config: Config, world_size: int | None = None) -> Plan:
@@ -107,6 +113,7 @@ def plan_of(sections: Sections) -> Plan:
         world_size=parallel.world_size,
         data_parallel_size=data_parallel_size,
         num_microbatches=training.global_batch_size // (training.micro_batch_size * data_parallel_size),
+        num_steps=training.batch_sizes.steps_between(0, training.samples_in_all),
         padded_vocab_size=padded_vocab_size,
         layers_per_stage=layers_per_stage,
         num_parameters=count_parameters(model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from qwen_megatron.config.batch_rules import RAMP, check_batch
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_multiples
 from qwen_megatron.config.schema import Config
@@ -88,8 +89,8 @@ def check_layout(sections: Sections, problems: Problems) -> None:
 
 
 def check_virtual_pipeline(sections: Sections, problems: Problems) -> None:
-    """Pieces of stages divide the layers, and the interleaved schedule gets whole rounds of micro-batches."""
-    model, parallel, training = sections.model, sections.parallel, sections.training
+    """Pieces of stages divide the layers."""
+    model, parallel = sections.model, sections.parallel
     pipeline, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
     if virtual is None or not problems.usable(VIRTUAL, PIPELINE):
         return
@@ -102,16 +103,6 @@ def check_virtual_pipeline(sections: Sections, problems: Problems) -> None:
         if model.num_layers % pipeline == 0 and model.num_layers // pipeline > 1:
             advice = nearest_divisors(model.num_layers // pipeline, virtual)
         problems.add(VIRTUAL, virtual, f"{rule}; {advice}")
-    if problems.usable("training.global_batch_size", "training.micro_batch_size", WORLD, TENSOR, CONTEXT):
-        data_parallel_size = max(1, parallel.world_size // parallel.replica_size)
-        base = training.micro_batch_size * data_parallel_size
-        if training.global_batch_size % base == 0 and training.global_batch_size % (base * pipeline) != 0:
-            rule = (
-                f"must be a multiple of training.micro_batch_size({training.micro_batch_size}) x data_parallel_size"
-                f"({data_parallel_size}) x {PIPELINE}({pipeline}) = {base * pipeline} with {VIRTUAL}"
-            )
-            advice = nearest_multiples(base * pipeline, training.global_batch_size)
-            problems.add("training.global_batch_size", training.global_batch_size, f"{rule}; {advice}")
 
 
 def check_overlap(sections: Sections, problems: Problems) -> None:
@@ -174,24 +165,6 @@ def check_split_sequence(sections: Sections, problems: Problems) -> None:
         problems.add("training.seq_length", seq_length, f"{rule}; {nearest_multiples(parts, seq_length)}")
 
 
-def check_batch(sections: Sections, problems: Problems) -> None:
-    """The global batch divides into whole micro-batches for every replica."""
-    parallel, training = sections.parallel, sections.training
-    if not problems.usable("training.global_batch_size", "training.micro_batch_size"):
-        return
-    micro, base = training.micro_batch_size, training.micro_batch_size
-    factors = f"training.micro_batch_size({micro})"
-    # Without a good layout the number of replicas is not known, but the batch is a multiple of the micro-batch anyway.
-    if problems.usable(WORLD, TENSOR, PIPELINE, CONTEXT):
-        data_parallel_size = parallel.world_size // parallel.replica_size
-        base = micro * data_parallel_size
-        factors = f"{factors} x data_parallel_size({data_parallel_size}) = {base}"
-    if training.global_batch_size % base != 0:
-        advice = nearest_multiples(base, training.global_batch_size)
-        rule = f"must be a multiple of {factors}; {advice}"
-        problems.add("training.global_batch_size", training.global_batch_size, rule)
-
-
 def check_schedule(sections: Sections, problems: Problems) -> None:
     """Warm-up, decay and stop come in this order, and the rate falls."""
     optimizer, training = sections.optimizer, sections.training
@@ -210,8 +183,14 @@ def check_schedule(sections: Sections, problems: Problems) -> None:
     exit_iter = training.exit_iter
     if exit_iter is None or not problems.usable("training.exit_iter", "training.train_iters"):
         return
-    if exit_iter > training.train_iters:
-        rule = f"must be at most training.train_iters({training.train_iters}); use {training.train_iters}"
+    steps = training.train_iters
+    if training.batch_sizes.samples:
+        if not problems.usable(*RAMP, "training.global_batch_size"):
+            return
+        steps = training.batch_sizes.steps_between(0, training.samples_in_all)
+    if exit_iter > steps:
+        ramp = f" = {steps} steps with the ramp" if steps != training.train_iters else ""
+        rule = f"must be at most training.train_iters({training.train_iters}){ramp}; use {steps}"
         problems.add("training.exit_iter", exit_iter, rule)
 
 

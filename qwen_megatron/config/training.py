@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qwen_megatron.config.ramp import BatchSizes
 from qwen_megatron.config.setting import about, count
 
 PAPER_SEQ_LENGTH = 2048
@@ -24,14 +25,15 @@ class TrainingOptions:
     train_iters: int = field(
         default=572_205,
         metadata=count(
-            "Optimizer steps of the whole run. Default: the 2.4 trillion tokens of Qwen-7B at the default batch."
+            "Length of the whole run in optimizer steps of `global_batch_size`; a batch-size ramp takes more steps for "
+            "the same samples. Default: the 2.4 trillion tokens of Qwen-7B at the default batch."
         ),
     )
     exit_iter: int | None = field(
         default=None,
         metadata=count(
-            "Save and stop after this optimizer step although the schedule runs to `train_iters`; a later start goes "
-            "on from there. Default: run to the end."
+            "Save and stop after this optimizer step although the schedule runs on; a later start goes on from there. "
+            "Default: run to the end."
         ),
     )
     seed: int = field(
@@ -42,6 +44,22 @@ class TrainingOptions:
     global_batch_size: int = field(
         default=2048,
         metadata=count("Sequences of one optimizer step over all processes.", maximum=1 << 30),
+    )
+    rampup_start_batch_size: int | None = field(
+        default=None,
+        metadata=count(
+            "Sequences of the first optimizer steps; they rise to `global_batch_size`. The schedule of the learning "
+            "rate goes by samples: lengths given in steps count `global_batch_size` samples each. Default: no ramp.",
+            maximum=1 << 30,
+        ),
+    )
+    rampup_batch_size_increment: int | None = field(
+        default=None,
+        metadata=count("Sequences by which the steps of the ramp rise each time; needed with a ramp.", maximum=1 << 30),
+    )
+    rampup_samples: int | None = field(
+        default=None,
+        metadata=count("Samples over which the batch rises, in equal parts; needed with a ramp."),
     )
     seq_length: int | None = field(
         default=None,
@@ -60,3 +78,21 @@ class TrainingConfig(TrainingOptions):
     """Section `training`, every value fixed; `exit_iter` None runs to the end."""
 
     seq_length: int = field(metadata=count("Context trained on, in tokens.", maximum=1 << 32))
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Size of every step."""
+        full = self.global_batch_size
+        start, increment, samples = (
+            self.rampup_start_batch_size,
+            self.rampup_batch_size_increment,
+            self.rampup_samples,
+        )
+        if start is None or increment is None or samples is None:
+            return BatchSizes(full=full, start=full, increment=full, samples=0)
+        return BatchSizes(full=full, start=start, increment=increment, samples=samples)
+
+    @property
+    def samples_in_all(self) -> int:
+        """Samples after which the run is over; its last step may take a few more."""
+        return self.train_iters * self.global_batch_size

@@ -31,7 +31,7 @@ class Engine:
         platform: Machine.
         seq_length: Tokens a sample.
         micro_batch_size: Samples a micro-batch.
-        num_microbatches: Micro-batches a step on every rank.
+        num_microbatches: Micro-batches of a step of the full batch on every rank.
         mask_documents: Documents packed into a sequence do not see each other.
         phases: What this rank is doing; Megatron-Core's schedules and optimizer report to it.
     """

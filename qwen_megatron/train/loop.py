@@ -40,28 +40,30 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
 
 def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -> StepRecord:
     """Takes one step and counts it."""
-    step = run.state.iteration + 1
-    seed_step(run.engine.platform, run.engine.groups, run.plan.training.seed, step)
-    rate = learning_rate(step, run.plan.optimizer)
+    step, training = run.state.iteration + 1, run.plan.training
+    seed_step(run.engine.platform, run.engine.groups, training.seed, step)
+    batch_size = training.batch_sizes.at(run.state.consumed_samples)
+    rate = learning_rate((run.state.consumed_samples + batch_size) / training.global_batch_size, run.plan.optimizer)
     run.engine.platform.synchronize()
     started = time.perf_counter()
     result = train_step(
         run.engine,
         batches,
         step=step,
+        num_microbatches=run.plan.microbatches_of(batch_size),
         learning_rate=rate,
         clip_grad=run.plan.optimizer.clip_grad,
         loss_function=loss_function,
     )
     run.engine.platform.synchronize()
-    run.state.advance(run.plan.training.global_batch_size, run.plan.training.seq_length)
-    return step_record(run, result, rate, time.perf_counter() - started)
+    run.state.advance(batch_size, training.seq_length)
+    return step_record(run, result, rate, batch_size, time.perf_counter() - started)
 
 
-def step_record(run: Run, result: StepResult, rate: float, seconds: float) -> StepRecord:
+def step_record(run: Run, result: StepResult, rate: float, batch_size: int, seconds: float) -> StepRecord:
     """Adds counters, speed and memory to a step's result."""
     plan, groups = run.plan, run.engine.groups
-    tokens = plan.training.global_batch_size * plan.training.seq_length
+    tokens = batch_size * plan.training.seq_length
     memory = torch.tensor([run.engine.platform.peak_memory_bytes()], dtype=torch.int64, device=groups.device)
     dist.all_reduce(memory, op=dist.ReduceOp.MAX)
     peak = plan.logging.peak_tflops_per_rank

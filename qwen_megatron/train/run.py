@@ -111,7 +111,13 @@ class Run:
         return self.engine.groups.rank == 0
 
     @property
+    def num_steps(self) -> int:
+        """Number of the schedule's last step: those taken, and as many as the samples left over make."""
+        training, state = self.plan.training, self.state
+        return state.iteration + training.batch_sizes.steps_between(state.consumed_samples, training.samples_in_all)
+
+    @property
     def last_step(self) -> int:
         """Number of the step this run stops after."""
-        training = self.plan.training
-        return training.train_iters if training.exit_iter is None else training.exit_iter
+        exit_iter = self.plan.training.exit_iter
+        return self.num_steps if exit_iter is None else min(exit_iter, self.num_steps)

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step."""
+"""Learning rate as a pure function of the samples consumed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import math
 from qwen_megatron.config.optimizer import OptimizerConfig
 
 
-def learning_rate(step: int, optimizer: OptimizerConfig) -> float:
+def learning_rate(step: float, optimizer: OptimizerConfig) -> float:
     """Rate of one step: linear warm-up to `lr`, then the shape of `lr_decay_style`.
 
     Args:
-        step: Number of the optimizer step, the first is 1.
+        step: Samples consumed, this step's included, in full global batches: the number of the step, the first is 1,
+            where every step is a full one.
         optimizer: Resolved options.
     Source: Loshchilov and Hutter 2017 (arXiv 1608.03983) and the Qwen Technical Report, section 2.4, for `cosine`;
         Hu et al. 2024 (arXiv 2404.06395) for `WSD`.
@@ -21,7 +22,7 @@ def learning_rate(step: int, optimizer: OptimizerConfig) -> float:
     return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * remaining_share(step, optimizer)
 
 
-def remaining_share(step: int, optimizer: OptimizerConfig) -> float:
+def remaining_share(step: float, optimizer: OptimizerConfig) -> float:
     """How much of the way from `min_lr` up to `lr` is left after the warm-up, 1 down to 0."""
     if optimizer.lr_decay_style == "constant":
         return 1.0

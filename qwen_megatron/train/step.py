@@ -49,6 +49,7 @@ def train_step(
     step: int,
     learning_rate: float,
     clip_grad: float,
+    num_microbatches: int | None = None,
     loss_function: LossFunction = pretraining_loss,
 ) -> StepResult:
     """Forward, backward and update over one global batch.
@@ -59,6 +60,7 @@ def train_step(
         step: Number of this step, for messages.
         learning_rate: Rate of this step.
         clip_grad: Largest gradient norm; 0 for any.
+        num_microbatches: Micro-batches of this step on every rank; None for those of a full batch.
         loss_function: What to minimise.
     Raises:
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
@@ -68,7 +70,9 @@ def train_step(
             chunk.train()
             chunk.zero_grad_buffer()
         engine.optimizer.zero_grad()
-    loss = run_microbatches(engine, batches, engine.num_microbatches, loss_function, forward_only=False)
+    if num_microbatches is None:
+        num_microbatches = engine.num_microbatches
+    loss = run_microbatches(engine, batches, num_microbatches, loss_function, forward_only=False)
     with engine.phases.enter("optimizer"):
         engine.optimizer.prepare_grads()
         norm = gradient_norm(engine.optimizer)

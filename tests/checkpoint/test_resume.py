@@ -20,6 +20,19 @@ CP2 = "parallel.context_parallel_size=2"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 HALF = "training.exit_iter=4"
 WHOLE = "training.exit_iter=8"
+# Step 4 lies in the middle: 2, 2, 2, 2, 2, 4, ... and 4, 4, 4, 4, 4, 8, ... samples a step.
+RAMP_FROM_2 = (
+    "training.global_batch_size=8",
+    "training.rampup_start_batch_size=2",
+    "training.rampup_batch_size_increment=2",
+    "training.rampup_samples=30",
+)
+RAMP_FROM_4 = (
+    "training.global_batch_size=8",
+    "training.rampup_start_batch_size=4",
+    "training.rampup_batch_size_increment=4",
+    "training.rampup_samples=20",
+)
 TRAINED_ROWS = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
 
 
@@ -32,11 +45,11 @@ def trained(steps: dict[int, dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
     ("world_size", "layout"),
     [
         (1, ()),
-        (4, (TP2, PP2, SP)),
-        (4, (PP2, VPP2, *OVERLAP)),
+        (4, (TP2, PP2, SP, *RAMP_FROM_2)),
+        (4, (PP2, VPP2, *OVERLAP, *RAMP_FROM_4)),
         (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16")),
     ],
-    ids=["one", "tp2-sp-pp2", "pp2-vpp2-dp2-overlap", "tp2-sp-pp2-dp2-overlap-bf16"],
+    ids=["one", "tp2-sp-pp2-ramp", "pp2-vpp2-dp2-overlap-ramp", "tp2-sp-pp2-dp2-overlap-bf16"],
 )
 def test_resume_is_bitwise(
     world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path

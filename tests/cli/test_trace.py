@@ -52,6 +52,24 @@ def test_the_line_for_people_says_the_same(run_directory: Path, capsys: pytest.C
     assert ", document" in lines[0]
 
 
+def test_a_step_of_a_batch_size_ramp_names_its_own_samples(
+    run_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 2 samples up to sample 4, of 3 up to 8, then of 4: steps start at 0, 2, 4, 7, 10."""
+    configuration = OmegaConf.load(run_directory / "config.yaml")
+    configuration.training |= {
+        "rampup_start_batch_size": 2,
+        "rampup_batch_size_increment": 1,
+        "rampup_samples": 8,
+    }
+    OmegaConf.save(configuration, run_directory / "config.yaml")
+    for step, samples in ((1, [0, 1]), (4, [7, 8, 9]), (5, [10, 11, 12, 13]), (52, [198, 199, 200, 201])):
+        assert main(["trace", str(run_directory), "--step", str(step), "--json"]) == 0
+        assert [json.loads(line)["sample"] for line in capsys.readouterr().out.splitlines()] == samples
+    assert main(["trace", str(run_directory), "--step", "53"]) == 2
+    assert "training.train_iters(50) = 52 steps with the ramp" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("step", ["0", "51"])
 def test_a_step_outside_of_the_run_is_refused(
     step: str, run_directory: Path, capsys: pytest.CaptureFixture[str]

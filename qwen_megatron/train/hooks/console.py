@@ -25,7 +25,7 @@ class ConsoleHook(Hook):
     def on_step(self, run: Run, record: StepRecord) -> None:
         is_first = not self.recent_seconds
         self.recent_seconds.append(record.step_seconds)
-        last = run.plan.training.train_iters
+        last = run.num_steps
         wanted = is_first or record.step % self.interval == 0 or record.step == run.last_step
         if not (run.is_main and wanted):
             return
@@ -45,9 +45,9 @@ class ConsoleHook(Hook):
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if run.is_main:
-            width = len(str(run.plan.training.train_iters))
+            last = run.num_steps
             self.print(
-                f"eval {record.step:>{width}}/{run.plan.training.train_iters} | loss {record.eval_loss:.4f} | "
+                f"eval {record.step:>{len(str(last))}}/{last} | loss {record.eval_loss:.4f} | "
                 f"perplexity {record.perplexity:,.1f} | {record.eval_seconds:.2f} s"
             )
 
