@@ -27,10 +27,24 @@ class Components:
         """[n] True for the documents that do not survive."""
         return np.isin(documents, self.removed)
 
-    def cluster_sizes(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """The survivors, ascending, and the number of documents each one stands for, itself included."""
-        survivors, sizes = np.unique(self.survivors, return_counts=True)
-        return survivors, sizes.astype(np.int64)
+    def cluster_sizes(
+        self, copies: npt.NDArray[np.uint64] | None = None
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """The survivors, ascending, and the number of documents each one stands for, itself included.
+
+        Args:
+            copies: [k, 2] document and the number it stands for already; 1 for those
+                not named. Documents in no cluster are passed over.
+        """
+        survivors, places = np.unique(self.survivors, return_inverse=True)
+        counts = np.ones(len(self.documents), dtype=np.int64)
+        if copies is not None and len(self.documents):
+            found = np.searchsorted(self.documents, copies[:, 0]).clip(max=len(self.documents) - 1)
+            known = self.documents[found] == copies[:, 0]
+            counts[found[known]] = copies[known, 1]
+        sizes = np.zeros(len(survivors), dtype=np.int64)
+        np.add.at(sizes, places, counts)
+        return survivors, sizes
 
 
 def components(edges: Sequence[npt.NDArray[np.uint64]]) -> Components:

@@ -20,6 +20,9 @@ _EXAMPLES_PER_REASON = 3
 _EXAMPLE_CHARACTERS = 400
 _ZSTD_LEVEL = 1
 
+# Keys of `Document.metadata`.
+CLUSTER_SIZE = "cluster_size"  # documents this one stands for, itself included; not there for 1
+
 
 @dataclass(slots=True)
 class Document:
@@ -30,7 +33,8 @@ class Document:
         source: name of the data set, from the pipeline file.
         text: the text.
         language: "" until the language stage has seen it; "code" for program text.
-        metadata: other keys of the record that the read stage was told to keep.
+        metadata: other keys of the record that the read stage was told to keep, and what stages found out:
+            CLUSTER_SIZE.
     """
 
     id: str
@@ -38,6 +42,18 @@ class Document:
     text: str
     language: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def cluster_size(document: Document) -> int:
+    """How many documents of the input this one stands for after removal of duplicates, itself included.
+
+    Raises:
+        DataError: the record brought a value along that is no such number.
+    """
+    size = document.metadata.get(CLUSTER_SIZE, 1)
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 2**63:
+        raise DataError(f"{document.id}: {CLUSTER_SIZE}={size!r} must be a whole number of at least 1; do not keep it")
+    return size
 
 
 class Drop(NamedTuple):

@@ -1,7 +1,8 @@
 """Exact duplicates across the whole corpus: hash every part, group by ranges of hashes, drop all but one.
 
 Texts are equal if they agree after NFKC, case folding and collapsing white space. Of equal texts the one whose own
-bytes hash lowest stays, so the texts that survive depend neither on the order of the input nor on how it is cut.
+bytes hash lowest stays, so the texts that survive depend neither on the order of the input nor on how it is cut. Its
+`cluster_size` says for how many documents it stands.
 """
 
 import hashlib
@@ -13,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.atomic_file import atomic_output
-from data_tools.pipeline.document import Drop, ShardWriter, batches, read_documents
+from data_tools.pipeline.document import CLUSTER_SIZE, Drop, ShardWriter, batches, cluster_size, read_documents
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
 from data_tools.text.normalized import normalized_hashes
 
-_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8")])
+_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8"), ("size", "<u8")])
 _DUPLICATE = np.dtype([("part", "<u4"), ("row", "<u8"), ("survivor_part", "<u4"), ("survivor_row", "<u8")])
+_CLUSTER = np.dtype([("part", "<u4"), ("row", "<u8"), ("size", "<u8")])
 _BUCKET_DOCUMENTS = 4_000_000
 
 
@@ -29,7 +31,7 @@ class ExactDedupStage:
     """Options of the stage `exact_dedup`.
 
     Attributes:
-        bucket_documents: documents grouped at once; 100 bytes of memory for each.
+        bucket_documents: documents grouped at once; 110 bytes of memory for each.
     """
 
     bucket_documents: int = _BUCKET_DOCUMENTS
@@ -53,15 +55,17 @@ class ExactDedupStage:
             for number in range(num_buckets)
         ]
         grouped = runner.run(folder / "groups", groups)
-        found = [bucket.output(f"{bucket.name}.duplicates") for bucket in grouped]
-        duplicates = write_input_list(folder / "lists" / "duplicates.json", found)
+        found = [
+            write_input_list(folder / "lists" / f"{kind}.json", [one.output(f"{one.name}.{kind}") for one in grouped])
+            for kind in ("duplicates", "clusters")
+        ]
         applied = [
             Task(
                 operation="exact_dedup_apply",
                 folder=str(folder),
                 name=part.name,
                 options={"part": number},
-                inputs=(shard, duplicates),
+                inputs=(shard, *found),
             )
             for number, (part, shard) in enumerate(zip(inputs, shards, strict=True))
         ]
@@ -85,6 +89,7 @@ def hash_part(task: Task) -> TaskResult:
         entries["first"], entries["second"] = hashes[:, 0], hashes[:, 1]
         entries["rank"] = [_rank(document.text) for document in batch]
         entries["row"] = np.arange(num_rows, num_rows + len(batch))
+        entries["size"] = [cluster_size(document) for document in batch]
         arrays.append(entries)
         num_rows += len(batch)
     array = np.sort(np.concatenate(arrays), order=("first", "second", "rank", "row"))
@@ -99,7 +104,8 @@ def _rank(text: str) -> int:
 
 
 def group_bucket(task: Task) -> TaskResult:
-    """The operation `exact_dedup_group`: all but the survivors of one range of hashes, to NAME.duplicates."""
+    """The operation `exact_dedup_group`: all but the survivors of one range of hashes, to NAME.duplicates, the
+    survivors that stand for others to NAME.clusters."""
     bucket, num_buckets = task.options["bucket"], task.options["num_buckets"]
     low, high = bucket * 2**64 // num_buckets, (bucket + 1) * 2**64 // num_buckets
     slices, parts = [], []
@@ -116,10 +122,16 @@ def group_bucket(task: Task) -> TaskResult:
     found = np.empty(int((~new).sum()), dtype=_DUPLICATE)
     found["part"], found["row"] = part[~new], entries["row"][~new]
     found["survivor_part"], found["survivor_row"] = part[survivor[~new]], entries["row"][survivor[~new]]
-    name = f"{task.name}.duplicates"
-    with atomic_output(Path(task.folder, name)) as stream:
-        stream.write(np.sort(found, order=("part", "row")).tobytes())
-    return TaskResult(outputs=[name], values={"duplicates": len(found), "clusters": int(new.sum())})
+    starts = np.flatnonzero(new)
+    clusters = np.empty(len(starts), dtype=_CLUSTER)
+    clusters["part"], clusters["row"] = part[starts], entries["row"][starts]
+    clusters["size"] = np.add.reduceat(entries["size"], starts) if len(starts) else 0
+    clusters = clusters[np.diff(np.append(starts, len(entries))) > 1]
+    names = [f"{task.name}.duplicates", f"{task.name}.clusters"]
+    for name, array in zip(names, (found, clusters), strict=True):
+        with atomic_output(Path(task.folder, name)) as stream:
+            stream.write(np.sort(array, order=("part", "row")).tobytes())
+    return TaskResult(outputs=names, values={"duplicates": len(found), "clusters": len(clusters)})
 
 
 def _slice(path: Path, low: int, high: int) -> npt.NDArray[np.void]:
@@ -136,17 +148,24 @@ def apply_part(task: Task) -> TaskResult:
     number = task.options["part"]
     survivors = {}
     for one in read_input_list(task.inputs[1]):
-        for duplicate in _duplicates_of(Path(one.path), number):
+        for duplicate in _rows_of(Path(one.path), _DUPLICATE, number):
             survivors[int(duplicate["row"])] = (int(duplicate["survivor_part"]), int(duplicate["survivor_row"]))
+    sizes = {
+        int(cluster["row"]): int(cluster["size"])
+        for one in read_input_list(task.inputs[2])
+        for cluster in _rows_of(Path(one.path), _CLUSTER, number)
+    }
     records_in = 0
     with ShardWriter(Path(task.folder), task.name) as writer:
         for row, document in enumerate(read_documents(Path(task.inputs[0].path))):
             records_in += 1
             survivor = survivors.get(row)
-            if survivor is None:
-                writer.keep(document)
-            else:
+            if survivor is not None:
                 writer.drop(document, Drop("exact_duplicate", f"of document {survivor[1]} of part {survivor[0]}"))
+                continue
+            if row in sizes:
+                document.metadata[CLUSTER_SIZE] = sizes[row]
+            writer.keep(document)
     return TaskResult(
         outputs=writer.outputs(),
         records_in=records_in,
@@ -157,10 +176,10 @@ def apply_part(task: Task) -> TaskResult:
     )
 
 
-def _duplicates_of(path: Path, part: int) -> npt.NDArray[np.void]:
+def _rows_of(path: Path, dtype: "np.dtype[np.void]", part: int) -> npt.NDArray[np.void]:
     if path.stat().st_size == 0:
-        return np.empty(0, dtype=_DUPLICATE)
-    found = np.memmap(path, dtype=_DUPLICATE, mode="r")
+        return np.empty(0, dtype=dtype)
+    found = np.memmap(path, dtype=dtype, mode="r")
     first = int(np.searchsorted(found["part"], part, side="left"))
     last = int(np.searchsorted(found["part"], part, side="right"))
     return np.array(found[first:last])

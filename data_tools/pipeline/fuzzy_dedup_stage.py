@@ -1,7 +1,8 @@
 """Near duplicates across the whole corpus: MinHash signatures, a shuffle by band, groups, connected components.
 
 Documents are numbered by a hash of their text, so the survivor of a cluster, its smallest number, depends neither on
-the order of the input nor on how it is cut. Equal texts would have equal numbers: `exact_dedup` comes first.
+the order of the input nor on how it is cut. Equal texts would have equal numbers: `exact_dedup` comes first. The
+survivor's `cluster_size` adds up those of its cluster.
 """
 
 import hashlib
@@ -15,13 +16,14 @@ from data_tools.atomic_file import atomic_output
 from data_tools.dedup.buckets import BucketWriter, group_bucket, read_edges, write_edges
 from data_tools.dedup.components import components
 from data_tools.dedup.minhash import MinHashConfig, signatures
-from data_tools.pipeline.document import Drop, ShardWriter, batches, read_documents
+from data_tools.pipeline.document import CLUSTER_SIZE, Drop, ShardWriter, batches, cluster_size, read_documents
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
 
 _REMOVED = "removed.npy"
+_SIZES = "sizes.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +62,16 @@ class FuzzyDedupStage:
                 for part, shard in zip(inputs, shards, strict=True)
             ],
         )
-        removed = self._removed(runner, folder, signed)
+        clusters = self._clusters(runner, folder, signed)
+        found = (clusters.output(_REMOVED), clusters.output(_SIZES))
         applied = [
-            Task(operation="fuzzy_apply", folder=str(folder), name=part.name, options={}, inputs=(shard, removed))
+            Task(operation="fuzzy_apply", folder=str(folder), name=part.name, options={}, inputs=(shard, *found))
             for part, shard in zip(inputs, shards, strict=True)
         ]
         return runner.run(folder, applied)
 
-    def _removed(self, runner: Runner, folder: Path, signed: Sequence[Manifest]) -> TaskInput:
-        names = sorted({str(Path(name).parent) for part in signed for name in part.outputs})
+    def _clusters(self, runner: Runner, folder: Path, signed: Sequence[Manifest]) -> Manifest:
+        names = sorted({str(Path(name).parent) for part in signed for name in part.outputs if name.endswith(".bin")})
         tasks = []
         for name in names:
             files = [part.output(f"{name}/{part.name}.bin") for part in signed]
@@ -88,11 +91,12 @@ class FuzzyDedupStage:
             )
         grouped = runner.run(folder / "edges", tasks)
         edges = write_input_list(folder / "lists" / "edges.json", [one.output(f"{one.name}.npy") for one in grouped])
+        copies = write_input_list(folder / "lists" / "copies.json", [one.output(_copies(one.name)) for one in signed])
         joined = Task(
-            operation="fuzzy_join", folder=str(folder / "clusters"), name="clusters", options={}, inputs=(edges,)
+            operation="fuzzy_join", folder=str(folder / "clusters"), name="clusters", options={}, inputs=(edges, copies)
         )
         (clusters,) = runner.run(folder / "clusters", [joined])
-        return clusters.output(_REMOVED)
+        return clusters
 
 
 def _numbers(texts: Sequence[str]) -> "np.typing.NDArray[np.uint64]":
@@ -100,25 +104,34 @@ def _numbers(texts: Sequence[str]) -> "np.typing.NDArray[np.uint64]":
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
+def _copies(part: str) -> str:
+    return f"{part}.copies.npy"
+
+
 def sign_part(task: Task) -> TaskResult:
-    """The operation `fuzzy_sign`: band keys of one shard, sent to the buckets."""
+    """The operation `fuzzy_sign`: band keys of one shard, sent to the buckets; cluster sizes above 1."""
     options = task.options
     config = MinHashConfig(
         bands=options["bands"], rows=options["rows"], num_words=options["num_words"], seed=options["seed"]
     )
     folder = Path(task.folder)
     count = 0
+    copies = [np.empty((0, 2), dtype=np.uint64)]
     with BucketWriter(folder, task.name, config, options["num_parts"]) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             texts = [document.text for document in batch]
-            writer.add(_numbers(texts), signatures(texts, config))
+            numbers = _numbers(texts)
+            writer.add(numbers, signatures(texts, config))
+            sizes = np.array([cluster_size(document) for document in batch], dtype=np.uint64)
+            copies.append(np.stack([numbers, sizes], axis=1)[sizes > 1])
             count += len(batch)
+    write_edges(folder / _copies(task.name), np.concatenate(copies))
     outputs = [
         f"band-{band:03d}-part-{part:04d}/{task.name}.bin"
         for band in range(config.bands)
         for part in range(options["num_parts"])
     ]
-    return TaskResult(outputs=outputs, records_in=count, records_out=count)
+    return TaskResult(outputs=[*outputs, _copies(task.name)], records_in=count, records_out=count)
 
 
 def group_band(task: Task) -> TaskResult:
@@ -130,29 +143,35 @@ def group_band(task: Task) -> TaskResult:
 
 
 def join_clusters(task: Task) -> TaskResult:
-    """The operation `fuzzy_join`: the documents that do not survive, ascending."""
-    found = components(read_edges(Path(one.path) for one in read_input_list(task.inputs[0])))
-    with atomic_output(Path(task.folder, _REMOVED)) as stream:
-        np.save(stream, found.removed, allow_pickle=False)
-    return TaskResult(
-        outputs=[_REMOVED], values={"clusters": len(np.unique(found.survivors)), "removed": len(found.removed)}
-    )
+    """The operation `fuzzy_join`: the documents that do not survive, and the survivors with the sizes of clusters."""
+    edges, copies = (read_edges(Path(one.path) for one in read_input_list(one)) for one in task.inputs)
+    found = components(edges)
+    survivors, sizes = found.cluster_sizes(np.concatenate([np.empty((0, 2), dtype=np.uint64), *copies]))
+    clusters = np.stack([survivors, sizes.astype(np.uint64)], axis=1)
+    for name, array in ((_REMOVED, found.removed), (_SIZES, clusters)):
+        with atomic_output(Path(task.folder, name)) as stream:
+            np.save(stream, array, allow_pickle=False)
+    return TaskResult(outputs=[_REMOVED, _SIZES], values={"clusters": len(clusters), "removed": len(found.removed)})
 
 
 def apply_clusters(task: Task) -> TaskResult:
     """The operation `fuzzy_apply`: one shard without its near duplicates."""
-    removed = np.load(task.inputs[1].path, mmap_mode="r", allow_pickle=False)
+    removed, clusters = (np.load(one.path, mmap_mode="r", allow_pickle=False) for one in task.inputs[1:])
+    survivors = clusters[:, 0]
     records_in = 0
     with ShardWriter(Path(task.folder), task.name) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             records_in += len(batch)
             numbers = _numbers([document.text for document in batch])
-            places = np.searchsorted(removed, numbers)
-            for document, number, place in zip(batch, numbers, places.tolist(), strict=True):
-                if place < len(removed) and removed[place] == number:
+            removed_places = np.searchsorted(removed, numbers).tolist()
+            survivor_places = np.searchsorted(survivors, numbers).tolist()
+            for document, number, lost, kept in zip(batch, numbers, removed_places, survivor_places, strict=True):
+                if lost < len(removed) and removed[lost] == number:
                     writer.drop(document, Drop("near_duplicate"))
-                else:
-                    writer.keep(document)
+                    continue
+                if kept < len(survivors) and survivors[kept] == number:
+                    document.metadata[CLUSTER_SIZE] = int(clusters[kept, 1])
+                writer.keep(document)
     return TaskResult(
         outputs=writer.outputs(),
         records_in=records_in,

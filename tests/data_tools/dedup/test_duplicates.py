@@ -247,6 +247,10 @@ def test_components_equal_the_oracle(edges: list[tuple[int, int]]) -> None:
     assert found.is_removed(array[:, 0]).tolist() == [edge[0] in removed for edge in edges]
     sizes = dict(zip(*(part.tolist() for part in found.cluster_sizes()), strict=True))
     assert sizes == {root: list(expected.values()).count(root) for root in expected.values()}
+    # Vertex v stands for v + 1 documents already; one that is in no cluster is named too.
+    copies = np.array([[v << 58, v + 1] for v in range(30)], dtype=np.uint64)
+    sizes = dict(zip(*(part.tolist() for part in found.cluster_sizes(copies)), strict=True))
+    assert sizes == {root: sum((v >> 58) + 1 for v, of in expected.items() if of == root) for root in expected.values()}
 
 
 def test_a_long_chain_takes_linear_time() -> None:

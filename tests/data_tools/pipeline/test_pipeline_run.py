@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from data_tools.errors import DataError
-from data_tools.pipeline.document import read_documents
+from data_tools.pipeline.document import cluster_size, read_documents
 from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
@@ -306,8 +306,10 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
     texts = [words(number) for number in range(40)]
     # Clusters of three: the one that stays must not be a matter of order.
     texts += [f"{words(number)} more" for number in range(10)] + [f"other {words(number)}" for number in range(10)]
+    # Exact copies count too: five clusters of three documents, five of four, five of two.
+    texts += [words(number).upper() for number in range(5, 15)]
     stages = STAGES + "  - {kind: fuzzy_dedup, bucket_documents: 40}\n"
-    survivors = []
+    survivors, sizes = [], []
     for number, split_bytes in enumerate((10**8, 9000, 4000)):
         random.Random(number).shuffle(texts)
         write_input(tmp_path / "web.jsonl", texts)
@@ -315,9 +317,13 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
         summary = run(write_pipeline(stages, split_bytes=split_bytes))
         assert summary.stages[-1]["rejected"] == {"near_duplicate": 20}
         shards = (tmp_path / "out/stages/04-fuzzy_dedup").glob("part-??????.jsonl.zst")
-        survivors.append(sorted(document.text for shard in shards for document in read_documents(shard)))
+        documents = [document for shard in shards for document in read_documents(shard)]
+        survivors.append(sorted(document.text for document in documents))
+        sizes.append(sorted((document.text, cluster_size(document)) for document in documents))
     assert survivors[0] == survivors[1] == survivors[2]
+    assert sizes[0] == sizes[1] == sizes[2]
     assert len(survivors[0]) == 40
+    assert sorted(size for _, size in sizes[0]) == [1] * 25 + [2] * 5 + [3] * 5 + [4] * 5
 
 
 def test_fuzzy_needs_exact_first(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
