@@ -20,7 +20,7 @@ from data_tools.pipeline.document import CLUSTER_SIZE, Drop, ShardWriter, batche
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
-from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
+from data_tools.pipeline.task import Manifest, Task, TaskResult
 
 _REMOVED = "removed.npy"
 _SIZES = "sizes.npy"
