@@ -16,6 +16,7 @@ from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.manifest import write_synced
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.cli.restore import restore
+from qwen_megatron.config.flops import flops_formula, utilization_formula
 from qwen_megatron.config.resolve import Plan
 from qwen_megatron.data.dataset import open_dataset
 from qwen_megatron.data.loader import Loader
@@ -116,6 +117,11 @@ def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
         plan.num_microbatches,
         plan.training.micro_batch_size,
         plan.training.seq_length,
+    )
+    log.info(
+        "%s; %s",
+        flops_formula(plan.model, plan.training.seq_length),
+        utilization_formula(plan.logging.peak_tflops_per_rank, plan.world_size),
     )
     if shims:
         write_synced(directory / "shims.txt", "".join(line + "\n" for line in shims).encode())

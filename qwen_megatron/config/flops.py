@@ -21,6 +21,30 @@ def training_flops_per_token(model: ModelConfig, seq_length: int) -> float:
         model: Architecture.
         seq_length: Context trained on, in tokens.
     """
-    matrices = model.num_layers * layer_matrix_parameters(model) + model.vocab_size * model.hidden_size
-    attention = 2.0 * seq_length * model.num_attention_heads * model.kv_channels * model.num_layers
-    return 3.0 * (2.0 * matrices + attention)
+    return 3.0 * (2.0 * product_weights(model) + attention_flops_per_token(model, seq_length))
+
+
+def product_weights(model: ModelConfig) -> int:
+    """Weights that every token is multiplied with."""
+    return model.num_layers * layer_matrix_parameters(model) + model.vocab_size * model.hidden_size
+
+
+def attention_flops_per_token(model: ModelConfig, seq_length: int) -> float:
+    """Operations of the two attention products for one token, forward, over all layers; causal: half of a square."""
+    return 2.0 * seq_length * model.num_attention_heads * model.kv_channels * model.num_layers
+
+
+def flops_formula(model: ModelConfig, seq_length: int) -> str:
+    """How the number comes about, in one line."""
+    whole, attention = training_flops_per_token(model, seq_length), attention_flops_per_token(model, seq_length)
+    return (
+        f"{whole:.4g} FLOPs a token = 3 (forward, backward twice) x (2 x {product_weights(model):,} weights in matrix "
+        f"products + {attention:,.0f} of causal attention, counted half)"
+    )
+
+
+def utilization_formula(peak_tflops_per_rank: float | None, world_size: int) -> str:
+    """What model FLOPs utilisation divides by."""
+    if peak_tflops_per_rank is None:
+        return "MFU is not reported: logging.peak_tflops_per_rank is not set"
+    return f"MFU = that x tokens/s / ({world_size} ranks x {peak_tflops_per_rank:g} TFLOP/s)"

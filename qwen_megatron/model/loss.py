@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 
 from qwen_megatron.model.main_grad import accumulated
+from qwen_megatron.platforms.communication import communicating
 
 # Tokens whose logits are alive at a time. 512 x 152k logits in bf16 are 156 MB.
 CHUNK_TOKENS = 512
@@ -151,7 +152,8 @@ class HeadCrossEntropy(torch.autograd.Function):
             if sequence_parallel:
                 grad_hidden = reduce_scatter_to_sequence_parallel_region(grad_hidden, group=shard.tp_group)
             else:
-                dist.all_reduce(grad_hidden, group=shard.tp_group)
+                with communicating():
+                    dist.all_reduce(grad_hidden, group=shard.tp_group)
         ctx.save_for_backward(grad_hidden, None if ctx.accumulates else grad_weight, loss_mask_sb)
         ctx.weight = weight_vh
         return losses.view_as(loss_mask_sb)
@@ -264,10 +266,12 @@ def softmax_residual(
     overall, behind = highest, torch.zeros_like(highest)
     if shard.tp_group.size() > 1:
         overall = highest.clone()
-        dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=shard.tp_group)
+        with communicating():
+            dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=shard.tp_group)
         behind = overall - highest
         sums = torch.stack((total * torch.exp(-behind), label_logit))
-        dist.all_reduce(sums, group=shard.tp_group)
+        with communicating():
+            dist.all_reduce(sums, group=shard.tp_group)
         total, label_logit = sums
     loss = overall + total.log() - label_logit
     loss = loss.masked_fill((labels_n < 0) | (labels_n >= shard.vocab_size), torch.nan)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from qwen_megatron.platforms.communication import communicating
+
 
 def chunks_of(group: dist.ProcessGroup) -> tuple[int, int]:
     """Numbers of the two chunks this rank holds, in the order it holds them."""
@@ -40,7 +42,8 @@ class GatherSequence(torch.autograd.Function):
         ctx.group = group
         size = group.size()
         gathered = torch.empty((size, *part.shape), dtype=part.dtype, device=part.device)
-        dist.all_gather_into_tensor(gathered.flatten(0, 1), part.contiguous(), group=group)
+        with communicating():
+            dist.all_gather_into_tensor(gathered.flatten(0, 1), part.contiguous(), group=group)
         halves = gathered.unflatten(1, (2, part.size(0) // 2))
         # Rank r's first half is chunk r; second halves come in reverse.
         return torch.cat((halves[:, 0].flatten(0, 1), halves[:, 1].flip(0).flatten(0, 1)))
@@ -54,5 +57,6 @@ class GatherSequence(torch.autograd.Function):
         part = torch.empty(
             (gradient.size(0) // size, *gradient.shape[1:]), dtype=gradient.dtype, device=gradient.device
         )
-        dist.reduce_scatter_tensor(part, ranked, group=ctx.group)
+        with communicating():
+            dist.reduce_scatter_tensor(part, ranked, group=ctx.group)
         return part, None

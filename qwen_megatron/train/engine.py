@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from qwen_megatron.config.resolve import Plan
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
+from qwen_megatron.platforms.communication import listen
 from qwen_megatron.train.optimizer import build_optimizer
 from qwen_megatron.train.phases import Phases
 
@@ -96,6 +98,7 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
     phases = Phases()
     for config in (optimizer.config, *(unwrapped(chunk).config for chunk in chunks)):
         config.timers = phases
+    listen(functools.partial(phases.enter, "communication"))
     return Engine(
         chunks=chunks,
         optimizer=optimizer,

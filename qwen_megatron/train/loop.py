@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.parallel.rng import seed_step
+from qwen_megatron.train.phases import STEP_PHASES
 from qwen_megatron.train.run import Run, StepRecord
 from qwen_megatron.train.schedule import learning_rate
 from qwen_megatron.train.step import LossFunction, StepResult, pretraining_loss, train_step
@@ -45,6 +47,8 @@ def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -
     batch_size = training.batch_sizes.at(run.state.consumed_samples)
     rate = learning_rate((run.state.consumed_samples + batch_size) / training.global_batch_size, run.plan.optimizer)
     run.engine.platform.synchronize()
+    # What came between the steps is nobody's.
+    run.engine.phases.take()
     started = time.perf_counter()
     result = train_step(
         run.engine,
@@ -56,11 +60,24 @@ def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -
         loss_function=loss_function,
     )
     run.engine.platform.synchronize()
+    seconds = time.perf_counter() - started
+    phase_seconds = mean_over_ranks(run.engine.phases.take(), run.engine.groups)
     run.state.advance(batch_size, training.seq_length)
-    return step_record(run, result, rate, batch_size, time.perf_counter() - started)
+    return step_record(run, result, rate, batch_size, seconds, phase_seconds)
 
 
-def step_record(run: Run, result: StepResult, rate: float, batch_size: int, seconds: float) -> StepRecord:
+def mean_over_ranks(seconds: dict[str, float], groups: Groups) -> dict[str, float]:
+    """Mean of each of a step's phases, in their order: they add up to a step's time as one rank's own do."""
+    values = torch.tensor([seconds.get(name, 0.0) for name in STEP_PHASES], dtype=torch.float64, device=groups.device)
+    dist.all_reduce(values)
+    return {
+        name: round(value, 6) for name, value in zip(STEP_PHASES, (values / groups.world_size).tolist(), strict=True)
+    }
+
+
+def step_record(
+    run: Run, result: StepResult, rate: float, batch_size: int, seconds: float, phase_seconds: dict[str, float]
+) -> StepRecord:
     """Adds counters, speed and memory to a step's result."""
     plan, groups = run.plan, run.engine.groups
     tokens = batch_size * plan.training.seq_length
@@ -75,6 +92,7 @@ def step_record(run: Run, result: StepResult, rate: float, batch_size: int, seco
         consumed_samples=run.state.consumed_samples,
         consumed_tokens=run.state.consumed_tokens,
         step_seconds=seconds,
+        phase_seconds=phase_seconds,
         tokens_per_second=tokens / seconds,
         model_flops_utilization=(
             None if peak is None else plan.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class StepRecord:
         consumed_samples: Samples used, this step included.
         consumed_tokens: Tokens used, this step included.
         step_seconds: Wall time.
+        phase_seconds: Of it, each of `phases.STEP_PHASES`, mean over ranks.
         tokens_per_second: Of the whole job.
         model_flops_utilization: Share of the peak, None where no peak is configured.
         peak_memory_bytes: Largest memory of any rank so far.
@@ -37,6 +38,7 @@ class StepRecord:
     consumed_samples: int
     consumed_tokens: int
     step_seconds: float
+    phase_seconds: Mapping[str, float]
     tokens_per_second: float
     model_flops_utilization: float | None
     peak_memory_bytes: int

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_megatron.config.flops import training_flops_per_token
+from qwen_megatron.config.flops import flops_formula, training_flops_per_token, utilization_formula
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.model import ModelConfig, ModelOptions
 from qwen_megatron.config.parameters import count_parameters, parameters_per_stage
@@ -141,3 +142,16 @@ def test_operations_of_the_7b_model() -> None:
     plan = resolve(load_config(None, ["model.preset=qwen-7b"]))
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 151936 * 4096
     assert plan.flops_per_token == 6 * matrices + 6 * 2048 * 4096 * 32
+
+
+def test_the_printed_formula_gives_the_number() -> None:
+    model = PRESETS["qwen-7b"]
+    text = flops_formula(model, 2048)
+    weights, attention = (
+        float(re.search(pattern, text)[1].replace(",", ""))  # type: ignore[index]
+        for pattern in (r"2 x ([\d,]+) weights", r"\+ ([\d,]+) of causal")
+    )
+    assert 3 * (2 * weights + attention) == training_flops_per_token(model, 2048)
+    assert text.startswith(f"{training_flops_per_token(model, 2048):.4g} FLOPs a token")
+    assert utilization_formula(989.0, 16) == "MFU = that x tokens/s / (16 ranks x 989 TFLOP/s)"
+    assert "peak_tflops_per_rank" in utilization_formula(None, 16)

@@ -30,9 +30,20 @@ FIELDS = {
     "consumed_samples",
     "consumed_tokens",
     "step_seconds",
+    "phase_seconds",
     "tokens_per_second",
     "model_flops_utilization",
     "peak_memory_bytes",
+}
+
+
+PHASE_SECONDS = {
+    "forward": 0.75,
+    "backward": 1.25,
+    "communication": 0.25,
+    "optimizer": 0.125,
+    "data": 0.0625,
+    "other": 0.0625,
 }
 
 
@@ -53,6 +64,7 @@ def record(step: int, **others: Any) -> StepRecord:
         "consumed_samples": 8 * step,
         "consumed_tokens": 512 * step,
         "step_seconds": 2.5,
+        "phase_seconds": PHASE_SECONDS,
         "tokens_per_second": 204_800.4,
         "model_flops_utilization": None,
         "peak_memory_bytes": 3 << 29,
@@ -80,7 +92,7 @@ def test_console_line_says_everything(tmp_path: Path) -> None:
         "loss 3.0625",
         "grad norm 1.235",
         "lr 3.00e-04",
-        "2.50 s",
+        "2.50 s (communication 10%, data 2%)",
         "204,800 tokens/s",
         "1.50 GiB/rank",
         "left 41m 22s",

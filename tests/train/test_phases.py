@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
+from qwen_megatron.platforms.communication import communicating, listen
 from qwen_megatron.train.phases import STEP_PHASES, Phases
-from qwen_megatron.train.step import evaluate, train_step
+from qwen_megatron.train.step import evaluate, pretraining_loss, run_microbatches, train_step
 from tests.support.engines import random_batches, tiny_engine
 from tests.support.ranks import RankPool
 
@@ -116,11 +119,12 @@ def steps_and_evaluation(overrides: tuple[str, ...]) -> tuple[dict[str, float], 
 @pytest.mark.parametrize(
     "layout",
     [
+        ("parallel.tensor_model_parallel_size=2",),
         ("parallel.pipeline_model_parallel_size=2",),
         ("parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"),
         ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
     ],
-    ids=["pp2", "pp2-vpp2", "dp2-overlap"],
+    ids=["tp2", "pp2", "pp2-vpp2", "dp2-overlap"],
 )
 def test_phases_of_a_step_add_up_to_its_time(ranks: RankPool, layout: tuple[str, ...]) -> None:
     for taken, passed, evaluation, seen in ranks.run(2, steps_and_evaluation, overrides=layout):
@@ -131,3 +135,47 @@ def test_phases_of_a_step_add_up_to_its_time(ranks: RankPool, layout: tuple[str,
         assert {"forward", "backward"} <= seen <= {*STEP_PHASES, "evaluation"}
         assert evaluation["forward"] > 0
         assert "backward" not in evaluation
+
+
+def communications(overrides: tuple[str, ...]) -> int:
+    """How often a step's layers send, or wait for what they have sent."""
+    with tiny_engine(*overrides) as engine:
+        count = 0
+
+        def enter() -> AbstractContextManager[None]:
+            nonlocal count
+            count += 1
+            return nullcontext()
+
+        listen(enter)
+        batches = random_batches(engine, 161)
+        run_microbatches(engine, batches, engine.num_microbatches, pretraining_loss, forward_only=False)
+        return count
+
+
+def test_collectives_inside_layers_are_communication(ranks: RankPool) -> None:
+    layers, microbatches = 4, 4
+    # Forward: embedding, and attention and feed-forward of each layer. Backward: the same two, sent and waited for.
+    # Loss: maximum, sums, gradient.
+    tensor = microbatches * ((1 + 2 * layers) + 2 * 2 * layers + 3)
+    assert ranks.run(2, communications, overrides=("parallel.tensor_model_parallel_size=2",)) == [tensor] * 2
+    # Keys and values, gathered forward, reduced backward.
+    context = microbatches * 2 * 2 * layers
+    assert ranks.run(2, communications, overrides=("parallel.context_parallel_size=2",)) == [context] * 2
+    assert ranks.run(1, communications, overrides=()) == [0]
+
+
+def test_another_thread_than_the_listening_one_is_passed_over() -> None:
+    phases = Phases()
+    listen(functools.partial(phases.enter, "communication"))
+    seen = []
+
+    def communicate() -> None:
+        with communicating():
+            seen.append(phases.current)
+
+    thread = threading.Thread(target=communicate)
+    thread.start()
+    thread.join()
+    communicate()
+    assert seen == ["other", "communication"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
+from qwen_megatron.platforms.communication import timed
 from qwen_megatron.platforms.shims.collectives import unless_alone
 from qwen_megatron.platforms.shims.fused_adam import FusedAdam
 from qwen_megatron.platforms.shims.namespace import cpu_torch, overridden
@@ -110,6 +113,7 @@ def cpu_shims() -> list[Shim]:
         *rng_shims(),
         *adam_shims(),
         *collective_shims(),
+        *timing_shims(),
     ]
 
 
@@ -167,6 +171,24 @@ def collective_shims() -> list[Shim]:
             target=f"{module}:dist_reduce_scatter_func",
             replacement=unless_alone(torch.distributed.reduce_scatter_tensor),
         ),
+    ]
+
+
+def timing_shims() -> list[Shim]:
+    """The layers' other collectives, which they bind to names of their own, tell how long they take."""
+    functions: dict[str, Callable[..., Any]] = {
+        "dist_all_gather_func": torch.distributed.all_gather_into_tensor,
+        "dist_reduce_scatter_func": torch.distributed.reduce_scatter_tensor,
+    }
+    return [
+        Rebind(
+            target=f"megatron.core.tensor_parallel.{module}:{name}",
+            reason="collectives inside layers are not timed",
+            until="Megatron-Core times them",
+            replacement=timed(function),
+        )
+        for module in ("layers", "mappings")
+        for name, function in functions.items()
     ]
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 
+from qwen_megatron.platforms.communication import timed
+
+# Those that Megatron-Core's layers call by these names.
+COLLECTIVES = ("all_reduce", "all_gather", "all_to_all_single", "broadcast", "reduce_scatter")
+
 
 class NullStream:
     """Stands for a CUDA stream: CPU work is ordered as it is written."""
@@ -62,5 +67,7 @@ def cpu_torch() -> ModuleType:
         Stream=lambda device=None: NullStream(),
         Event=NullEvent,
     )
-    distributed = overridden(torch.distributed, barrier=barrier)
+    distributed = overridden(
+        torch.distributed, barrier=barrier, **{name: timed(getattr(torch.distributed, name)) for name in COLLECTIVES}
+    )
     return overridden(torch, cuda=cuda, distributed=distributed)

@@ -35,7 +35,7 @@ class ConsoleHook(Hook):
             f"loss {record.loss:.4f}",
             f"grad norm {record.grad_norm:.3f}",
             f"lr {record.learning_rate:.2e}",
-            f"{record.step_seconds:.2f} s",
+            f"{record.step_seconds:.2f} s ({lost_time(record)})",
             f"{record.tokens_per_second:,.0f} tokens/s",
         ]
         if record.model_flops_utilization is not None:
@@ -53,6 +53,12 @@ class ConsoleHook(Hook):
 
     def print(self, line: str) -> None:
         print(line, file=self.stream, flush=True)
+
+
+def lost_time(record: StepRecord) -> str:
+    """The shares of a step in which a rank does not compute, mean over ranks."""
+    whole = max(sum(record.phase_seconds.values()), 1e-9)
+    return ", ".join(f"{name} {record.phase_seconds[name] / whole:.0%}" for name in ("communication", "data"))
 
 
 def duration(seconds: float) -> str:

@@ -84,6 +84,8 @@ class TensorBoardHook(Hook):
         if self.writer is not None:
             for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds"):
                 self.writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
+            for name, seconds in record.phase_seconds.items():
+                self.writer.add_scalar(f"seconds/{name}", seconds, record.step)
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if self.writer is not None:
