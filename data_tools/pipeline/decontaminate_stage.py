@@ -117,12 +117,5 @@ def decontaminate_part(task: Task) -> TaskResult:
                     continue
                 num_cut += bool(matches)
                 writer.keep(dataclasses.replace(document, text=text))
-    return TaskResult(
-        outputs=[*writer.outputs(), matches_name],
-        records_in=records_in,
-        records_out=writer.records_out,
-        rejected=writer.rejected,
-        statistics=writer.statistics.as_dict(),
-        examples=writer.examples,
-        values={"documents_cut": num_cut, "items": len(index.items), "items_left_out": len(index.left_out)},
-    )
+    counts = {"documents_cut": num_cut, "items": len(index.items), "items_left_out": len(index.left_out)}
+    return writer.result(records_in, matches_name, values=counts)

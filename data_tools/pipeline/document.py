@@ -1,7 +1,7 @@
 """Documents between stages: JSON Lines shards compressed with zstd, statistics counted while they are written."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import zstandard
 
 from data_tools.atomic_file import atomic_output
 from data_tools.errors import DataError
+from data_tools.pipeline.task import TaskResult
 
 _BATCH_DOCUMENTS = 2048
 _BATCH_CHARACTERS = 2 * 1024 * 1024
@@ -153,9 +154,23 @@ class ShardWriter:
             entry = {"reason": drop.reason, "detail": drop.detail, "document": document}
             self._dropped_stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
-    def outputs(self) -> list[str]:
-        """Names of the files written."""
-        return [self.output, *([self.dropped] if self._keep_dropped else [])]
+    def result(self, records_in: int, *other_outputs: str, values: Mapping[str, Any] | None = None) -> TaskResult:
+        """What the task reports once the block has ended.
+
+        Args:
+            records_in: records read.
+            other_outputs: files that the task wrote beside those of this writer.
+            values: see `TaskResult`.
+        """
+        return TaskResult(
+            outputs=[self.output, *([self.dropped] if self._keep_dropped else []), *other_outputs],
+            records_in=records_in,
+            records_out=self.records_out,
+            rejected=self.rejected,
+            statistics=self.statistics.as_dict(),
+            examples=self.examples,
+            values=values or {},
+        )
 
 
 def read_documents(path: Path) -> Iterator[Document]:

@@ -166,14 +166,7 @@ def apply_part(task: Task) -> TaskResult:
             if row in sizes:
                 document.metadata[CLUSTER_SIZE] = sizes[row]
             writer.keep(document)
-    return TaskResult(
-        outputs=writer.outputs(),
-        records_in=records_in,
-        records_out=writer.records_out,
-        rejected=writer.rejected,
-        statistics=writer.statistics.as_dict(),
-        examples=writer.examples,
-    )
+    return writer.result(records_in)
 
 
 def _rows_of(path: Path, dtype: "np.dtype[np.void]", part: int) -> npt.NDArray[np.void]:

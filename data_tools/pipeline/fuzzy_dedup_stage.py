@@ -172,11 +172,4 @@ def apply_clusters(task: Task) -> TaskResult:
                 if kept < len(survivors) and survivors[kept] == number:
                     document.metadata[CLUSTER_SIZE] = int(clusters[kept, 1])
                 writer.keep(document)
-    return TaskResult(
-        outputs=writer.outputs(),
-        records_in=records_in,
-        records_out=writer.records_out,
-        rejected=writer.rejected,
-        statistics=writer.statistics.as_dict(),
-        examples=writer.examples,
-    )
+    return writer.result(records_in)

@@ -41,11 +41,4 @@ def map_part(task: Task) -> TaskResult:
                     writer.drop(document, result)
                 else:
                     writer.keep(result)
-    return TaskResult(
-        outputs=writer.outputs(),
-        records_in=records_in,
-        records_out=writer.records_out,
-        rejected=writer.rejected,
-        statistics=writer.statistics.as_dict(),
-        examples=writer.examples,
-    )
+    return writer.result(records_in)

@@ -106,7 +106,6 @@ def read_part(task: Task) -> TaskResult:
     folder = Path(task.folder)
     bad_name = f"{task.name}.bad.jsonl"
     counts: list[int] = []
-    examples: dict[str, list[dict[str, str]]] = {}
     with atomic_output(folder / bad_name) as bad_stream, ShardWriter(folder, task.name, keep_dropped=False) as writer:
         for number, part in enumerate(task.inputs):
             count = RangeCount()
@@ -115,7 +114,7 @@ def read_part(task: Task) -> TaskResult:
                     writer.rejected[record.reason] += 1
                     entry = [number, record.line, record.reason, record.detail]
                     bad_stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
-                    listed = examples.setdefault(record.reason, [])
+                    listed = writer.examples.setdefault(record.reason, [])
                     if len(listed) < _MAX_LISTED_EXAMPLES:
                         listed.append({"id": part.path, "detail": record.detail, "text": ""})
                     continue
@@ -124,15 +123,7 @@ def read_part(task: Task) -> TaskResult:
                 )
             counts.append(count.lines)
             check_unchanged(part)
-    return TaskResult(
-        outputs=[*writer.outputs(), bad_name],
-        records_in=writer.records_out + writer.rejected.total(),
-        records_out=writer.records_out,
-        rejected=writer.rejected,
-        statistics=writer.statistics.as_dict(),
-        examples=examples,
-        values={"lines": counts},
-    )
+    return writer.result(writer.records_out + writer.rejected.total(), bad_name, values={"lines": counts})
 
 
 def write_quarantine(path: Path, manifests: Sequence[Manifest]) -> None:
