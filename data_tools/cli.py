@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from data_tools.commands import adopt, collect_stdlib, inspect, merge, report, run, tokenize, tokenizer_report, verify
+from data_tools.commands import (
+    adopt,
+    collect_stdlib,
+    inspect,
+    merge,
+    report,
+    run,
+    stage,
+    tokenize,
+    tokenizer_report,
+    verify,
+)
 from data_tools.errors import DataError
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
@@ -61,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, tokenize, adopt, inspect, verify, merge, report, tokenizer_report, collect_stdlib):
+    for command in (run, stage, tokenize, adopt, inspect, verify, merge, report, tokenizer_report, collect_stdlib):
         command.add_parser(subparsers)
     return parser
 

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ from data_tools.errors import DataError
 
 if TYPE_CHECKING:
     from data_tools.pipeline.executor import Executor
+    from data_tools.pipeline.pipeline_file import Pipeline
     from data_tools.pipeline.run import RunSummary
+    from data_tools.pipeline.task import Manifest
 
 _EXAMPLES = """examples:
   qwen-data run pipeline.yaml --workers 8
@@ -34,6 +37,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pipeline", type=Path, metavar="PIPELINE.yaml", help="the pipeline file")
+    add_execution_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the tasks run and how many bad records are too many."""
     parser.add_argument("--workers", type=positive_int, default=1, help="processes on this machine (1)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -46,20 +55,31 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--max-bad",
         metavar="LIMIT",
         help="exit with status 1 if more records cannot be read: a number (100) or a share (0.1%%); default: the "
-        "pipeline file's max_bad",
+        "pipeline file's max_bad, or none",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the pipeline and prints its counts; 1 if more than max_bad records cannot be read."""
-    from data_tools.commands.tokenize import RejectionLimit
     from data_tools.pipeline.pipeline_file import load_pipeline
+
+    started = time.monotonic()
+    return execute(options, load_pipeline(options.pipeline), [], started)
+
+
+def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[Manifest]", started: float) -> int:
+    """Runs ``pipeline`` as the arguments of `add_execution_arguments` say, and prints its counts.
+
+    Args:
+        parts: of another run, that the pipeline begins with.
+        started: `time.monotonic()` when the command began.
+    Raises:
+        DataError: as `run_pipeline`, or more than max_bad records cannot be read.
+    """
+    from data_tools.commands.tokenize import RejectionLimit
     from data_tools.pipeline.run import run_pipeline
     from data_tools.pipeline.runner import Share
 
-    started = time.monotonic()
-    pipeline = load_pipeline(options.pipeline)
     text = options.max_bad if options.max_bad is not None else pipeline.max_bad
     try:
         limit = RejectionLimit(text) if text is not None else None
@@ -67,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         raise DataError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
     executor = _executor(options)
     try:
-        summary = run_pipeline(pipeline, executor, Share(*options.shard) if options.shard else None)
+        summary = run_pipeline(pipeline, executor, Share(*options.shard) if options.shard else None, parts)
     finally:
         executor.close()
     _print(summary, time.monotonic() - started)

@@ -11,7 +11,7 @@ import yaml
 from data_tools.errors import DataError
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import Problems, build, rule
-from data_tools.pipeline.stages import STAGES
+from data_tools.pipeline.stages import NEEDS, STAGES
 from data_tools.pipeline.task import Manifest
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -96,8 +96,8 @@ def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...
         names.add(name)
         if (kind == "read") != (number == 0):
             problems.add(f"{where}.kind", kind, "is out of place; read comes first and only there")
-        if kind == "fuzzy_dedup" and all(stage.kind != "exact_dedup" for stage in stages):
-            problems.add(f"{where}.kind", kind, "needs a stage exact_dedup before it")
+        if kind in NEEDS and all(stage.kind != NEEDS[kind] for stage in stages):
+            problems.add(f"{where}.kind", kind, f"needs a stage {NEEDS[kind]} before it")
         before = stages[-1].kind if stages else ""
         if (before in ("tokenize", "mixture")) != (kind == "mixture"):
             problems.add(f"{where}.kind", kind, "is out of place; tokenize and, after it, mixture come last")
@@ -129,13 +129,25 @@ def _read_yaml(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """What ``text`` says in plain YAML: no tags, no aliases, no key twice.
+
+    Args:
+        text: a document or a single value.
+        name: of the file, in messages.
+    Raises:
+        DataError: it is something else; name, line and what is wrong.
+    """
     try:
         for token in yaml.scan(text, Loader=_Loader):
             if isinstance(token, yaml.TagToken | yaml.AliasToken):
                 line = token.start_mark.line + 1
-                raise DataError(f"{path}:{line}: tags (!) and aliases (*) are not allowed; write the value itself")
+                raise DataError(f"{name}:{line}: tags (!) and aliases (*) are not allowed; write the value itself")
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+        where = f"{name}:{mark.line + 1}" if mark is not None else name
         raise DataError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error

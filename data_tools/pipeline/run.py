@@ -1,5 +1,6 @@
 """A whole pipeline: its stages one after the other, finished parts skipped, counts kept for the report."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class RunSummary:
     @property
     def num_bad(self) -> int:
         """Unreadable records."""
-        return int(sum(self.stages[0]["rejected"].values()))
+        return int(sum(sum(stage["rejected"].values()) for stage in self.stages if stage["kind"] == "read"))
 
     @property
     def num_records(self) -> int:
@@ -49,13 +50,16 @@ class RunSummary:
         return int(self.stages[0]["records_in"])
 
 
-def run_pipeline(pipeline: Pipeline, executor: Executor, share: Share | None = None) -> RunSummary:
+def run_pipeline(
+    pipeline: Pipeline, executor: Executor, share: Share | None = None, inputs: Sequence[Manifest] = ()
+) -> RunSummary:
     """Runs every stage of ``pipeline``; what is finished for the same inputs and options is not done again.
 
     Args:
         pipeline: from `load_pipeline`.
         executor: where tasks run.
         share: this process's part of the tasks if several array jobs run the same pipeline.
+        inputs: parts of another run that the first stage begins with, if it is not `read`.
     Raises:
         DataError: an input cannot be used, a task failed, or another process is working on the same output.
         OSError: the disk is full or fails. Finished parts are kept in either case.
@@ -64,7 +68,7 @@ def run_pipeline(pipeline: Pipeline, executor: Executor, share: Share | None = N
     lock = "run" if share is None else f"shard-{share.index}-of-{share.count}"
     with corpus_lock(pipeline.output / lock):
         runner = Runner(executor, share)
-        parts: list[Manifest] = []
+        parts = list(inputs)
         stages: list[dict[str, Any]] = []
         for number, named in enumerate(pipeline.stages):
             runner.title = named.name
@@ -74,7 +78,7 @@ def run_pipeline(pipeline: Pipeline, executor: Executor, share: Share | None = N
             records_in = sum(part.records_out for part in parts)
             parts = named.stage.run(runner, folder, parts)
             stages.append(stage_summary(named, parts))
-            if number and stages[-1]["records_in"] != records_in:
+            if named.kind != "read" and stages[-1]["records_in"] != records_in:
                 raise RuntimeError(
                     f"stage {named.name}: read {stages[-1]['records_in']} records, but the stage before it wrote "
                     f"{records_in}; this is a bug"
@@ -126,10 +130,11 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
 
 
 def write_stage_manifest(folder: Path, summary: dict[str, Any], parts: Sequence[Manifest]) -> None:
-    """Writes STAGE/stage.json beside the parts' own: counts of the stage and checksums of its shards."""
+    """Writes STAGE/stage.json: counts of the stage, its parts' manifests in order, checksums of its shards."""
     content = {
         "tool_version": version(),
         **summary,
+        "manifests": [os.path.relpath(Path(part.folder, f"{part.name}.manifest.json"), folder) for part in parts],
         "outputs": {name: entry for part in parts for name, entry in part.outputs.items()},
     }
     write_atomically(folder / STAGE_FILE, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")

@@ -93,3 +93,6 @@ STAGES: dict[str, type[Any]] = {
     "tokenize": TokenizeStage,
     "mixture": MixtureStage,
 }
+
+# Kind -> the kind that must come before it.
+NEEDS = {"fuzzy_dedup": "exact_dedup", "mixture": "tokenize"}
