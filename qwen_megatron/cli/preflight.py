@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from data_tools.corpus import Corpus
@@ -11,6 +12,7 @@ from qwen_megatron.cli.launch import MachineError
 from qwen_megatron.config.checkpoint import CheckpointConfig
 from qwen_megatron.config.data import DataConfig
 from qwen_megatron.config.load import read_config
+from qwen_megatron.config.logging import LoggingConfig
 from qwen_megatron.config.problems import Problems
 from qwen_megatron.config.resolve import Plan, examine, plan_of
 from qwen_megatron.config.setting import closest
@@ -44,6 +46,7 @@ def prepare_plan(path: str | None, overrides: Sequence[str], world_size: int | N
                 vocab_size=sections.model.vocab_size if usable("model.vocab_size") else None,
             )
         files += check_paths(sections.checkpoint, problems)
+        files += check_packages(sections.logging)
     if problems.messages:
         raise ConfigError(problems.messages + files)
     if files:
@@ -131,6 +134,14 @@ def check_paths(checkpoint: CheckpointConfig, problems: Problems) -> list[str]:
             advice = f"use {closest(source, words[name])}" if looks_like_word else "name a checkpoint's folder"
             found.append(f"checkpoint.{name}={source}: no such folder; {advice}")
     return found
+
+
+def check_packages(logging: LoggingConfig) -> list[str]:
+    """Packages that are only needed if asked for."""
+    if logging.wandb_project is None or find_spec("wandb") is not None:
+        return []
+    rule = "the package wandb is not installed; pip install 'qwen-megatron[wandb]', or leave the key out"
+    return [f"logging.wandb_project={logging.wandb_project}: {rule}"]
 
 
 def check_directory(directory: str) -> list[str]:

@@ -16,7 +16,9 @@ from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.manifest import write_synced
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.cli.restore import restore
+from qwen_megatron.cli.starts import record_start
 from qwen_megatron.config.flops import flops_formula, utilization_formula
+from qwen_megatron.config.logging import numbers_in
 from qwen_megatron.config.resolve import Plan
 from qwen_megatron.data.dataset import open_dataset
 from qwen_megatron.data.loader import Loader
@@ -27,6 +29,8 @@ from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.leave import LeaveHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
+from qwen_megatron.train.hooks.profile import ProfileHook
+from qwen_megatron.train.hooks.wandb import WandbHook
 from qwen_megatron.train.loop import train
 from qwen_megatron.train.run import Hook, Run
 
@@ -62,6 +66,8 @@ def pretrain(plan: Plan) -> None:
                 held.enter_context(run_lock(directory))
                 announce(plan, platform.name, shims)
             run = build_run(plan, build_engine(plan, groups, platform))
+            if groups.rank == 0:
+                record_start(run)
             train(run)
         if groups.rank == 0 and run.stopping is not None:
             log.info("left after step %d: %s", run.state.iteration, run.stopping)
@@ -90,13 +96,25 @@ def build_run(plan: Plan, engine: Engine) -> Run:
         ),
     )
     # Metrics before checkpoints: a checkpoint is never newer than the rows about it.
-    hooks: list[Hook] = [ConsoleHook(plan.logging.log_interval), MetricsHook()]
-    if plan.logging.tensorboard:
-        hooks.append(TensorBoardHook())
+    hooks: list[Hook] = reporting_hooks(plan)
     if plan.data.eval_samples:
         hooks.append(EvaluationHook(plan.training.eval_interval))
     hooks += [CheckpointHook(plan.checkpoint.save_interval), LeaveHook()]
     return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks)
+
+
+def reporting_hooks(plan: Plan) -> list[Hook]:
+    """The hooks that only tell what happens."""
+    options = plan.logging
+    hooks: list[Hook] = []
+    if options.profile_steps is not None:
+        hooks.append(ProfileHook(numbers_in(options.profile_steps), numbers_in(options.profile_ranks)))
+    hooks += [ConsoleHook(options.log_interval), MetricsHook()]
+    if options.tensorboard:
+        hooks.append(TensorBoardHook())
+    if options.wandb_project is not None:
+        hooks.append(WandbHook(options.wandb_project, options.wandb_mode, plan_sections(plan)))
+    return hooks
 
 
 def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from qwen_megatron.config.setting import about, count
+
+# A list that names more steps or ranks than this is a mistake, and a set of them would not fit into memory.
+LONGEST_LIST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +19,29 @@ class LoggingConfig:
         default=1, metadata=count("Optimizer steps between lines on the console; metrics.jsonl has every step.")
     )
     tensorboard: bool = field(default=True, metadata=about("Write TensorBoard files."))
+    wandb_project: str | None = field(
+        default=None,
+        metadata=about(
+            "Weights & Biases project to report to; needs the package (`pip install 'qwen-megatron[wandb]'`). Default: "
+            "none, the package is not imported."
+        ),
+    )
+    wandb_mode: str = field(
+        default="online",
+        metadata=about(
+            "`offline` writes into `wandb/` of the run's folder, for `wandb sync` later.", choices=("online", "offline")
+        ),
+    )
+    profile_steps: str | None = field(
+        default=None,
+        metadata=about(
+            "Steps that torch's profiler records, such as `10-12,50`; traces go to `profile/` of the run's folder. "
+            "Default: none."
+        ),
+    )
+    profile_ranks: str = field(
+        default="0", metadata=about("Ranks that record them, such as `0` or `0-7,64`; each writes a file of its own.")
+    )
     peak_tflops_per_rank: float | None = field(
         default=None,
         metadata=about(
@@ -24,3 +51,23 @@ class LoggingConfig:
             maximum=1e9,
         ),
     )
+
+
+def numbers_in(text: str | None) -> frozenset[int]:
+    """The numbers of a list such as `10-12,50`; None for none.
+
+    Raises:
+        ValueError: the rule that the text breaks.
+    """
+    numbers: set[int] = set()
+    for part in text.split(",") if text is not None else ():
+        match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part.strip())
+        if match is None:
+            raise ValueError("must list numbers and ranges; use for example 10-12,50")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"must not have ranges that run backwards; use {last}-{first}")
+        if len(numbers) + last - first >= LONGEST_LIST:
+            raise ValueError(f"must name at most {LONGEST_LIST} numbers; use a shorter range")
+        numbers.update(range(first, last + 1))
+    return frozenset(numbers)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from qwen_megatron.config.batch_rules import RAMP, check_batch
+from qwen_megatron.config.logging import numbers_in
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_multiples
 from qwen_megatron.config.schema import Config
@@ -43,6 +44,7 @@ def check_sections(sections: Sections, problems: Problems) -> None:
     check_batch(sections, problems)
     check_schedule(sections, problems)
     check_start(sections, problems)
+    check_profile(sections, problems)
 
 
 def check_model(model: ModelConfig, problems: Problems) -> None:
@@ -204,3 +206,24 @@ def check_start(sections: Sections, problems: Problems) -> None:
     elif checkpoint.load not in ("auto", "none") and checkpoint.init_from is not None:
         rule = f"cannot be combined with checkpoint.load={checkpoint.load}, which brings its own weights; leave one out"
         problems.add("checkpoint.init_from", checkpoint.init_from, rule)
+
+
+def check_profile(sections: Sections, problems: Problems) -> None:
+    """Steps and ranks to profile are lists of numbers that exist."""
+    logging = sections.logging
+    rules = (
+        ("logging.profile_steps", logging.profile_steps, 1, "training.train_iters", sections.training.train_iters),
+        ("logging.profile_ranks", logging.profile_ranks, 0, WORLD, sections.parallel.world_size),
+    )
+    for key, text, first, bound_key, count in rules:
+        # Without a launcher the world follows from the sizes.
+        if text is None or not problems.usable(key, bound_key, TENSOR, PIPELINE, CONTEXT):
+            continue
+        try:
+            numbers = numbers_in(text)
+        except ValueError as error:
+            problems.add(key, text, str(error))
+            continue
+        last = first + count - 1
+        if min(numbers) < first or max(numbers) > last:
+            problems.add(key, text, f"must lie between {first} and {last}, because of {bound_key}({count})")

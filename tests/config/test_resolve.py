@@ -76,6 +76,13 @@ ONE_PROBLEM = {
     "checkpoint.load=''": "must be auto, none or the path of a checkpoint; use auto",
     "logging.log_interval=0": "must be at least 1; use 1",
     "logging.peak_tflops_per_rank=0": "must be above 0",
+    "logging.wandb_mode=disabled": "must be online or offline; use online",
+    "logging.profile_steps=ten": "must list numbers and ranges; use for example 10-12,50",
+    "logging.profile_steps=''": "must list numbers and ranges; use for example 10-12,50",
+    "logging.profile_steps=12-10": "must not have ranges that run backwards; use 10-12",
+    "logging.profile_steps=1-999999999999": "must name at most 100000 numbers; use a shorter range",
+    "logging.profile_steps='0,5'": "must lie between 1 and 100, because of training.train_iters(100)",
+    "logging.profile_ranks=1": "must lie between 0 and 0, because of parallel.world_size(1)",
 }
 
 
@@ -264,6 +271,7 @@ def test_nothing_is_left_open_and_the_input_is_unchanged() -> None:
     plan = resolve(config)
     assert dataclasses.asdict(config) == before
     open_by_nature = {"exit_iter", "init_from", "peak_tflops_per_rank", "virtual_pipeline_model_parallel_size"}
+    open_by_nature |= {"wandb_project", "profile_steps"}
     open_by_nature |= {"rampup_start_batch_size", "rampup_batch_size_increment", "rampup_samples"}
     for section in (plan.model, plan.parallel, plan.optimizer, plan.training, plan.data, plan.checkpoint, plan.logging):
         empty = {field.name for field in dataclasses.fields(section) if getattr(section, field.name) is None}

@@ -1,0 +1,79 @@
+"""Weights & Biases, for those who ask for it; the package is imported only then."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from data_tools.atomic_file import write_atomically
+from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
+
+RUN_ID = "wandb.json"
+
+
+class WandbHook(Hook):
+    """Reports steps and evaluations from rank 0; every start of a run goes on in the same Weights & Biases run.
+
+    Args:
+        project: Name of the project.
+        mode: `online` or `offline`.
+        config: Settings to show there, by section.
+    """
+
+    def __init__(self, project: str, mode: str, config: Mapping[str, Any]):
+        self.project = project
+        self.mode = mode
+        self.config = config
+        self.run: Any = None
+        self.has_ended = False
+
+    def on_start(self, run: Run) -> None:
+        if not run.is_main:
+            return
+        import wandb
+
+        self.run = wandb.init(
+            project=self.project,
+            mode=cast(Literal["online", "offline"], self.mode),
+            id=run_id(run.directory / RUN_ID),
+            name=run.directory.absolute().name,
+            dir=str(run.directory),
+            resume="allow",
+            config=dict(self.config),
+            settings=wandb.Settings(console="off"),
+        )
+        # Steps after a checkpoint may come twice. Numbered by wandb itself, the second ones would be thrown away.
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        if self.run is None:
+            return
+        names = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds", "peak_memory_bytes")
+        row: dict[str, float] = {"step": record.step, "consumed_tokens": record.consumed_tokens}
+        row |= {f"train/{name}": getattr(record, name) for name in names}
+        row |= {f"seconds/{name}": seconds for name, seconds in record.phase_seconds.items()}
+        if record.model_flops_utilization is not None:
+            row["train/model_flops_utilization"] = record.model_flops_utilization
+        self.run.log(row)
+
+    def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
+        if self.run is not None:
+            self.run.log({"step": record.step, "eval/loss": record.eval_loss, "eval/perplexity": record.perplexity})
+
+    def on_end(self, run: Run) -> None:
+        self.has_ended = True
+
+    def close(self) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=0 if self.has_ended else 1)
+
+
+def run_id(path: Path) -> str:
+    """The Weights & Biases id of a run, kept in its folder."""
+    if not path.exists():
+        write_atomically(path, json.dumps({"id": secrets.token_hex(8)}).encode())
+    return str(json.loads(path.read_bytes())["id"])
