@@ -84,7 +84,7 @@ class StandIn(ModuleType):
         self.metrics: list[tuple[str, str | None]] = []
         self.exit_codes: list[int] = []
 
-    def Settings(self, **values: Any) -> dict[str, Any]:  # noqa: N802 - wandb's name
+    def Settings(self, **values: Any) -> dict[str, Any]:
         return values
 
     def init(self, **arguments: Any) -> StandIn:
