@@ -298,7 +298,7 @@ def main() -> None:
     more = [
         "",
         "Growth, nanoseconds per byte. Statistics grow until the n-gram tables leave the cache and stop at 2^20 words;",
-        "components sort the documents of the edges and look each up in them, a random access each.",
+        "components sort the documents of the edges; what grows is the sort and the random accesses of the union.",
         "",
         *growth(arguments.rounds),
     ]

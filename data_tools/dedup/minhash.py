@@ -81,13 +81,17 @@ def jaccard(first: Sequence[str], second: Sequence[str], config: MinHashConfig =
     Raises:
         ValueError: ``first`` and ``second`` have different lengths.
     """
-    sets = []
-    for texts in (first, second):
-        prepared, flags = prepare(texts)
-        sets.append(map(np.unique, _native.shingles(character_table(), prepared, flags, config.num_words)))
-    return np.array([_similarity(a, b) for a, b in zip(*sets, strict=True)])
+    sets = (shingle_sets(texts, config) for texts in (first, second))
+    return np.array([similarity(a, b) for a, b in zip(*sets, strict=True)])
 
 
-def _similarity(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> float:
+def shingle_sets(texts: Sequence[str], config: MinHashConfig = DEFAULT) -> list[npt.NDArray[np.uint64]]:
+    """The hashes of each text's shingles, ascending, each once."""
+    prepared, flags = prepare(texts)
+    return [np.unique(one) for one in _native.shingles(character_table(), prepared, flags, config.num_words)]
+
+
+def similarity(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> float:
+    """Jaccard similarity of two sets of `shingle_sets`; 0 if both are empty."""
     common = len(np.intersect1d(first, second, assume_unique=True))
     return common / max(len(first) + len(second) - common, 1)

@@ -5,7 +5,6 @@ the order of the input nor on how it is cut. Equal texts would have equal number
 survivor's `cluster_size` adds up those of its cluster.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,20 @@ from data_tools.atomic_file import atomic_output
 from data_tools.dedup.buckets import BucketWriter, group_bucket, read_edges, write_edges
 from data_tools.dedup.components import components
 from data_tools.dedup.minhash import MinHashConfig, signatures
-from data_tools.pipeline.document import CLUSTER_SIZE, Drop, ShardWriter, batches, cluster_size, read_documents
+from data_tools.pipeline.document import (
+    CLUSTER_SIZE,
+    Drop,
+    ShardWriter,
+    batches,
+    cluster_size,
+    document_numbers,
+    read_documents,
+)
 from data_tools.pipeline.input_list import read_input_list, write_input_list
+from data_tools.pipeline.jaccard_tasks import checked_edges
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
-from data_tools.pipeline.task import Manifest, Task, TaskResult
+from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
 
 _REMOVED = "removed.npy"
 _SIZES = "sizes.npy"
@@ -35,6 +43,7 @@ class FuzzyDedupStage:
         num_words: words in a shingle; a CJK character is a word.
         seed: of the hash functions.
         bucket_documents: documents grouped at once; 60 bytes of memory for each.
+        min_jaccard: pairs that are found are joined only if their shingle sets are at least this similar; 0 joins all.
     """
 
     bands: int = rule(lambda value: value >= 1, "must be at least 1", 14)
@@ -42,9 +51,13 @@ class FuzzyDedupStage:
     num_words: int = rule(lambda value: value >= 1, "must be at least 1", 5)
     seed: int = rule(lambda value: 0 <= value < 2**64, "must be 0 to 2^64 - 1", 1)
     bucket_documents: int = rule(lambda value: value >= 1, "must be at least 1", 8_000_000)
+    min_jaccard: float = rule(lambda value: 0 <= value <= 1, "must be 0 to 1", 0.0)
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
-        """Four phases: signatures of each part, groups of each bucket, components of all, each part rewritten."""
+        """Four phases: signatures of each part, groups of each bucket, components of all, each part rewritten.
+
+        With `min_jaccard` those of `jaccard_tasks` come before the components.
+        """
         needed = -(-sum(part.records_out for part in inputs) // self.bucket_documents)
         options = {
             "bands": self.bands,
@@ -62,7 +75,7 @@ class FuzzyDedupStage:
                 for part, shard in zip(inputs, shards, strict=True)
             ],
         )
-        clusters = self._clusters(runner, folder, signed)
+        clusters = self._clusters(runner, folder, shards, signed)
         found = (clusters.output(_REMOVED), clusters.output(_SIZES))
         applied = [
             Task(operation="fuzzy_apply", folder=str(folder), name=part.name, options={}, inputs=(shard, *found))
@@ -70,7 +83,9 @@ class FuzzyDedupStage:
         ]
         return runner.run(folder, applied)
 
-    def _clusters(self, runner: Runner, folder: Path, signed: Sequence[Manifest]) -> Manifest:
+    def _clusters(
+        self, runner: Runner, folder: Path, shards: Sequence[TaskInput], signed: Sequence[Manifest]
+    ) -> Manifest:
         names = sorted({str(Path(name).parent) for part in signed for name in part.outputs if name.endswith(".bin")})
         tasks = []
         for name in names:
@@ -90,6 +105,9 @@ class FuzzyDedupStage:
                 )
             )
         grouped = runner.run(folder / "edges", tasks)
+        if self.min_jaccard:
+            buckets = [task.inputs[0] for task in tasks]
+            grouped = checked_edges(runner, folder, shards, grouped, buckets, self.num_words, self.min_jaccard)
         edges = write_input_list(folder / "lists" / "edges.json", [one.output(f"{one.name}.npy") for one in grouped])
         copies = write_input_list(folder / "lists" / "copies.json", [one.output(_copies(one.name)) for one in signed])
         joined = Task(
@@ -97,11 +115,6 @@ class FuzzyDedupStage:
         )
         (clusters,) = runner.run(folder / "clusters", [joined])
         return clusters
-
-
-def _numbers(texts: Sequence[str]) -> "np.typing.NDArray[np.uint64]":
-    digests = b"".join(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
 def _copies(part: str) -> str:
@@ -120,7 +133,7 @@ def sign_part(task: Task) -> TaskResult:
     with BucketWriter(folder, task.name, config, options["num_parts"]) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             texts = [document.text for document in batch]
-            numbers = _numbers(texts)
+            numbers = document_numbers(batch)
             writer.add(numbers, signatures(texts, config))
             sizes = np.array([cluster_size(document) for document in batch], dtype=np.uint64)
             copies.append(np.stack([numbers, sizes], axis=1)[sizes > 1])
@@ -162,7 +175,7 @@ def apply_clusters(task: Task) -> TaskResult:
     with ShardWriter(Path(task.folder), task.name) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             records_in += len(batch)
-            numbers = _numbers([document.text for document in batch])
+            numbers = document_numbers(batch)
             removed_places = np.searchsorted(removed, numbers).tolist()
             survivor_places = np.searchsorted(survivors, numbers).tolist()
             for document, number, lost, kept in zip(batch, numbers, removed_places, survivor_places, strict=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 from data_tools.pipeline.decontaminate_stage import decontaminate_part
 from data_tools.pipeline.exact_dedup_stage import apply_part, group_bucket, hash_part
 from data_tools.pipeline.fuzzy_dedup_stage import apply_clusters, group_band, join_clusters, sign_part
+from data_tools.pipeline.jaccard_tasks import check_bucket, find_candidates, write_candidates
 from data_tools.pipeline.map_stage import map_part
 from data_tools.pipeline.read_stage import read_part
 from data_tools.pipeline.task import Manifest, Task, TaskResult, finished, write_manifest
@@ -19,6 +20,9 @@ OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
     "exact_dedup_apply": apply_part,
     "fuzzy_sign": sign_part,
     "fuzzy_group": group_band,
+    "fuzzy_candidates": find_candidates,
+    "fuzzy_shingles": write_candidates,
+    "fuzzy_check": check_bucket,
     "fuzzy_join": join_clusters,
     "fuzzy_apply": apply_clusters,
     "decontaminate": decontaminate_part,

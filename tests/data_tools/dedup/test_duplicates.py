@@ -25,6 +25,8 @@ from data_tools.dedup import (
     signatures,
     write_edges,
 )
+from data_tools.dedup.minhash import shingle_sets
+from data_tools.dedup.shingle_sets import ShingleSets, set_files, write_shingle_sets
 from data_tools.errors import DataError
 from tests.support import text_oracle as oracle
 from tests.support.text_strategies import texts
@@ -224,6 +226,25 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         BucketWriter(tmp_path, "a", num_parts=3)
     with pytest.raises(DataError, match="rows=0 must be at least 1"):
         MinHashConfig(rows=0)
+
+
+def test_shingle_sets_on_disk_give_the_jaccard_of_the_texts(tmp_path: Path) -> None:
+    generator = random.Random(4)
+    words = random_words(generator, 60)
+    documents = [edited(generator, words, edits) for edits in (0, 1, 3, 9, 30)] + ["", "one two"]
+    numbers = np.array([5, 2**63, 1, 9, 3, 7, 8], dtype=np.uint64)
+    files = []
+    for name, rows in (("a", [0, 1, 2]), ("none", []), ("b", [3, 4, 5, 6])):
+        batch = (numbers[rows], shingle_sets([documents[row] for row in rows]))
+        assert write_shingle_sets(tmp_path, name, [batch]) == len(rows)
+        files.append(set_files(tmp_path, name))
+    pairs = [(first, second) for first in range(7) for second in range(7)]
+    expected = jaccard([documents[first] for first, _ in pairs], [documents[second] for _, second in pairs])
+    found = ShingleSets(files).similarities(numbers[np.array(pairs)])
+    assert np.array_equal(found, expected)
+    assert 0 < expected[4] < expected[3] < expected[1] < 1
+    with pytest.raises(DataError, match="document 6 is in no part"):
+        ShingleSets(files).similarities(np.array([[5, 6]], dtype=np.uint64))
 
 
 def components_in_python(edges: Sequence[tuple[int, int]]) -> dict[int, int]:

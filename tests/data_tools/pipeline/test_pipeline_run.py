@@ -330,3 +330,46 @@ def test_fuzzy_needs_exact_first(tmp_path: Path, write_pipeline: Callable[..., P
     write_input(tmp_path / "web.jsonl", ["a"])
     with pytest.raises(DataError, match="kind='fuzzy_dedup' needs a stage exact_dedup before it"):
         load_pipeline(write_pipeline("  - kind: fuzzy_dedup\n"))
+
+
+def false_candidates() -> tuple[list[str], int]:
+    """Texts of which two in a row have most words in common, so that coarse bands take all of them for one cluster.
+
+    Returns:
+        the texts, and how many of them are true copies (a word or two of eighty changed).
+    """
+
+    def words(number: int) -> list[str]:
+        return [f"w{random.Random(number * 1000 + place).randrange(10**6)}" for place in range(80)]
+
+    chain = [words(0)]
+    for number in range(1, 12):
+        chain.append(words(number)[:30] + chain[-1][30:])
+    texts = [" ".join(one) for one in chain]
+    copies = [f"{text} more" for text in texts[::3]]
+    return texts + copies, len(copies)
+
+
+def test_the_exact_check_keeps_false_candidates_apart(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+    texts, num_copies = false_candidates()
+    stage = "  - {kind: fuzzy_dedup, bands: 60, rows: 1, num_words: 2, bucket_documents: 10, min_jaccard: %s}\n"
+    write_input(tmp_path / "web.jsonl", texts)
+    loose = run(write_pipeline(STAGES + stage % 0, output="loose"))
+    assert loose.stages[-1]["rejected"]["near_duplicate"] > 2 * num_copies
+    survivors = []
+    for number, (split_bytes, workers) in enumerate(((10**8, 1), (3000, 2), (900, 1))):
+        random.Random(number).shuffle(texts)
+        write_input(tmp_path / "web.jsonl", texts)
+        summary = run(write_pipeline(STAGES + stage % 0.9, split_bytes=split_bytes), workers)
+        assert summary.stages[-1]["rejected"] == {"near_duplicate": num_copies}
+        shards = (tmp_path / "out/stages/04-fuzzy_dedup").glob("part-??????.jsonl.zst")
+        survivors.append(sorted(document.text for shard in shards for document in read_documents(shard)))
+    assert survivors[0] == survivors[1] == survivors[2]
+    # Every copy is gone or stands for its original.
+    assert len({text.removesuffix(" more") for text in survivors[0]}) == len(survivors[0]) == len(texts) - num_copies
+
+
+def test_a_stage_that_stands_without_what_it_needs(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+    write_input(tmp_path / "web.jsonl", ["a"])
+    with pytest.raises(DataError, match="kind='mixture' needs a stage tokenize before it"):
+        load_pipeline(write_pipeline("  - kind: mixture\n"))
