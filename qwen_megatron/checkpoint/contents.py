@@ -15,6 +15,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+from qwen_megatron.checkpoint.pieces import owned_tensors
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import Plan
 from qwen_megatron.config.serialize import from_dict, to_dict
@@ -25,14 +26,6 @@ from qwen_megatron.train.run import Run
 from qwen_megatron.train.state import TrainState
 
 STATE = "state.json"
-
-# The one sharding of optimizer state that every other layout can read.
-SHARDING = "fully_reshardable"
-
-
-def sharding_metadata() -> dict[str, Any]:
-    """Megatron-Core's options for sharded state; a new dictionary each time, Megatron-Core adds groups to it."""
-    return {"distrib_optim_sharding_type": SHARDING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,17 +126,26 @@ def source_commit() -> str | None:
         return None
 
 
-def sharded_tensors(engine: Engine, *, is_loading: bool) -> dict[str, Any]:
-    """The sharded state dict of a checkpoint: each piece of the model, and the optimizer's state per parameter."""
-    models = {f"model{i}": sharded_weights(model) for i, model in enumerate(engine.models)}
-    optimizer = engine.optimizer.sharded_state_dict(models, is_loading=is_loading, metadata=sharding_metadata())
-    return {**models, "optimizer": optimizer["param_state"]}
+def saved_tensors(engine: Engine) -> dict[str, Any]:
+    """What this rank writes: its own part of the weights, of their fp32 masters and of the moments."""
+    return owned_tensors(engine.optimizer, all_weights(engine), weights=True)
+
+
+def loaded_tensors(engine: Engine) -> dict[str, Any]:
+    """What this rank reads: all weights of its layers, and its own part of the optimizer's state, in place."""
+    # Allocates the moments where no step has been taken yet.
+    engine.optimizer.load_state_dict(engine.optimizer.state_dict())
+    weights = all_weights(engine)
+    return {**weights, "optimizer": owned_tensors(engine.optimizer, weights, weights=False)}
+
+
+def all_weights(engine: Engine) -> dict[str, Any]:
+    """The sharded weights of each piece of the model on this rank."""
+    return {f"model{i}": sharded_weights(model) for i, model in enumerate(engine.models)}
 
 
 def sharded_weights(qwen: QwenModel) -> dict[str, Any]:
     """The sharded weights of a bare model."""
     # Linear layers add pickled scaling state of Transformer Engine; without fp8 it is empty.
-    _, weights = extract_matching_values(
-        qwen.sharded_state_dict(metadata=sharding_metadata()), lambda value: isinstance(value, ShardedObject)
-    )
+    _, weights = extract_matching_values(qwen.sharded_state_dict(), lambda value: isinstance(value, ShardedObject))
     return weights

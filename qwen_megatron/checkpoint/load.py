@@ -8,11 +8,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.contents import (
-    SHARDING,
     SmallState,
+    loaded_tensors,
     saved_model_config,
-    sharded_tensors,
     sharded_weights,
 )
 from qwen_megatron.checkpoint.manifest import LATEST, list_checkpoints, read_latest, read_manifest, verify_files
@@ -31,18 +31,9 @@ def verify_checkpoint(folder: Path) -> None:
         CheckpointError: on every rank, naming the file, what was expected and what was found.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    problem = None
-    try:
+    with failing_together():
         files = read_manifest(folder)
         verify_files(folder, files, sorted(files)[rank::world])
-    except (CheckpointError, OSError) as error:
-        problem = str(error)
-    problems: list[str | None] = [problem] * world
-    if world > 1:
-        dist.all_gather_object(problems, problem)
-    found = sorted({text for text in problems if text})
-    if found:
-        raise CheckpointError("\n".join(found))
 
 
 def find_newest(directory: Path) -> Path | None:
@@ -91,16 +82,11 @@ def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
             f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
         )
     check_architecture(folder, engine.models[0])
-    loaded = load_tensors(sharded_tensors(engine, is_loading=True), folder)
+    loaded = load_tensors(loaded_tensors(engine), folder)
     for i, model in enumerate(engine.models):
         model.load_state_dict(loaded[f"model{i}"])
-    engine.optimizer.load_state_dict(
-        {
-            "optimizer": {"param_groups": continued_groups(small.optimizer, engine)},
-            "param_state": loaded["optimizer"],
-            "param_state_sharding_type": SHARDING,
-        }
-    )
+    # Masters and moments were read in place.
+    engine.optimizer.load_state_dict({"optimizer": {"param_groups": continued_groups(small.optimizer, engine)}})
     return small
 
 

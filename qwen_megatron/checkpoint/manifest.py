@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,28 @@ def write_synced(path: Path, content: bytes) -> FileEntry:
     os.replace(temporary, path)
     sync_folder(path.parent)
     return FileEntry(len(content), hashlib.sha256(content).hexdigest())
+
+
+def hashed(path: Path) -> FileEntry:
+    """Size and sha256 of a small file, synced to disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return FileEntry(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Gives a finished folder its name and lets `latest` say so."""
+    if final.exists():
+        # The same step saved again, by a run that went on from an older checkpoint.
+        discarded = final.with_name(f".{final.name}.replaced")
+        shutil.rmtree(discarded, ignore_errors=True)
+        os.replace(final, discarded)
+        os.replace(partial, final)
+        shutil.rmtree(discarded, ignore_errors=True)
+    else:
+        os.replace(partial, final)
+    sync_folder(final.parent)
+    write_synced(final.parent / LATEST, (final.name + "\n").encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,78 +1,223 @@
-"""Saves a run: tensors by all ranks, small state and manifest by rank 0, a rename at the very end."""
+"""Saves a run: every rank writes what it owns, rank 0 adds small state and manifest and renames at the very end.
+
+A save has two parts. The first takes what is to be written: into memory if saving is asynchronous, to disk if not. The
+second is the commit, when the files of all ranks are on disk. Between them an asynchronous save has a thread on each
+rank that writes and hashes; the thread talks to nobody. Both parts are collective, and all ranks make them after the
+same step.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
-from qwen_megatron.checkpoint.contents import STATE, sharded_tensors, small_state
+from qwen_megatron.checkpoint.agreement import failing_together
+from qwen_megatron.checkpoint.contents import STATE, saved_tensors, small_state
+from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import (
-    LATEST,
+    MANIFEST,
     FileEntry,
     folder_name,
-    sync_folder,
+    hashed,
+    publish,
     write_manifest,
     write_synced,
 )
-from qwen_megatron.checkpoint.storage import HashingSaveStrategy
+from qwen_megatron.checkpoint.retention import Retention
+from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
+from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
+from qwen_megatron.errors import CheckpointError
 from qwen_megatron.train.run import Run
 
-# Written by Megatron-Core on rank 0, besides what our writer hashes.
-MEGATRON_FILES = ("common.pt", "metadata.json")
+log = logging.getLogger(__name__)
+
+# What Megatron-Core's loader knows the format by.
+METADATA_JSON = "metadata.json"
 
 
-def save_checkpoint(run: Run) -> Path:
-    """Writes `iter_NNNNNNN/` in the run's folder; collective.
+class Stopped(Exception):
+    """The run is over; what the background was writing is not wanted any more."""
 
-    Files are written under a hidden name and carry their checksums; the folder gets its name when all is on disk.
 
-    Returns:
-        The checkpoint's folder.
+@dataclass(kw_only=True)
+class Save:
+    """A save that is not committed yet.
+
+    Attributes:
+        final: The checkpoint's folder.
+        partial: Where its files are written.
+        state: Content of `state.json`, on rank 0.
+        started: Clock at the beginning.
+        written: This rank's files, as far as they are on disk.
+        problem: What went wrong in the background.
+        thread: Writes in the background; None if the files are written.
     """
-    final = run.directory / folder_name(run.state.iteration)
-    partial = final.with_name(f".{final.name}.partial")
-    if run.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    strategy = HashingSaveStrategy()
-    with run.engine.whole_parameters():
-        tensors = sharded_tensors(run.engine, is_loading=False)
-        dist_checkpointing.save(tensors, str(partial), sharded_strategy=strategy)
-    gathered: list[dict[str, FileEntry]] | None = [{}] * run.engine.groups.world_size if run.is_main else None
-    dist.gather_object(strategy.written, gathered)
-    if gathered is not None:
-        files = {name: entry for written in gathered for name, entry in written.items()}
-        files |= {name: hashed(partial / name) for name in MEGATRON_FILES}
-        files[STATE] = write_synced(partial / STATE, small_state(run).to_json())
-        write_manifest(partial, files)
-        publish(partial, final)
-    dist.barrier()
-    return final
+
+    final: Path
+    partial: Path
+    state: bytes
+    started: float
+    written: dict[str, FileEntry]
+    problem: str | None = None
+    thread: threading.Thread | None = None
 
 
-def hashed(path: Path) -> FileEntry:
-    """Size and sha256 of a small file, synced to disk."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-        return FileEntry(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+class Saver:
+    """Writes the checkpoints of a run, one at a time.
 
+    Args:
+        asynchronous: Training goes on while a snapshot in memory is written.
+        retention: Removes old checkpoints after a commit.
+        new_digest: Makes the hash of each file; another one than sha256 is for measuring only.
+    """
 
-def publish(partial: Path, final: Path) -> None:
-    """Gives a finished folder its name and lets `latest` say so."""
-    if final.exists():
-        # The same step saved again, by a run that went on from an older checkpoint.
-        discarded = final.with_name(f".{final.name}.replaced")
-        shutil.rmtree(discarded, ignore_errors=True)
-        os.replace(final, discarded)
-        os.replace(partial, final)
-        shutil.rmtree(discarded, ignore_errors=True)
-    else:
-        os.replace(partial, final)
-    sync_folder(final.parent)
-    write_synced(final.parent / LATEST, (final.name + "\n").encode())
+    def __init__(
+        self, *, asynchronous: bool, retention: Retention, new_digest: Callable[[], Digest] = hashlib.sha256
+    ) -> None:
+        self.asynchronous = asynchronous
+        self.retention = retention
+        self.new_digest = new_digest
+        self.arena = Arena()
+        self.pending: Save | None = None
+        self.stop = threading.Event()
+
+    def save(self, run: Run) -> None:
+        """Saves; collective. An asynchronous save is only begun: it becomes a checkpoint in `poll` or `finish`.
+
+        A save that is under way is waited for and committed first.
+
+        Raises:
+            CheckpointError: on every rank, with what went wrong on any. The checkpoints before are untouched.
+        """
+        self.finish(run)
+        self.begin(run)
+        if not self.asynchronous:
+            self.finish(run)
+
+    def begin(self, run: Run) -> None:
+        """Takes what is to be written: into memory, or to disk."""
+        final = run.directory / folder_name(run.state.iteration)
+        partial = final.with_name(f".{final.name}.partial")
+        save = Save(final=final, partial=partial, state=b"", started=time.perf_counter(), written={})
+        self.pending = save
+        try:
+            with failing_together():
+                if run.is_main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(parents=True)
+                    save.state = small_state(run).to_json()
+            tensors = saved_tensors(run.engine)
+            if self.asynchronous:
+                memory = MemoryFileSystem(self.arena)
+                write_tensors(tensors, partial, memory)
+                save.thread = threading.Thread(
+                    target=self.write_files, args=(save, memory.files), name="checkpoint writer", daemon=True
+                )
+                save.thread.start()
+            else:
+                files = HashingFileSystem(self.new_digest)
+                write_tensors(tensors, partial, files)
+                save.written = files.written
+        except CheckpointError:
+            self.discard(run)
+            raise
+
+    def write_files(self, save: Save, files: dict[str, list[memoryview]]) -> None:
+        """The thread: brings this rank's files to the disk."""
+        try:
+            for name, pieces in files.items():
+                file = HashedFile(save.partial / name, self.new_digest)
+                try:
+                    for piece in pieces:
+                        if self.stop.is_set():
+                            raise Stopped
+                        file.write(piece)
+                    file.close()
+                    save.written[name] = file.entry
+                finally:
+                    file.abandon()
+        except Stopped:
+            save.problem = "stopped"
+        except Exception as error:  # noqa: BLE001 - a thread has nobody above it; the commit raises it on all ranks
+            save.problem = str(error)
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing under way in the background."""
+        return self.pending is None or self.pending.thread is None or not self.pending.thread.is_alive()
+
+    def poll(self, run: Run) -> None:
+        """Commits if the files of all ranks are written; collective while a save is under way, the same on all ranks.
+
+        Raises:
+            CheckpointError: as `finish`.
+        """
+        if self.pending is None:
+            return
+        unwritten = torch.tensor([0 if self.written else 1], dtype=torch.int64, device=run.engine.groups.device)
+        dist.all_reduce(unwritten, op=dist.ReduceOp.MAX)
+        if not unwritten.item():
+            self.finish(run)
+
+    def finish(self, run: Run) -> None:
+        """Waits for a save that is under way and commits it; collective.
+
+        Raises:
+            CheckpointError: on every rank, naming the file that could not be written on any. Nothing of the save is
+                left; the checkpoints before are untouched.
+        """
+        save = self.pending
+        if save is None:
+            return
+        if save.thread is not None:
+            save.thread.join()
+        try:
+            with failing_together():
+                if save.problem is not None:
+                    raise CheckpointError(save.problem)
+            gathered: list[dict[str, FileEntry]] | None = [{}] * run.engine.groups.world_size if run.is_main else None
+            dist.gather_object(save.written, gathered)
+            with failing_together():
+                if gathered is not None:
+                    self.commit(save, {name: entry for files in gathered for name, entry in files.items()})
+        except CheckpointError:
+            self.discard(run)
+            raise
+        self.pending = None
+        if run.is_main:
+            log.info("saved %s in %.1f s", save.final, time.perf_counter() - save.started)
+
+    def commit(self, save: Save, files: dict[str, FileEntry]) -> None:
+        """Rank 0: completes the folder, gives it its name, and removes what is not to be kept."""
+        save_config(CheckpointingConfig("torch_dist", 1), str(save.partial))
+        files[METADATA_JSON] = hashed(save.partial / METADATA_JSON)
+        files[STATE] = write_synced(save.partial / STATE, save.state)
+        write_manifest(save.partial, files)
+        publish(save.partial, save.final)
+        self.retention.committed(save.final)
+
+    def discard(self, run: Run) -> None:
+        """Forgets a save that failed on some rank; its files go."""
+        save, self.pending = self.pending, None
+        if save is not None and run.is_main and not (save.partial / MANIFEST).exists():
+            shutil.rmtree(save.partial, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the background, also after an error: no collective. A save under way is lost, its files go."""
+        save, self.pending = self.pending, None
+        if save is None:
+            return
+        self.stop.set()
+        if save.thread is not None:
+            save.thread.join()
+        shutil.rmtree(save.partial, ignore_errors=True)

@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from qwen_megatron.checkpoint.contents import plan_sections
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.manifest import write_synced
+from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.run_lock import run_lock
+from qwen_megatron.checkpoint.save import Saver
 from qwen_megatron.cli.restore import restore
 from qwen_megatron.cli.starts import record_start
 from qwen_megatron.config.flops import flops_formula, utilization_formula
@@ -99,7 +101,7 @@ def build_run(plan: Plan, engine: Engine) -> Run:
     hooks: list[Hook] = reporting_hooks(plan)
     if plan.data.eval_samples:
         hooks.append(EvaluationHook(plan.training.eval_interval))
-    hooks += [CheckpointHook(plan.checkpoint.save_interval), LeaveHook()]
+    hooks += [checkpoint_hook(plan), LeaveHook(seconds(plan.training.exit_duration_minutes))]
     return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks)
 
 
@@ -115,6 +117,17 @@ def reporting_hooks(plan: Plan) -> list[Hook]:
     if options.wandb_project is not None:
         hooks.append(WandbHook(options.wandb_project, options.wandb_mode, plan_sections(plan)))
     return hooks
+
+
+def checkpoint_hook(plan: Plan) -> CheckpointHook:
+    """Saving as `checkpoint.*` says."""
+    options = plan.checkpoint
+    saver = Saver(asynchronous=options.async_save, retention=Retention(options.keep_last, options.keep_every))
+    return CheckpointHook(saver, options.save_interval, seconds(options.save_interval_minutes))
+
+
+def seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
 
 
 def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:

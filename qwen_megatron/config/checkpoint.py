@@ -20,6 +20,24 @@ class CheckpointConfig:
     save_interval: int = field(
         default=1000, metadata=count("Optimizer steps between checkpoints; the last step is always saved.")
     )
+    save_interval_minutes: float | None = field(
+        default=None,
+        metadata=about("Minutes from one checkpoint to the next one at most. Default: by steps alone.", above=0.0),
+    )
+    async_save: bool = field(
+        default=True,
+        metadata=about(
+            "Copy what is saved into memory and write it while training goes on: each process needs as much memory "
+            "again as its file has bytes. `false`: training waits for the disk, no memory is needed."
+        ),
+    )
+    keep_last: int | None = field(
+        default=None, metadata=count("Newest whole checkpoints that are kept, older ones are removed. Default: all.")
+    )
+    keep_every: int | None = field(
+        default=None,
+        metadata=count("Checkpoints at multiples of this step are kept for good, whatever `keep_last` says."),
+    )
     load: str = field(
         default="auto",
         metadata=about(

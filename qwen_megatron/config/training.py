@@ -36,6 +36,14 @@ class TrainingOptions:
             "Default: run to the end."
         ),
     )
+    exit_duration_minutes: float | None = field(
+        default=None,
+        metadata=about(
+            "Save and stop after the step in which the run has lasted this long; a later start goes on from there. "
+            "Default: no limit.",
+            above=0.0,
+        ),
+    )
     seed: int = field(
         default=1234,
         metadata=about("Fixes initial weights, order of the data and dropout.", minimum=0, maximum=(1 << 63) - 1),

@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from data_tools.progress import Progress, progress_bar
 from qwen_megatron.checkpoint.contents import STATE, SmallState, environment
-from qwen_megatron.checkpoint.manifest import FileEntry, write_manifest, write_synced
-from qwen_megatron.checkpoint.save import hashed
-from qwen_megatron.checkpoint.storage import HashingFileSystem
+from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
+from qwen_megatron.checkpoint.save import METADATA_JSON
+from qwen_megatron.checkpoint.storage import FinalFileWriter, HashingFileSystem
 from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, parts
@@ -28,7 +27,6 @@ from qwen_megatron.train.state import TrainState
 
 # Embeddings are cut into pieces of about this size, so that neither writer nor reader holds a whole one.
 PIECE_BYTES = 64 << 20
-METADATA_JSON = "metadata.json"
 
 
 def from_hf(folder: Path, out: Path, *, overwrite: bool = False) -> None:
@@ -81,8 +79,7 @@ def write_tensors(source: WeightSource, folder: Path, title: str) -> dict[str, F
     """
     pieces = [piece for part in parts(source.model) for piece in pieces_of(part, source)]
     files = HashingFileSystem()
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-    writer.fs = files
+    writer = FinalFileWriter(folder, files)
     writer.set_up_storage_writer(is_coordinator=True)
     plan = writer.prepare_local_plan(SavePlan([piece.write_item() for piece in pieces]))
     plans, metadata = create_default_global_save_plan([plan])

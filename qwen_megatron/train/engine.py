@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,20 +51,6 @@ class Engine:
     def models(self) -> list[QwenModel]:
         """The pieces without their wrappers."""
         return [unwrapped(chunk) for chunk in self.chunks]
-
-    @contextlib.contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """Inside, every weight is up to date on every rank.
-
-        With overlap_param_gather the updated weights only arrive in the next forward pass; reading them before, as a
-        save does, would read old ones.
-        """
-        overlapped = self.chunks[0].ddp_config.overlap_param_gather
-        for chunk in self.chunks if overlapped else ():
-            chunk.disable_forward_pre_hook(param_sync=True)
-        yield
-        for chunk in self.chunks if overlapped else ():
-            chunk.enable_forward_pre_hook()
 
 
 def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:

@@ -21,13 +21,13 @@ MODELS = {"untied": MODEL, "tied": dataclasses.replace(MODEL, tie_word_embedding
 def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *, from_folder: bool) -> None:
     """Loads weights on this rank and writes what it holds; rank 0 makes a checkpoint of it all."""
     import torch.distributed as dist
-    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.dist_checkpointing.mapping import apply_factories
 
     from qwen_megatron.checkpoint.contents import saved_model_config, sharded_weights
     from qwen_megatron.checkpoint.load import load_model
-    from qwen_megatron.checkpoint.manifest import write_manifest
-    from qwen_megatron.checkpoint.save import hashed
-    from qwen_megatron.checkpoint.storage import HashingSaveStrategy
+    from qwen_megatron.checkpoint.manifest import hashed, write_manifest
+    from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
     from qwen_megatron.convert.hf_folder import HfFolder
     from qwen_megatron.convert.into_model import fill_model
     from qwen_megatron.model.builder import build_model, unwrapped
@@ -54,8 +54,11 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     if groups.rank == 0:
         Path(out).mkdir()
     dist.barrier()
-    dist_checkpointing.save({"model": sharded_weights(qwen)}, out, sharded_strategy=HashingSaveStrategy())
+    weights = sharded_weights(qwen)
+    apply_factories(weights)
+    write_tensors(weights, Path(out), HashingFileSystem())
     if groups.rank == 0:
+        save_config(CheckpointingConfig("torch_dist", 1), out)
         shutil.copy(checkpoint / "state.json", Path(out) / "state.json")
         write_manifest(Path(out), {path.name: hashed(path) for path in Path(out).iterdir()})
 

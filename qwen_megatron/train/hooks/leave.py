@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,15 +19,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "stop"
 COMPLETION = "completion.json"
 
+# What ranks tell each other besides numbers of signals, none of which that are handled here is so small.
+STOP_FILE_FOUND = 1
+TIME_IS_UP = 2
+
 
 class LeaveHook(Hook):
-    """Ends a run on SIGTERM, SIGUSR1, or when a file `stop` appears in its folder; comes last among the hooks.
+    """Ends a run on SIGTERM, SIGUSR1, when a file `stop` appears in its folder, or after a time; the last of the hooks.
 
     A signal may reach one rank only, and ranks look at the folder at different times, so they ask each other after
     every step. The running step is finished, hooks save as at any end, and `completion.json` says why it ended.
+
+    Args:
+        duration_seconds: Time by rank 0's clock after which the run ends; None for no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, duration_seconds: float | None = None) -> None:
+        self.deadline = None if duration_seconds is None else time.monotonic() + duration_seconds
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
 
@@ -42,13 +51,19 @@ class LeaveHook(Hook):
         self.received = number
 
     def on_step(self, run: Run, record: StepRecord) -> None:
-        # The stop file counts as 1: no signal that is handled here has that number.
-        found = 1 if run.is_main and (run.directory / STOP_FILE).exists() else 0
-        heard = torch.tensor([self.received or found], dtype=torch.int64, device=run.engine.groups.device)
+        reason = self.received or (self.found(run) if run.is_main else 0)
+        heard = torch.tensor([reason], dtype=torch.int64, device=run.engine.groups.device)
         dist.all_reduce(heard, op=dist.ReduceOp.MAX)
         number = int(heard.item())
         if number:
-            run.stopping = "stop file" if number == 1 else signal.Signals(number).name
+            words = {STOP_FILE_FOUND: "stop file", TIME_IS_UP: "time limit"}
+            run.stopping = words.get(number) or signal.Signals(number).name
+
+    def found(self, run: Run) -> int:
+        """What rank 0 looks for itself."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return TIME_IS_UP
+        return STOP_FILE_FOUND if (run.directory / STOP_FILE).exists() else 0
 
     def on_end(self, run: Run) -> None:
         if run.is_main:

@@ -1,0 +1,40 @@
+"""What goes wrong on one rank goes wrong on all: nobody is left waiting for a rank that has given up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.distributed as dist
+
+from qwen_megatron.errors import CheckpointError
+
+
+def raise_together(problem: str | None) -> None:
+    """Tells all ranks what went wrong on any of them; collective where a job is running.
+
+    Raises:
+        CheckpointError: on every rank, with the problems of all.
+    """
+    problems = [problem]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        problems = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+    found = sorted({text for text in problems if text})
+    if found:
+        raise CheckpointError("\n".join(found))
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Around work of one rank or of each, without collectives inside; the end is collective.
+
+    Raises:
+        CheckpointError: on every rank, if a CheckpointError or an OSError came up on any.
+    """
+    problem = None
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        problem = str(error)
+    raise_together(problem)

@@ -1,0 +1,115 @@
+"""A file that is hashed while it is written, on its way to the disk all the while."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from qwen_megatron.checkpoint.manifest import FileEntry
+from qwen_megatron.errors import CheckpointError
+
+# Hashing and writing leave the interpreter lock for as long as a piece takes.
+PIECE_BYTES = 8 << 20
+# The kernel would keep hundreds of megabytes to itself, and the wait for the disk would begin after the last of them.
+SYNC_BYTES = 64 << 20
+
+
+class Digest(Protocol):
+    """What hashlib's objects do."""
+
+    def update(self, data: Any, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class HashedFile:
+    """Writes strictly forward; a second thread hashes each piece while this one writes it.
+
+    Args:
+        path: Created, or cut to nothing.
+        new_digest: Makes the hash; sha256 for everything that is kept.
+    Attributes:
+        error: What the first method that failed raised.
+    Raises:
+        CheckpointError: from every method, naming the file and what the system says (no space, no permission).
+    """
+
+    def __init__(self, path: Path, new_digest: Callable[[], Digest] = hashlib.sha256):
+        self.path = path
+        self.size = 0
+        self.digest = new_digest()
+        self.hasher = ThreadPoolExecutor(1)
+        self.unsynced = 0
+        self.error: CheckpointError | None = None
+        try:
+            self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), PIECE_BYTES):
+            piece = view[start : start + PIECE_BYTES]
+            if len(piece) < PIECE_BYTES >> 4:
+                self.digest.update(piece)
+                self.put(piece)
+            else:
+                hashed = self.hasher.submit(self.digest.update, piece)
+                try:
+                    self.put(piece)
+                finally:
+                    # The caller's memory may be gone after this call.
+                    hashed.result()
+        return len(view)
+
+    def put(self, piece: memoryview) -> None:
+        """Writes all of a piece."""
+        try:
+            while piece:
+                count = os.write(self.descriptor, piece)
+                self.size += count
+                self.unsynced += count
+                piece = piece[count:]
+            if self.unsynced >= SYNC_BYTES:
+                self.unsynced = 0
+                os.fdatasync(self.descriptor)
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: OSError) -> CheckpointError:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        self.error = CheckpointError(f"{self.path}: cannot be written ({reason}, after {self.size} bytes)")
+        return self.error
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """Brings the file to the disk and closes it."""
+        if self.descriptor < 0:
+            return
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise self.failure(error) from error
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Gives up the file as it is."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            self.hasher.shutdown()
+
+    @property
+    def entry(self) -> FileEntry:
+        """Of what has been written."""
+        return FileEntry(self.size, self.digest.hexdigest())

@@ -1,0 +1,84 @@
+"""Which checkpoints of a run are kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from qwen_megatron.checkpoint.manifest import FOLDER, list_checkpoints, read_latest, read_manifest, sync_folder
+from qwen_megatron.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+class Retention:
+    """Removes old checkpoints, on rank 0, whenever a new one is complete.
+
+    What was just committed is the newest verified one, and it always stays; so does what `latest` names.
+
+    Args:
+        keep_last: Whole checkpoints kept, the newest ones; None keeps all.
+        keep_every: Checkpoints of multiples of this step are kept for good; None for none of them.
+    """
+
+    def __init__(self, keep_last: int | None = None, keep_every: int | None = None):
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+
+    def committed(self, newest: Path) -> None:
+        """Removes what is older than the checkpoints to be kept.
+
+        Args:
+            newest: The checkpoint that this run has just committed.
+        """
+        if self.keep_last is None:
+            return
+        folders = list_checkpoints(newest.parent)
+        whole = [folder for folder in folders if folder == newest or is_whole(folder)][: self.keep_last]
+        latest = read_latest(newest.parent)
+        for folder in folders:
+            # A damaged one is no better for being young, but the step may be on its way to be saved again.
+            is_old = len(whole) == self.keep_last and step_of(folder) < step_of(whole[-1])
+            if is_old and folder not in (newest, *whole) and folder.name != latest and not self.is_milestone(folder):
+                remove(folder)
+
+    def is_milestone(self, folder: Path) -> bool:
+        return self.keep_every is not None and step_of(folder) % self.keep_every == 0
+
+
+def remove(folder: Path) -> None:
+    """Takes away the name first: what a crash leaves behind is no checkpoint."""
+    hidden = folder.with_name(f".{folder.name}.removed")
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(folder, hidden)
+        sync_folder(folder.parent)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        # The run does not depend on it.
+        log.warning("%s: cannot be removed: %s", folder, error)
+    else:
+        log.info("removed %s", folder)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what saves and removals of a killed run have left behind; only while the run's lock is held."""
+    for path in directory.glob(".iter_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the manifest and every file it lists are there, with their sizes."""
+    try:
+        read_manifest(folder)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def step_of(folder: Path) -> int:
+    match = FOLDER.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1])
