@@ -28,6 +28,7 @@ LAYERS = (
     "inference",
     "align",
     "planning",
+    "report",
     "cli",
     "__main__",
 )

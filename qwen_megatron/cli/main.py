@@ -26,7 +26,7 @@ from qwen_megatron.errors import (
     TrainingError,
 )
 
-COMMANDS = ("pretrain", "show_config", "certify", "trace", "convert", "logits", "generate")
+COMMANDS = ("pretrain", "show_config", "certify", "trace", "report", "convert", "logits", "generate")
 
 EPILOG = """examples:
   qwen-megatron show-config model.preset=qwen-7b parallel.tensor_model_parallel_size=2

@@ -1,0 +1,116 @@
+"""What a run has left in its folder, read without trust: any of it may be missing, torn or written by someone else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_megatron.errors import ConfigError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Rows of a run's files.
+
+    Attributes:
+        directory: The run's folder.
+        steps: Rows of steps, in their order.
+        evaluations: Rows of evaluations.
+        starts: Rows of starts.
+        completion: How the last start ended, if it ended in order.
+        failures: Failures, the latest last.
+        num_unreadable: Lines and files that are no JSON objects.
+    """
+
+    directory: Path
+    steps: Sequence[Row]
+    evaluations: Sequence[Row]
+    starts: Sequence[Row]
+    completion: Row | None
+    failures: Sequence[Row]
+    num_unreadable: int
+
+
+def read_run(directory: Path) -> RunFiles:
+    """Reads a run's folder.
+
+    Raises:
+        ConfigError: if it holds neither metrics nor starts.
+    """
+    metrics, starts = directory / "metrics.jsonl", directory / "starts.jsonl"
+    if not metrics.is_file() and not starts.is_file():
+        raise ConfigError(
+            f"{directory}: holds neither metrics.jsonl nor starts.jsonl; name the folder of a run "
+            "(checkpoint.directory)"
+        )
+    unreadable = 0
+
+    def rows(name: str) -> list[Row]:
+        nonlocal unreadable
+        path = directory / name
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        read = [json_object(line) for line in lines]
+        unreadable += read.count(None)
+        return [row for row in read if row is not None]
+
+    def single(name: str) -> Row | None:
+        """A file that is one object, on however many lines."""
+        nonlocal unreadable
+        path = directory / name
+        row = json_object(path.read_bytes()) if path.is_file() else None
+        unreadable += path.is_file() and row is None
+        return row
+
+    numbered = [row for row in rows("metrics.jsonl") if number(row.get("step")) is not None]
+    latest = single("failure.json")
+    return RunFiles(
+        directory=directory,
+        steps=[row for row in numbered if "loss" in row],
+        evaluations=[row for row in numbered if "eval_loss" in row],
+        starts=rows("starts.jsonl"),
+        completion=single("completion.json"),
+        failures=[*rows("failures.jsonl"), *([latest] if latest is not None else [])],
+        num_unreadable=unreadable,
+    )
+
+
+def json_object(text: bytes) -> Row | None:
+    """A JSON object; None for anything else."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def number(value: object) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def section(row: Row, name: str) -> Row:
+    """A member that should be an object; empty where it is none."""
+    value = row.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def differences(before: object, after: object, name: str = "") -> list[tuple[str, object, object]]:
+    """(dotted key, value before, value after) of everything in which two JSON values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            difference
+            for key in dict.fromkeys([*before, *after])
+            for difference in differences(before.get(key), after.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if before == after else [(name, before, after)]
