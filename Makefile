@@ -53,8 +53,9 @@ test: setup ## the whole test suite
 test-faults: setup ## kills and other faults at many points, up to half an hour
 	$(PY) -m pytest -m faults -s
 
-bench-train: setup ## speed and memory of a training step against transformers, into docs/benchmarks.md
+bench-train: setup ## speed and memory of a training step against transformers, and start, into docs/benchmarks.md
 	$(PY) benchmarks/bench_train.py --write
+	$(PY) benchmarks/bench_start.py --write
 
 bench-data: setup ## speed of the text kernels against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write

@@ -64,6 +64,8 @@ SCALED = {
     "parallel.overlap_grad_reduce": "false",
     "parallel.recompute_granularity": "none",
     "parallel.virtual_pipeline_model_parallel_size": "null",
+    "parallel.num_layers_in_first_pipeline_stage": "null",
+    "parallel.num_layers_in_last_pipeline_stage": "null",
     "parallel.tensor_model_parallel_size": 1,
     "parallel.pipeline_model_parallel_size": 1,
     "parallel.context_parallel_size": 1,

@@ -28,6 +28,22 @@ class ParallelOptions:
             maximum=MAX_PROCESSES,
         ),
     )
+    num_layers_in_first_pipeline_stage: int | None = field(
+        default=None,
+        metadata=count(
+            "Layers of the first pipeline stage, which holds the embedding too; the stages between share the rest "
+            "evenly. Default: as many as the others.",
+            maximum=10_000,
+        ),
+    )
+    num_layers_in_last_pipeline_stage: int | None = field(
+        default=None,
+        metadata=count(
+            "Layers of the last pipeline stage, which holds the output layer and the loss too. Default: as many as the "
+            "others.",
+            maximum=10_000,
+        ),
+    )
     context_parallel_size: int = field(
         default=1,
         metadata=count(

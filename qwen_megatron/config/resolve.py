@@ -16,6 +16,7 @@ from qwen_megatron.config.problems import Problems
 from qwen_megatron.config.rules import check_fields, check_sections
 from qwen_megatron.config.schema import Config
 from qwen_megatron.config.sections import Sections, fill_sections
+from qwen_megatron.config.stages import layers_per_stage
 from qwen_megatron.config.training import TrainingConfig
 from qwen_megatron.errors import ConfigError
 
@@ -100,7 +101,12 @@ def plan_of(sections: Sections) -> Plan:
     model, parallel, training = sections.model, sections.parallel, sections.training
     tensor_size, num_stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     data_parallel_size = parallel.world_size // parallel.replica_size
-    layers_per_stage = (model.num_layers // num_stages,) * num_stages
+    stages = layers_per_stage(
+        model.num_layers,
+        num_stages,
+        parallel.num_layers_in_first_pipeline_stage,
+        parallel.num_layers_in_last_pipeline_stage,
+    )
     padded_vocab_size = -(-model.vocab_size // tensor_size) * tensor_size
     return Plan(
         model=model,
@@ -115,10 +121,10 @@ def plan_of(sections: Sections) -> Plan:
         num_microbatches=training.global_batch_size // (training.micro_batch_size * data_parallel_size),
         num_steps=training.batch_sizes.steps_between(0, training.samples_in_all),
         padded_vocab_size=padded_vocab_size,
-        layers_per_stage=layers_per_stage,
+        layers_per_stage=stages,
         num_parameters=count_parameters(model),
         num_parameters_per_rank=parameters_per_stage(
-            model, tensor_size=tensor_size, padded_vocab_size=padded_vocab_size, layers_per_stage=layers_per_stage
+            model, tensor_size=tensor_size, padded_vocab_size=padded_vocab_size, layers_per_stage=stages
         ),
         flops_per_token=training_flops_per_token(model, training.seq_length),
     )

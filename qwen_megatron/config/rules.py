@@ -12,11 +12,11 @@ from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_mu
 from qwen_megatron.config.schema import Config
 from qwen_megatron.config.sections import Sections
 from qwen_megatron.config.setting import broken_fields, settings_of, show
+from qwen_megatron.config.stages import check_stages
 
 TENSOR = "parallel.tensor_model_parallel_size"
 PIPELINE = "parallel.pipeline_model_parallel_size"
 CONTEXT = "parallel.context_parallel_size"
-VIRTUAL = "parallel.virtual_pipeline_model_parallel_size"
 WORLD = "parallel.world_size"
 
 
@@ -38,7 +38,7 @@ def check_sections(sections: Sections, problems: Problems) -> None:
     """Rules between values; a rule on a value already found wrong is left out."""
     check_model(sections.model, problems)
     check_layout(sections, problems)
-    check_virtual_pipeline(sections, problems)
+    check_stages(sections, problems)
     check_overlap(sections, problems)
     check_sequence(sections, problems)
     check_batch(sections, problems)
@@ -77,9 +77,6 @@ def check_layout(sections: Sections, problems: Problems) -> None:
         if broken:
             advice = nearest_divisors(math.gcd(*split.values()), tensor)
             problems.add(TENSOR, tensor, f"must divide {broken}; {advice}")
-    if problems.usable(PIPELINE, "model.num_layers") and model.num_layers % pipeline != 0:
-        advice = nearest_divisors(model.num_layers, pipeline)
-        problems.add(PIPELINE, pipeline, f"must divide model.num_layers({model.num_layers}); {advice}")
     replica = parallel.replica_size
     if problems.usable(WORLD, TENSOR, PIPELINE, CONTEXT) and parallel.world_size % replica != 0:
         context = f" x {CONTEXT}({parallel.context_parallel_size})" if parallel.context_parallel_size > 1 else ""
@@ -90,23 +87,6 @@ def check_layout(sections: Sections, problems: Problems) -> None:
         problems.add("model.implementation", model.implementation, rule)
 
 
-def check_virtual_pipeline(sections: Sections, problems: Problems) -> None:
-    """Pieces of stages divide the layers."""
-    model, parallel = sections.model, sections.parallel
-    pipeline, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
-    if virtual is None or not problems.usable(VIRTUAL, PIPELINE):
-        return
-    if pipeline == 1:
-        problems.add(VIRTUAL, virtual, f"interleaves pipeline stages, but {PIPELINE} is 1; leave it out")
-        return
-    if problems.usable("model.num_layers") and model.num_layers % (pipeline * virtual) != 0:
-        rule = f"times {PIPELINE}({pipeline}) must divide model.num_layers({model.num_layers})"
-        advice = "leave it out"
-        if model.num_layers % pipeline == 0 and model.num_layers // pipeline > 1:
-            advice = nearest_divisors(model.num_layers // pipeline, virtual)
-        problems.add(VIRTUAL, virtual, f"{rule}; {advice}")
-
-
 def check_overlap(sections: Sections, problems: Problems) -> None:
     """What Megatron-Core can only overlap together, and what cannot be split over a sequence."""
     model, parallel = sections.model, sections.parallel
@@ -115,18 +95,19 @@ def check_overlap(sections: Sections, problems: Problems) -> None:
         problems.add("parallel.overlap_param_gather", True, rule)
     if sections.data.mask_documents:
         check_document_mask(sections, problems)
-    if parallel.context_parallel_size > 1 and problems.usable("model.attention_dropout") and model.attention_dropout:
-        rule = f"must be 0 with {CONTEXT}({parallel.context_parallel_size}); use 0"
+    if problems.usable("model.attention_dropout") and model.attention_dropout and not torch_kernels(sections):
+        rule = "must be 0 without model.implementation=torch: other kernels draw masks that depend on the layout; use 0"
         problems.add("model.attention_dropout", model.attention_dropout, rule)
+
+
+def torch_kernels(sections: Sections) -> bool:
+    """Whether torch's kernels run for certain."""
+    return sections.model.implementation == "torch" or sections.parallel.platform == "cpu"
 
 
 def check_document_mask(sections: Sections, problems: Problems) -> None:
     """Kernels that would ignore the documents are refused."""
-    parallel = sections.parallel
-    if parallel.context_parallel_size > 1 and problems.usable(CONTEXT):
-        rule = "must be 1 with data.mask_documents: its attention needs whole sequences; use 1"
-        problems.add(CONTEXT, parallel.context_parallel_size, rule)
-    if sections.model.implementation != "torch" and parallel.platform != "cpu":
+    if not torch_kernels(sections):
         rule = "must be torch with data.mask_documents, the other kernels would ignore it; use torch"
         problems.add("model.implementation", sections.model.implementation, rule)
 

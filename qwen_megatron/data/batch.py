@@ -22,7 +22,8 @@ class Batch:
         labels_bs: [b, s] int64, the token after each.
         loss_mask_bs: [b, s] fp32, 1 where the label counts.
         position_ids_bs: [b, s] int64.
-        document_ids_bs: [b, s] int64, number of the token's document within its sample.
+        document_ids_bs: [b, s] int64, number of the token's document within its sample; whole sequences on every
+            context-parallel rank, whose queries see keys of other ranks.
         samples: Where the tokens come from; None marks a filler row that counts for nothing.
     """
 
@@ -41,7 +42,7 @@ def split_sequence(batch: Batch, group: dist.ProcessGroup) -> Batch:
         labels_bs=take_chunks(batch.labels_bs, 1, group),
         loss_mask_bs=take_chunks(batch.loss_mask_bs, 1, group),
         position_ids_bs=take_chunks(batch.position_ids_bs, 1, group),
-        document_ids_bs=take_chunks(batch.document_ids_bs, 1, group),
+        document_ids_bs=batch.document_ids_bs,
         samples=batch.samples,
     )
 

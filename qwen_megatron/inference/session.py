@@ -52,8 +52,9 @@ def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32")
         fill_model(folder, unwrapped(model))
     else:
         verify_checkpoint(source)
-        # Kernels are a matter of this machine, not of the one that trained.
-        config = dataclasses.replace(saved_model_config(source), implementation="auto")
+        # Kernels are a matter of this machine, not of the one that trained; nothing is dropped here.
+        saved = saved_model_config(source)
+        config = dataclasses.replace(saved, implementation="auto", hidden_dropout=0.0, attention_dropout=0.0)
         model = build_model(config, groups, precision=precision)
         load_model(source, unwrapped(model))
     return unwrapped(model).eval()

@@ -5,22 +5,44 @@ Legend: s sequence, b micro-batch, n heads on this rank, g key/value heads on th
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from qwen_megatron.model.dropout import ATTENTION, derived_keys, kept
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
+from qwen_megatron.model.row_context import RowContext
 from qwen_megatron.parallel.context import GatherSequence, chunks_of, take_chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Consecutive queries, and the keys that the last of them sees; each before it sees one less.
+
+    Attributes:
+        rows: Rows of the micro-batch.
+        queries: In the order this rank holds them.
+        keys: In the whole sequence.
+    """
+
+    rows: slice
+    queries: slice
+    keys: slice
 
 
 class TorchAttention(torch.nn.Module):
     """Causal attention through torch's scaled_dot_product_attention: flash kernel on the CPU, no s x s tensor.
 
-    Takes the arguments of Megatron-Core's core attention modules.
+    Takes the arguments of Megatron-Core's core attention modules. With dropout in training, it computes the
+    probabilities as they are, [b, n, s, s], because the kernel would draw masks that depend on the rank.
     """
 
     def __init__(
@@ -37,8 +59,10 @@ class TorchAttention(torch.nn.Module):
     ):
         super().__init__()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.layer_number = layer_number
         self.softmax_scale = softmax_scale
         self.context_group = pg_collection.cp
+        self.tensor_group = pg_collection.tp
 
     def forward(
         self,
@@ -53,8 +77,7 @@ class TorchAttention(torch.nn.Module):
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d].
 
         Args:
-            attention_mask: None, or the number of each token's document, int64 [b, s], in rising order: tokens then see
-                only their own document.
+            attention_mask: None, or a packed `RowContext`: tokens then see only their own document.
         Raises:
             ValueError: if another mask than these, a bias or packed sequences are given: the kernel would ignore them;
                 if there are not as many keys as queries: it would line up the first ones.
@@ -62,86 +85,117 @@ class TorchAttention(torch.nn.Module):
         for name, given in (("bias", attention_bias), ("packing", packed_seq_params)):
             if given is not None:
                 raise ValueError(f"causal attention was given an attention {name}, which it would ignore")
-        self.check_document_ids(attention_mask, query_sbnd)
         if attn_mask_type is not None and attn_mask_type != AttnMaskType.causal:
             raise ValueError(f"attention is causal here, but mask type {attn_mask_type.name} was asked for")
-        queries, keys = query_sbnd.size(0), key_sbgd.size(0)
+        queries, keys, rows, heads = query_sbnd.size(0), key_sbgd.size(0), query_sbnd.size(1), query_sbnd.size(2)
         if queries != keys:
             raise ValueError(f"causal attention takes one key a query, but got {queries} queries and {keys} keys")
-        repeat = query_sbnd.size(2) // key_sbgd.size(2)
+        context = RowContext.unpack(attention_mask, rows, queries * self.context_group.size())
+        repeat = heads // key_sbgd.size(2)
         if repeat > 1:
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)
             value_sbgd = value_sbgd.repeat_interleave(repeat, dim=2)
-        query_bnsd = query_sbnd.permute(1, 2, 0, 3)
-        if attention_mask is not None:
-            context_bnsd = self.attend_documents(
-                query_bnsd, key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3), attention_mask
-            )
-        elif self.context_group.size() == 1:
-            context_bnsd = self.attend(query_bnsd, key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3))
-        else:
-            context_bnsd = self.attend_split(query_bnsd, key_sbgd, value_sbgd)
+        if self.context_group.size() > 1:
+            key_sbgd = GatherSequence.apply(key_sbgd, self.context_group)
+            value_sbgd = GatherSequence.apply(value_sbgd, self.context_group)
+        query_bnsd, key_bnsd, value_bnsd = (x.permute(1, 2, 0, 3) for x in (query_sbnd, key_sbgd, value_sbgd))
+        keys_bn = self.dropout_keys(context, heads) if self.training and self.dropout else None
+        pieces = [
+            [self.attend(query_bnsd, key_bnsd, value_bnsd, span, keys_bn) for span in row]
+            for row in spans(context.document_ids_bs, queries, self.context_group)
+        ]
+        context_bnsd = joined([joined(row, dim=2) for row in pieces], dim=0)
         return context_bnsd.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def dropout_keys(self, context: RowContext, heads: int) -> torch.Tensor:
+        """int64 [b, n]: a key for each row and head of the whole layer that this rank computes."""
+        if context.dropout_keys_b is None:
+            raise ValueError("dropout in training needs the keys of the micro-batch's rows; none were given")
+        keys_b = derived_keys(derived_keys(context.dropout_keys_b, self.layer_number), ATTENTION)
+        first = self.tensor_group.rank() * heads
+        return derived_keys(keys_b[:, None], torch.arange(first, first + heads, device=keys_b.device))
 
     def attend(
         self,
         query_bnsd: torch.Tensor,
         key_bnsd: torch.Tensor,
         value_bnsd: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        span: Span,
+        keys_bn: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Causal attention, or under `mask` where queries do not start at the first key."""
+        """Causal attention of one span: nothing but its keys enters the sum."""
+        query_bnsd = query_bnsd[span.rows, :, span.queries]
+        key_bnsd, value_bnsd = key_bnsd[span.rows, :, span.keys], value_bnsd[span.rows, :, span.keys]
+        if keys_bn is not None:
+            return self.attend_dropping(query_bnsd, key_bnsd, value_bnsd, span, keys_bn[span.rows])
+        queries, keys = query_bnsd.size(2), key_bnsd.size(2)
+        mask = None
+        if queries < keys:
+            # All keys before the first query, and causally its own.
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=query_bnsd.device).tril(keys - queries)
         return torch.nn.functional.scaled_dot_product_attention(
-            query_bnsd,
-            key_bnsd,
-            value_bnsd,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
-            scale=self.softmax_scale,
+            query_bnsd, key_bnsd, value_bnsd, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale
         )
 
-    def check_document_ids(self, document_ids_bs: torch.Tensor | None, query_sbnd: torch.Tensor) -> None:
-        if document_ids_bs is None:
-            return
-        expected = (query_sbnd.size(1), query_sbnd.size(0))
-        if document_ids_bs.dtype != torch.int64 or tuple(document_ids_bs.shape) != expected:
-            raise ValueError(
-                f"the attention mask must be document ids, int64 {list(expected)}, but is {document_ids_bs.dtype} "
-                f"{list(document_ids_bs.shape)}; another mask would be ignored"
-            )
-        if self.context_group.size() > 1:
-            raise ValueError("documents cannot be told apart when a sequence is split over ranks")
-
-    def attend_documents(
+    def attend_dropping(
         self,
         query_bnsd: torch.Tensor,
         key_bnsd: torch.Tensor,
         value_bnsd: torch.Tensor,
-        document_ids_bs: torch.Tensor,
+        span: Span,
+        keys_bn: torch.Tensor,
     ) -> torch.Tensor:
-        """Causal attention within each document: one call a document, so nothing of another one enters the sum."""
-        rows = []
-        for row, document_ids_s in enumerate(document_ids_bs):
-            _, lengths = document_ids_s.unique_consecutive(return_counts=True)
-            pieces = [
-                tensor[row : row + 1].split(lengths.tolist(), dim=2) for tensor in (query_bnsd, key_bnsd, value_bnsd)
-            ]
-            rows.append(torch.cat([self.attend(*document) for document in zip(*pieces, strict=True)], dim=2))
-        return torch.cat(rows)
+        """The same with dropout of the probabilities, all in fp32."""
+        device, queries = query_bnsd.device, query_bnsd.size(2)
+        query_positions = torch.arange(span.keys.stop - queries, span.keys.stop, device=device)[:, None]
+        key_positions = torch.arange(span.keys.start, span.keys.stop, device=device)
+        scale = query_bnsd.size(3) ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        scores = query_bnsd.float() @ key_bnsd.float().transpose(2, 3) * scale
+        shares = scores.masked_fill(key_positions > query_positions, -math.inf).softmax(dim=-1)
+        # Keys start at 0 in every layout; a sequence of 2^16 tokens has 2^32 pairs.
+        elements = (query_positions * (1 << 16) + key_positions).to(torch.int32)
+        mask = kept(keys_bn[:, :, None, None], elements, self.dropout)
+        shares = torch.where(mask, shares / (1.0 - self.dropout), 0.0)
+        return (shares @ value_bnsd.float()).to(query_bnsd.dtype)
 
-    def attend_split(self, query_bnsd: torch.Tensor, key_sbnd: torch.Tensor, value_sbnd: torch.Tensor) -> torch.Tensor:
-        """Queries of this rank's two chunks on the gathered keys and values that each may see."""
-        key_bnsd = GatherSequence.apply(key_sbnd, self.context_group).permute(1, 2, 0, 3)
-        value_bnsd = GatherSequence.apply(value_sbnd, self.context_group).permute(1, 2, 0, 3)
-        contexts = []
-        for number, query in zip(chunks_of(self.context_group), query_bnsd.chunk(2, dim=2), strict=True):
-            size = query.size(2)
-            seen = (number + 1) * size
-            # One chunk wide: all keys before it, and causally its own.
-            mask = torch.ones(size, seen, dtype=torch.bool, device=query.device).tril(seen - size) if number else None
-            contexts.append(self.attend(query, key_bnsd[:, :, :seen], value_bnsd[:, :, :seen], mask))
-        return torch.cat(contexts, dim=2)
+
+def spans(document_ids_bs: torch.Tensor | None, count: int, group: dist.ProcessGroup) -> list[list[Span]]:
+    """This rank's queries, cut where a document or one of its chunks of the sequence ends.
+
+    Args:
+        document_ids_bs: int64 [b, s], rising along the whole sequence; None for one document.
+        count: Queries on this rank.
+        group: Context-parallel group.
+    Returns:
+        One list for each row, or one for all rows together.
+    """
+    length = count * group.size()
+    if document_ids_bs is None:
+        return [row_spans(slice(None), [length], count, group)]
+    return [
+        row_spans(slice(row, row + 1), ids_s.unique_consecutive(return_counts=True)[1].tolist(), count, group)
+        for row, ids_s in enumerate(document_ids_bs)
+    ]
+
+
+def row_spans(rows: slice, document_lengths: list[int], count: int, group: dist.ProcessGroup) -> list[Span]:
+    """The spans of rows with these documents, in the order of this rank's queries."""
+    size, numbers = (count, (0,)) if group.size() == 1 else (count // 2, chunks_of(group))
+    found = []
+    for place, number in enumerate(numbers):
+        # From a query's place in the whole sequence to its place on this rank.
+        first, shift = number * size, (place - number) * size
+        for end, length in zip(itertools.accumulate(document_lengths), document_lengths, strict=True):
+            start, stop = max(first, end - length), min(first + size, end)
+            if start < stop:
+                queries = slice(start + shift, stop + shift)
+                found.append(Span(rows=rows, queries=queries, keys=slice(end - length, stop)))
+    return found
+
+
+def joined(pieces: list[torch.Tensor], dim: int) -> torch.Tensor:
+    """Concatenation, without a copy of a single piece."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
 class QwenCoreAttention(MegatronModule):
@@ -151,6 +205,7 @@ class QwenCoreAttention(MegatronModule):
 
     Args:
         kernel: Core attention module without positions (`TorchAttention`, Transformer Engine's).
+        reads_rows: The kernel takes a packed `RowContext` for its mask; others get none.
         rotary: Angles and stretching.
         pg_collection: Groups; with context parallelism each rank holds two chunks of every sequence.
         others: As in Megatron-Core's core attention modules.
@@ -161,6 +216,7 @@ class QwenCoreAttention(MegatronModule):
         config: TransformerConfig,
         *,
         kernel: type,
+        reads_rows: bool,
         rotary: RotarySettings,
         pg_collection: ProcessGroupCollection,
         **others: Any,
@@ -168,13 +224,27 @@ class QwenCoreAttention(MegatronModule):
         super().__init__(config=config)
         self.rotary = rotary
         self.context_group = pg_collection.cp
+        self.reads_rows = reads_rows
         self.kernel = kernel(config=config, pg_collection=pg_collection, **others)
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **others: Any,
     ) -> torch.Tensor:
-        """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d]; further arguments go to the kernel."""
+        """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d]; further arguments go to the kernel.
+
+        Raises:
+            ValueError: if documents are given and the kernel would ignore them.
+        """
         length = query.size(0) * self.context_group.size()
+        if not self.reads_rows:
+            if RowContext.unpack(attention_mask, query.size(1), length).document_ids_bs is not None:
+                raise ValueError(f"{type(self.kernel).__name__} would ignore that documents do not see each other")
+            attention_mask = None
         stretch = not self.training and length > self.rotary.native_length
         base = dynamic_ntk_base(self.rotary, length) if stretch and self.rotary.use_dynamic_ntk else self.rotary.base
         cos, sin = rotary_table(base, self.rotary.head_size, length, query.device)
@@ -183,4 +253,4 @@ class QwenCoreAttention(MegatronModule):
         if stretch and self.rotary.use_logn_attn:
             scale = take_chunks(logn_scale(self.rotary, length, query.device), 0, self.context_group)
             query = query * scale.to(query.dtype)
-        return self.kernel(query, key, value, *args, **kwargs)
+        return self.kernel(query, key, value, attention_mask, **others)

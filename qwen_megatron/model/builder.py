@@ -10,6 +10,8 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.errors import PlatformError
+from qwen_megatron.model.dropout import EMBEDDING, HiddenDropout
 from qwen_megatron.model.embedding import Embedding
 from qwen_megatron.model.init import initialize_weights
 from qwen_megatron.model.layer_spec import block_spec, select_kernels
@@ -27,10 +29,12 @@ class QwenModel(GPTModel):
     Attributes:
         num_tokens_in_vocabulary: Rows of the Hugging Face file; rows beyond are there for the layout only.
         fuses_loss: Given a loss mask beside the labels, compute losses and gradients without whole logits.
+        embedding_dropout: Of the embedded tokens, where there is any.
     """
 
     num_tokens_in_vocabulary: int
     fuses_loss: bool
+    embedding_dropout: HiddenDropout | None = None
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Exchanges the two layers whose classes GPTModel names itself, before their weights are marked and tied."""
@@ -55,6 +59,19 @@ class QwenModel(GPTModel):
                 tp_group=self.pg_collection.tp,
             )
         super().setup_embeddings_and_output_layer()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **others: Any,
+    ) -> torch.Tensor:
+        """As Megatron-Core's; `attention_mask` is a packed `RowContext` or None."""
+        if self.embedding_dropout is not None and self.training and self.pre_process:
+            embedded_sbh = self.embedding(input_ids=input_ids, position_ids=position_ids)
+            others["decoder_input"] = self.embedding_dropout(embedded_sbh, attention_mask)
+        return super().forward(input_ids, position_ids, attention_mask, **others)
 
     def _postprocess(
         self,
@@ -110,6 +127,8 @@ def build_model(
     recompute: str = "none",
     virtual_stage: int | None = None,
     num_virtual_stages: int | None = None,
+    layers_in_first_stage: int | None = None,
+    layers_in_last_stage: int | None = None,
     seed: int | None = None,
 ) -> torch.nn.Module:
     """This rank's pipeline stage and tensor-parallel share of the model.
@@ -122,9 +141,12 @@ def build_model(
         recompute: What the backward pass computes again: `none`, `selective` or `full`.
         virtual_stage: Which piece of the stage to build, for the interleaved schedule; None for all of it.
         num_virtual_stages: Pieces of each stage; None for one.
+        layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         seed: Fill the weights from this seed; None leaves them as they come, to be loaded over.
     Returns:
         A `QwenModel`, in a Float16Module for bf16.
+    Raises:
+        PlatformError: if the implementation cannot run here, or cannot do what the model asks for.
     """
     start_tracker(groups)
     config = transformer_config(
@@ -133,14 +155,21 @@ def build_model(
         precision=precision,
         sequence_parallel=sequence_parallel,
         num_virtual_stages=num_virtual_stages,
+        layers_in_first_stage=layers_in_first_stage,
+        layers_in_last_stage=layers_in_last_stage,
         recompute=recompute,
     )
     kernels = select_kernels(model.implementation, groups.device)
+    if model.attention_dropout and not kernels.attention_reads_rows:
+        raise PlatformError(
+            f"model.attention_dropout={model.attention_dropout}: {kernels.attention.__name__} draws masks that "
+            "depend on the layout; use model.implementation=torch, or 0"
+        )
     tp_size = groups.tp.size()
     num_layers = get_num_layers_to_build(config, virtual_stage)
     qwen = QwenModel(
         config=config,
-        transformer_layer_spec=block_spec(kernels, rotary_settings(model), num_layers),
+        transformer_layer_spec=block_spec(kernels, rotary_settings(model), num_layers, model.hidden_dropout),
         vocab_size=-(-model.vocab_size // tp_size) * tp_size,
         max_sequence_length=model.seq_length,
         pre_process=groups.is_first_stage and virtual_stage in (None, 0),
@@ -153,6 +182,14 @@ def build_model(
     )
     qwen.num_tokens_in_vocabulary = model.vocab_size
     qwen.fuses_loss = model.loss_implementation != "unfused"
+    if model.hidden_dropout:
+        qwen.embedding_dropout = HiddenDropout(
+            model.hidden_dropout,
+            layer=0,
+            place=EMBEDDING,
+            context_group=groups.cp,
+            split_group=groups.tp if sequence_parallel else None,
+        )
     qwen.to(groups.device)
     if precision == "bf16":
         qwen = Float16Module(config, qwen)

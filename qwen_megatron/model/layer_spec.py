@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.attention import QwenCoreAttention, TorchAttention
+from qwen_megatron.model.dropout import DropoutLayer
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
 
@@ -32,6 +33,7 @@ class Kernels:
         norm_linear: Column-parallel linear, with normalisation if fused.
         linear: Row-parallel linear.
         attention: Core attention without positions.
+        attention_reads_rows: It takes a packed `RowContext` for its mask: documents and dropout keys.
     """
 
     norm: type
@@ -39,6 +41,7 @@ class Kernels:
     norm_linear: type
     linear: type
     attention: type
+    attention_reads_rows: bool
 
 
 TORCH = Kernels(
@@ -47,6 +50,7 @@ TORCH = Kernels(
     norm_linear=ColumnParallelLinear,
     linear=RowParallelLinear,
     attention=TorchAttention,
+    attention_reads_rows=True,
 )
 
 
@@ -75,18 +79,20 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
         norm_linear=te.TELayerNormColumnParallelLinear,
         linear=te.TERowParallelLinear,
         attention=te.TEDotProductAttention,
+        attention_reads_rows=False,
     )
 
 
-def layer_spec(kernels: Kernels, rotary: RotarySettings) -> ModuleSpec:
+def layer_spec(kernels: Kernels, rotary: RotarySettings, hidden_dropout: float) -> ModuleSpec:
     """One Qwen layer; checkpoints have the same parameter names with every implementation."""
+    core = {"kernel": kernels.attention, "reads_rows": kernels.attention_reads_rows, "rotary": rotary}
     norm = IdentityOp if kernels.norm_is_fused else kernels.norm
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=kernels.norm_linear,
-            core_attention=ModuleSpec(module=QwenCoreAttention, params={"kernel": kernels.attention, "rotary": rotary}),
+            core_attention=ModuleSpec(module=QwenCoreAttention, params=core),
             linear_proj=kernels.linear,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,
@@ -98,8 +104,10 @@ def layer_spec(kernels: Kernels, rotary: RotarySettings) -> ModuleSpec:
         "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
         "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
     }
+    # Without dropout nothing of it is there.
     return ModuleSpec(
-        module=TransformerLayer,
+        module=DropoutLayer if hidden_dropout else TransformerLayer,
+        params={"dropout": hidden_dropout} if hidden_dropout else {},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,
@@ -112,7 +120,9 @@ def layer_spec(kernels: Kernels, rotary: RotarySettings) -> ModuleSpec:
     )
 
 
-def block_spec(kernels: Kernels, rotary: RotarySettings, num_layers: int) -> TransformerBlockSubmodules:
+def block_spec(
+    kernels: Kernels, rotary: RotarySettings, num_layers: int, hidden_dropout: float = 0.0
+) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage and the norm at the end of the stack.
 
     The norm is named here because Megatron-Core would choose one of its own, which refuses sequence parallelism.
@@ -121,5 +131,7 @@ def block_spec(kernels: Kernels, rotary: RotarySettings, num_layers: int) -> Tra
         kernels: As from `select_kernels`.
         rotary: Positions of the core attention.
         num_layers: Layers on this stage.
+        hidden_dropout: Probability, after attention and feed-forward layer.
     """
-    return TransformerBlockSubmodules(layer_specs=[layer_spec(kernels, rotary)] * num_layers, layer_norm=kernels.norm)
+    layer = layer_spec(kernels, rotary, hidden_dropout)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=kernels.norm)

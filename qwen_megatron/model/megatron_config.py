@@ -31,6 +31,8 @@ def transformer_config(
     precision: str,
     sequence_parallel: bool = False,
     num_virtual_stages: int | None = None,
+    layers_in_first_stage: int | None = None,
+    layers_in_last_stage: int | None = None,
     recompute: str = "none",
 ) -> TransformerConfig:
     """The architecture and layout in Megatron-Core's terms.
@@ -41,6 +43,7 @@ def transformer_config(
         precision: `bf16` or `fp32`: the dtype of weights and activations.
         sequence_parallel: Split norms and dropouts along the sequence.
         num_virtual_stages: Pieces of the model on each pipeline stage, for the interleaved schedule; None for one.
+        layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         recompute: `none`, `selective` (core attention) or `full` (whole layers).
     """
     dtype = DTYPES[precision]
@@ -52,7 +55,8 @@ def transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
         kv_channels=model.kv_channels,
-        hidden_dropout=model.hidden_dropout,
+        # Ours: see model.dropout. Megatron-Core's masks depend on the rank.
+        hidden_dropout=0.0,
         attention_dropout=model.attention_dropout,
         normalization="RMSNorm",
         layernorm_epsilon=model.layernorm_epsilon,
@@ -70,6 +74,8 @@ def transformer_config(
         tensor_model_parallel_size=groups.tp.size(),
         pipeline_model_parallel_size=groups.pp.size(),
         virtual_pipeline_model_parallel_size=num_virtual_stages,
+        num_layers_in_first_pipeline_stage=layers_in_first_stage,
+        num_layers_in_last_pipeline_stage=layers_in_last_stage,
         context_parallel_size=groups.cp.size(),
         sequence_parallel=sequence_parallel,
         # Gradients are sums over tokens, divided once by the tokens of the whole batch: independent of the layout.

@@ -33,6 +33,25 @@ def take_chunks(whole: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torc
     return torch.cat([chunks[number] for number in chunks_of(group)], dim=dim)
 
 
+def positions_of(
+    count: int, group: dist.ProcessGroup, split_group: dist.ProcessGroup | None, device: torch.device
+) -> torch.Tensor:
+    """Places in the whole sequence of the tokens that this rank holds.
+
+    Args:
+        count: Tokens held.
+        group: Context-parallel group.
+        split_group: Tensor-parallel group where sequence parallelism splits its chunks further; None where not.
+        device: Of the result.
+    Returns:
+        int64 [count].
+    """
+    parts = 1 if split_group is None else split_group.size()
+    whole = torch.arange(count * parts * group.size(), device=device)
+    chunks = take_chunks(whole, 0, group)
+    return chunks if split_group is None else chunks.chunk(parts)[split_group.rank()]
+
+
 class GatherSequence(torch.autograd.Function):
     """Every rank's chunks in their natural order; in the backward pass each rank gets the sum for its own."""
 

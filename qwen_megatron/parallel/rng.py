@@ -1,4 +1,4 @@
-"""Random numbers of a step as a function of the seed and the step: there is no generator state to save."""
+"""Seeds as functions of names: no generator has a state that would have to be saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 from megatron.core.tensor_parallel import random as megatron_random
 
 from qwen_megatron.parallel.groups import Groups
-from qwen_megatron.platforms import Platform
 
 
 def derived_seed(*parts: object) -> int:
@@ -20,16 +19,3 @@ def start_tracker(groups: Groups) -> None:
     """Gives Megatron-Core's tracker its generators, if it has none: its layers enter them while they are built."""
     if not megatron_random.get_cuda_rng_tracker().is_initialized():
         megatron_random.model_parallel_cuda_manual_seed(0, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0)
-
-
-def seed_step(platform: Platform, groups: Groups, seed: int, iteration: int) -> None:
-    """Seeds every generator that dropout draws from, before a step.
-
-    Tensor-parallel ranks share the generator of the replicated regions and have one each for the split ones
-    (Megatron-Core's tracker); pipeline stages, replicas and parts of a sequence differ.
-    """
-    value = derived_seed("step", seed, iteration, groups.pp.rank(), groups.dp_cp.rank())
-    platform.seed_device(value)
-    megatron_random.model_parallel_cuda_manual_seed(
-        value, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0, force_reset_rng=True
-    )

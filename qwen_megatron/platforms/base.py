@@ -39,7 +39,3 @@ class Platform(abc.ABC):
     @abc.abstractmethod
     def peak_memory_bytes(self) -> int:
         """Largest memory this rank has held so far, in bytes."""
-
-    @abc.abstractmethod
-    def seed_device(self, seed: int) -> None:
-        """Seeds the generators that dropout draws from on this rank."""

@@ -30,6 +30,3 @@ class CpuPlatform(Platform):
         # Linux reports the peak resident set in KiB, macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-    def seed_device(self, seed: int) -> None:
-        torch.manual_seed(seed)

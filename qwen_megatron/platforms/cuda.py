@@ -38,7 +38,3 @@ class CudaPlatform(Platform):
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated()
-
-    def seed_device(self, seed: int) -> None:
-        torch.manual_seed(seed)
-        torch.cuda.manual_seed(seed)

@@ -34,6 +34,7 @@ class Engine:
         micro_batch_size: Samples a micro-batch.
         num_microbatches: Micro-batches of a step of the full batch on every rank.
         mask_documents: Documents packed into a sequence do not see each other.
+        dropout_seed: Seed of the masks of dropout; None if nothing is dropped.
         phases: What this rank is doing; Megatron-Core's schedules and optimizer report to it.
     """
 
@@ -45,6 +46,7 @@ class Engine:
     micro_batch_size: int
     num_microbatches: int
     mask_documents: bool = False
+    dropout_seed: int | None = None
     phases: Phases = field(default_factory=Phases)
 
     @property
@@ -69,6 +71,8 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
             recompute=plan.parallel.recompute_granularity,
             virtual_stage=stage,
             num_virtual_stages=num_virtual_stages,
+            layers_in_first_stage=plan.parallel.num_layers_in_first_pipeline_stage,
+            layers_in_last_stage=plan.parallel.num_layers_in_last_pipeline_stage,
             seed=plan.training.seed,
         )
         for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
@@ -93,6 +97,7 @@ def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
         micro_batch_size=plan.training.micro_batch_size,
         num_microbatches=plan.num_microbatches,
         mask_documents=plan.data.mask_documents,
+        dropout_seed=plan.training.seed if plan.model.hidden_dropout or plan.model.attention_dropout else None,
         phases=phases,
     )
 

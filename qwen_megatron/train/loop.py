@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.parallel.groups import Groups
-from qwen_megatron.parallel.rng import seed_step
 from qwen_megatron.train.phases import STEP_PHASES
 from qwen_megatron.train.run import Run, StepRecord
 from qwen_megatron.train.schedule import learning_rate
@@ -43,7 +42,6 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
 def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -> StepRecord:
     """Takes one step and counts it."""
     step, training = run.state.iteration + 1, run.plan.training
-    seed_step(run.engine.platform, run.engine.groups, training.seed, step)
     batch_size = training.batch_sizes.at(run.state.consumed_samples)
     rate = learning_rate((run.state.consumed_samples + batch_size) / training.global_batch_size, run.plan.optimizer)
     run.engine.platform.synchronize()

@@ -14,7 +14,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from qwen_megatron.data.batch import Batch, split_sequence
 from qwen_megatron.errors import TrainingError
+from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.model.loss import summed_loss
+from qwen_megatron.model.row_context import RowContext
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.optimizer import gradient_norm, update
@@ -57,7 +59,7 @@ def train_step(
     Args:
         engine: Model and optimizer, trained in place.
         batches: This rank's micro-batches; exactly a step's worth is taken.
-        step: Number of this step, for messages.
+        step: Number of this step, for the masks of dropout and for messages.
         learning_rate: Rate of this step.
         clip_grad: Largest gradient norm; 0 for any.
         num_microbatches: Micro-batches of this step on every rank; None for those of a full batch.
@@ -72,7 +74,7 @@ def train_step(
         engine.optimizer.zero_grad()
     if num_microbatches is None:
         num_microbatches = engine.num_microbatches
-    loss = run_microbatches(engine, batches, num_microbatches, loss_function, forward_only=False)
+    loss = run_microbatches(engine, batches, num_microbatches, loss_function, forward_only=False, step=step)
     with engine.phases.enter("optimizer"):
         engine.optimizer.prepare_grads()
         norm = gradient_norm(engine.optimizer)
@@ -106,7 +108,13 @@ def evaluate(
 
 
 def run_microbatches(
-    engine: Engine, batches: Iterator[Batch], num_microbatches: int, loss_function: LossFunction, *, forward_only: bool
+    engine: Engine,
+    batches: Iterator[Batch],
+    num_microbatches: int,
+    loss_function: LossFunction,
+    *,
+    forward_only: bool,
+    step: int = 0,
 ) -> float:
     """Sends micro-batches through Megatron's schedule; returns the mean loss over all ranks' tokens."""
     # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
@@ -115,7 +123,7 @@ def run_microbatches(
         step_batches = [split_sequence(batch, engine.groups.cp) for batch in taken]
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(
-            forward_step, loss_function=loss_function, mask_documents=engine.mask_documents
+            forward_step, loss_function=loss_function, context=functools.partial(row_context, engine, step)
         ),
         data_iterator=[iter(step_batches) for _ in engine.chunks],
         model=engine.chunks,
@@ -129,17 +137,22 @@ def run_microbatches(
 
 
 def forward_step(
-    batches: Iterator[Batch], model: torch.nn.Module, *, loss_function: LossFunction, mask_documents: bool
+    batches: Iterator[Batch],
+    model: torch.nn.Module,
+    *,
+    loss_function: LossFunction,
+    context: Callable[[Batch], RowContext],
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Megatron's forward step: one micro-batch through this rank's stage."""
     batch = next(batches)
     device = next(model.parameters()).device
+    rows = context(batch).packed
     # A mask promises that the sum of masked losses is minimised; only then can the model fuse them with its head.
     mask = batch.loss_mask_bs.to(device) if loss_function is pretraining_loss else None
     output = model(
         batch.tokens_bs.to(device),
         batch.position_ids_bs.to(device),
-        batch.document_ids_bs.to(device) if mask_documents else None,
+        None if rows is None else rows.to(device),
         labels=batch.labels_bs.to(device),
         loss_mask=mask,
     )
@@ -150,6 +163,15 @@ def forward_step(
         return total, count, torch.stack((total.detach().clone().double(), count.double()))
 
     return output, loss
+
+
+def row_context(engine: Engine, step: int, batch: Batch) -> RowContext:
+    """What the layers get to know of a micro-batch's rows in a step."""
+    seed = engine.dropout_seed
+    return RowContext(
+        document_ids_bs=batch.document_ids_bs if engine.mask_documents else None,
+        dropout_keys_b=None if seed is None else row_keys(seed, step, batch.samples),
+    )
 
 
 def mean_loss(outputs: list[torch.Tensor], groups: Groups) -> float:

@@ -16,6 +16,7 @@ TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 VPP2 = "parallel.virtual_pipeline_model_parallel_size=2"
+FIRST1 = "parallel.num_layers_in_first_pipeline_stage=1"
 CP2 = "parallel.context_parallel_size=2"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 HALF = "training.exit_iter=4"
@@ -77,8 +78,17 @@ def run_copy(half_run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [(1, ()), (2, (TP2,)), (2, (PP2,)), (4, (TP2,)), (2, ()), (2, (PP2, VPP2)), (4, (CP2, *OVERLAP))],
-    ids=["one", "tp2", "pp2", "tp2-dp2", "dp2", "pp2-vpp2", "cp2-dp2-overlap"],
+    [
+        (1, ()),
+        (2, (TP2,)),
+        (2, (PP2,)),
+        (4, (TP2,)),
+        (2, ()),
+        (2, (PP2, FIRST1)),
+        (2, (PP2, VPP2)),
+        (4, (CP2, *OVERLAP)),
+    ],
+    ids=["one", "tp2", "pp2", "tp2-dp2", "dp2", "pp2-uneven", "pp2-vpp2", "cp2-dp2-overlap"],
 )
 def test_resume_on_another_layout(
     world_size: int,

@@ -71,14 +71,10 @@ def plan_of(*overrides: str) -> Plan:
             ),
         ),
         (
-            ("parallel.context_parallel_size=2", "model.attention_dropout=0.1"),
-            "model.attention_dropout=0.1: must be 0 with parallel.context_parallel_size(2); use 0",
-        ),
-        (
-            ("parallel.context_parallel_size=2", "data.mask_documents=true", "model.implementation=torch"),
+            ("model.attention_dropout=0.1",),
             (
-                "parallel.context_parallel_size=2: must be 1 with data.mask_documents: its attention needs whole "
-                "sequences; use 1"
+                "model.attention_dropout=0.1: must be 0 without model.implementation=torch: other kernels draw masks "
+                "that depend on the layout; use 0"
             ),
         ),
         (
@@ -110,3 +106,10 @@ def test_a_broken_rule_names_key_value_and_nearest_good_value(overrides: tuple[s
 def test_context_parallel_ranks_share_samples() -> None:
     plan = plan_of("parallel.context_parallel_size=2", PP2, "parallel.world_size=8")
     assert (plan.data_parallel_size, plan.num_microbatches) == (2, 4)
+
+
+def test_torch_kernels_mask_documents_and_drop_on_every_layout() -> None:
+    layout = ("parallel.context_parallel_size=2", PP2, "data.mask_documents=true", "model.attention_dropout=0.1")
+    for kernels in ("model.implementation=torch", "parallel.platform=cpu"):
+        plan = plan_of(*layout, kernels)
+        assert (plan.data.mask_documents, plan.model.attention_dropout) == (True, 0.1)

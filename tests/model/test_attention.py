@@ -12,13 +12,15 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.attention import QwenCoreAttention, TorchAttention
+from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
+from qwen_megatron.model.row_context import RowContext
 
 HEAD = 8
 CPU = torch.device("cpu")
 
-# What the modules ask of a context-parallel group that does not split.
-GROUPS: Any = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
+# What the modules ask of groups that do not split.
+GROUPS: Any = SimpleNamespace(**dict.fromkeys(("cp", "tp"), SimpleNamespace(size=lambda: 1, rank=lambda: 0)))
 
 
 def random_qkv(length: int, heads: int, groups: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -88,11 +90,33 @@ def test_kernel_keeps_bf16() -> None:
     torch.testing.assert_close(output.double(), oracle(query, key, value), rtol=0, atol=2e-2)
 
 
-def test_dropout_is_for_training_only() -> None:
+def test_dropout_is_for_training_only_and_belongs_to_its_keys() -> None:
     query, key, value = random_qkv(12, 2, 2)
-    kernel = make_kernel(dropout=0.5)
-    assert not torch.equal(kernel.train()(query, key, value), kernel.train()(query, key, value))
+    kernel = make_kernel(dropout=0.5).train()
+    one, other = (RowContext(dropout_keys_b=row_keys(5, step, "ab")).packed for step in (1, 2))
+    assert torch.equal(kernel(query, key, value, one), kernel(query, key, value, one))
+    assert not torch.equal(kernel(query, key, value, one), kernel(query, key, value, other))
+    with pytest.raises(ValueError, match="needs the keys"):
+        kernel(query, key, value)
     torch.testing.assert_close(kernel.eval()(query, key, value).double(), oracle(query, key, value), rtol=0, atol=1e-6)
+
+
+def test_dropout_falls_on_probabilities_and_keeps_their_mean() -> None:
+    """Against an explicit mask, and over many samples against none."""
+    query, key, value = (tensor[:, :1] for tensor in random_qkv(12, 2, 2))
+    kernel = make_kernel(dropout=0.25).train()
+    packed = RowContext(dropout_keys_b=row_keys(5, 1, "a")).packed
+    # Values that tell which keys were kept: the output is the row of probabilities itself.
+    eye = torch.eye(12)[:, None, None].expand(12, 1, 2, 12)
+    shares = kernel(query, key, eye, packed).view(12, 2, 12)
+    whole = make_kernel()(query, key, eye).view(12, 2, 12)
+    dropped = (shares == 0) & (whole > 0)
+    torch.testing.assert_close(shares[~dropped], whole[~dropped] / 0.75)
+    assert 0.1 < dropped.sum() / (whole > 0).sum() < 0.4
+    assert not torch.equal(dropped[:, 0], dropped[:, 1])
+    keys = [RowContext(dropout_keys_b=row_keys(5, 1, [number])).packed for number in range(2000)]
+    mean = torch.stack([kernel(query, key, value, packed) for packed in keys]).mean(dim=0)
+    torch.testing.assert_close(mean, make_kernel()(query, key, value), rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +150,24 @@ def make_core(native_length: int, **stretching: bool) -> QwenCoreAttention:
     return QwenCoreAttention(
         config,
         kernel=TorchAttention,
+        reads_rows=True,
         rotary=rotary,
         layer_number=1,
         attn_mask_type=AttnMaskType.causal,
         attention_type="self",
         pg_collection=GROUPS,
     )
+
+
+def test_core_does_not_hide_documents_from_a_kernel_that_knows_none() -> None:
+    core = make_core(16)
+    core.reads_rows = False
+    ids_bs = torch.zeros(2, 16, dtype=torch.int64)
+    with pytest.raises(ValueError, match="TorchAttention would ignore"):
+        core(*random_qkv(16, 2, 2), RowContext(document_ids_bs=ids_bs).packed)
+    query, key, value = random_qkv(16, 2, 2)
+    keys = RowContext(dropout_keys_b=row_keys(5, 1, "ab")).packed
+    assert torch.equal(core(query, key, value, keys), core(query, key, value))
 
 
 def expected_core(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.inference.session import single_process
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
+from qwen_megatron.model.row_context import RowContext
+from qwen_megatron.parallel.context import take_chunks
+from tests.support.engines import groups_of
+from tests.support.ranks import RankPool
 
 MODEL = ModelConfig(
     num_layers=2,
@@ -35,7 +37,8 @@ def model() -> Iterator[QwenModel]:
 def losses(model: QwenModel, tokens_bs: torch.Tensor, document_ids_bs: torch.Tensor | None) -> torch.Tensor:
     """Loss of each label, [b, s]."""
     positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
-    return model(tokens_bs, positions_bs, document_ids_bs, labels=tokens_bs.roll(-1, dims=1))
+    rows = RowContext(document_ids_bs=document_ids_bs).packed
+    return model(tokens_bs, positions_bs, rows, labels=tokens_bs.roll(-1, dims=1))
 
 
 def packed(lengths: list[int]) -> torch.Tensor:
@@ -87,17 +90,39 @@ def test_every_row_has_its_own_documents(model: QwenModel) -> None:
 
 @pytest.mark.parametrize("mask", [torch.ones(1, 1, 8, 8, dtype=torch.bool), torch.zeros(1, 7, dtype=torch.int64)])
 def test_another_mask_is_refused(model: QwenModel, mask: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="must be document ids"):
-        losses(model, torch.zeros(1, 8, dtype=torch.int64), mask)
+    tokens_bs = torch.zeros(1, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="must be a packed RowContext"):
+        model(tokens_bs, tokens_bs, mask, labels=tokens_bs)
 
 
-def test_documents_of_a_split_sequence_are_refused(model: QwenModel) -> None:
-    kernel = model.decoder.layers[0].self_attention.core_attention.kernel
-    whole = kernel.context_group
-    kernel.context_group = SimpleNamespace(size=lambda: 2)
-    try:
-        with pytest.raises(ValueError, match="split over ranks"):
-            losses(model, torch.zeros(1, 8, dtype=torch.int64), packed([8]))
-    finally:
-        kernel.context_group = whole
-    assert dist.is_initialized()
+def split_job(tokens_bs: torch.Tensor, document_ids_bs: torch.Tensor) -> torch.Tensor:
+    """Losses of this rank's chunks of the sequence, [b, s / 2]."""
+    with groups_of(context_size=2) as groups:
+        model = unwrapped(build_model(MODEL, groups, precision="fp32", seed=5))
+        positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
+        mine_bs, labels_bs = (take_chunks(x, 1, groups.cp) for x in (tokens_bs, tokens_bs.roll(-1, dims=1)))
+        packed = RowContext(document_ids_bs=document_ids_bs).packed
+        return model(mine_bs, take_chunks(positions_bs, 1, groups.cp), packed, labels=labels_bs).detach()
+
+
+def gathered(parts: list[torch.Tensor]) -> torch.Tensor:
+    """[b, s] of the two ranks' chunks: 0 and 3 of the first, 1 and 2 of the second."""
+    (first, last), (second, third) = (part.chunk(2, dim=1) for part in parts)
+    return torch.cat((first, second, third, last), dim=1)
+
+
+def test_documents_of_a_split_sequence(ranks: RankPool, model: QwenModel) -> None:
+    """Context parallelism: the same losses as in one process, and another document changes no bit on any rank."""
+    generator = torch.Generator().manual_seed(0)
+    tokens_bs = torch.randint(0, 50, (2, 40), generator=generator)
+    changed_bs = tokens_bs.clone()
+    changed_bs[:, :17] = torch.randint(0, 50, (2, 17), generator=generator)
+    # Documents end within chunks (of 10) and at their ends.
+    ids_bs = torch.cat((packed([17, 13, 10]), packed([17, 23])))
+    before, after = (
+        gathered(ranks.run(2, split_job, tokens_bs=tokens, document_ids_bs=ids_bs))
+        for tokens in (tokens_bs, changed_bs)
+    )
+    torch.testing.assert_close(before, losses(model, tokens_bs, ids_bs).detach(), rtol=0, atol=1e-5)
+    assert torch.equal(before[:, 17:39], after[:, 17:39])
+    assert not torch.equal(before[:, :16], after[:, :16])

@@ -183,16 +183,6 @@ def test_cpu_device_is_the_same_for_every_rank() -> None:
     assert get_platform("cpu").device(3) == torch.device("cpu")
 
 
-def test_seeding_the_device_repeats_its_draws() -> None:
-    platform = get_platform("cpu")
-    platform.seed_device(7)
-    first = torch.rand(3)
-    platform.seed_device(7)
-    assert torch.equal(torch.rand(3), first)
-    platform.seed_device(8)
-    assert not torch.equal(torch.rand(3), first)
-
-
 def test_shims_are_immutable_records() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         cpu_shims()[0].reason = "another"  # type: ignore[misc]

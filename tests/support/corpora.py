@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from data_tools.adopt import adopt
+from data_tools.checksums import BLOCK_BYTES, CRC_DTYPE, num_blocks
+from data_tools.sidecar import FileDigest, Sidecar, corpus_path
 from data_tools.sources.python_stdlib import source_files
 from data_tools.tokenize import tokenize
 
@@ -35,3 +38,56 @@ def write_code_corpus(prefix: Path, num_files: int) -> Path:
             stream.write(json.dumps({"text": path.read_text(encoding="utf-8")}) + "\n")
     tokenize([source], prefix)
     return prefix
+
+
+def write_formula_corpus(prefix: Path, num_documents: int, vocab_size: int) -> Path:
+    """Documents that follow from a formula alone: the same bytes on every machine and with every Python.
+
+    Each counts through the ids from a place and in a stride of its own, and every third token is one of few.
+    """
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    end = vocab_size - 1
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for number in range(num_documents):
+        places = np.arange(50 + 37 * number % 400, dtype=np.int64)
+        tokens = (number * 7919 + places * (number % 97 + 1)) % end
+        tokens[::3] = places[::3] * number % 64
+        builder.add_document(np.append(tokens, end).astype(np.int32), [len(tokens) + 1])
+    builder.finalize(f"{prefix}.idx")
+    adopt(prefix, end_of_document=end)
+    return prefix
+
+
+def write_sparse_corpus(prefix: Path, num_tokens: int) -> Path:
+    """A corpus of zeros that takes no room on the disk: .bin and .crc are holes; what is read must be sealed."""
+    sizes = {"bin": 4 * num_tokens, "crc": 4 * num_blocks(4 * num_tokens), "idx": 0}
+    for suffix, size in sizes.items():
+        with corpus_path(prefix, suffix).open("wb") as file:
+            file.truncate(size)
+    digests = {name: FileDigest(size_bytes=size, sha256=f"{num_tokens:064x}") for name, size in sizes.items()}
+    Sidecar(
+        dtype="int32",
+        num_tokens=num_tokens,
+        num_documents=1,
+        end_of_document=END_OF_BYTES,
+        tokenizer=None,
+        shuffle_seed=0,
+        records_in=1,
+        rejected={},
+        inputs=(),
+        tool_version="test",
+        created="2026-01-01T00:00:00Z",
+        **digests,
+    ).write(corpus_path(prefix, "json"))
+    return prefix
+
+
+def seal(prefix: Path, first_token: int, count: int) -> None:
+    """Writes the checksums of the zeros that hold these tokens."""
+    size = corpus_path(prefix, "bin").stat().st_size
+    blocks = range(4 * first_token // BLOCK_BYTES, num_blocks(4 * (first_token + count)))
+    sums = [zlib.crc32(bytes(min(BLOCK_BYTES, size - block * BLOCK_BYTES))) for block in blocks]
+    with corpus_path(prefix, "crc").open("r+b") as file:
+        file.seek(4 * blocks.start)
+        file.write(np.array(sums, dtype=CRC_DTYPE).tobytes())

@@ -68,6 +68,60 @@ def pretrain_on_ranks(
     return {row["step"]: row for row in rows(directory) if "loss" in row}
 
 
+# Samples consumed, loss and gradient norm of each step.
+Steps = list[tuple[int, float, float]]
+
+
+def train_on_ranks(ranks: RankPool, world_size: int, overrides: Sequence[str], recipe: str | None = None) -> Steps:
+    """Trains as `pretrain` does, without its files: no checkpoint, no metrics, no evaluation; one thread a rank.
+
+    Args:
+        ranks: Pool.
+        world_size: Ranks.
+        overrides: Settings; the corpus among them.
+        recipe: YAML file before them.
+    """
+    results = ranks.run(world_size, train_job, recipe=recipe, overrides=[*overrides, "data.eval_samples=0"])
+    assert all(steps == results[0] for steps in results)
+    return results[0]
+
+
+def train_job(recipe: str | None, overrides: list[str]) -> Steps:
+    """`train_on_ranks` on one rank."""
+    import os
+
+    import torch
+
+    from qwen_megatron.cli.run_pretrain import build_run
+    from qwen_megatron.config.load import load_config
+    from qwen_megatron.config.resolve import resolve
+    from qwen_megatron.platforms import get_platform
+    from qwen_megatron.train.engine import build_engine
+    from qwen_megatron.train.loop import train
+    from qwen_megatron.train.run import Hook, Run, StepRecord
+    from tests.support.engines import groups_of
+
+    steps: Steps = []
+
+    class Recorder(Hook):
+        def on_step(self, run: Run, record: StepRecord) -> None:
+            steps.append((record.consumed_samples, record.loss, record.grad_norm))
+
+    torch.set_num_threads(1)
+    plan = resolve(load_config(recipe, [*overrides, "checkpoint.load=none"]), int(os.environ["WORLD_SIZE"]))
+    parallel = plan.parallel
+    with groups_of(
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+    ) as groups:
+        run = build_run(plan, build_engine(plan, groups, get_platform("cpu")))
+        run.hooks = [Recorder()]
+        train(run)
+    return steps
+
+
 def rows(directory: Path) -> list[dict[str, Any]]:
     """All rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,8 +124,9 @@ def test_utilization_is_the_share_of_the_configured_peak() -> None:
 
 
 def test_going_on_equals_an_uninterrupted_run() -> None:
-    """Dropout included: every generator is a function of seed and step."""
-    dropout = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1", "training.train_iters=6")
+    """Dropout included: its masks are functions of seed, step and sample."""
+    rates = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1", "model.implementation=torch")
+    dropout = (*rates, "training.train_iters=6")
     with tiny_run(*dropout) as (run, _):
         train(run)
         whole = [(record.loss, record.grad_norm) for record in run.hooks[0].records]
@@ -145,7 +147,8 @@ def test_dropout_differs_from_step_to_step_and_seed_to_seed() -> None:
     losses = []
     for seed in (1, 2):
         with tiny_run("model.hidden_dropout=0.5", THREE, "optimizer.lr=1e-30", f"training.seed={seed}") as (run, _):
-            run.engine = build_engine(tiny_plan("model.hidden_dropout=0.5"), run.engine.groups, run.engine.platform)
+            engine = build_engine(tiny_plan("model.hidden_dropout=0.5"), run.engine.groups, run.engine.platform)
+            run.engine = dataclasses.replace(engine, dropout_seed=run.engine.dropout_seed)
             batch = next(random_batches(run.engine, VOCAB))
             run.loader.training = lambda consumed, batch=batch: iter([batch] * 100)
             train(run)
