@@ -13,6 +13,9 @@ CODE = "code"
 _CHARACTERS_USED = 2000
 _MIN_CODE_LINES = 3
 _CODE_SHARE = 0.4
+# Chinese or Japanese prose with headings, lists and listings has more of these than program text with comments.
+_CJK_SHARE = 0.25
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _CODE_LINE = re.compile(
     r"[{};]\s*(//.*|/\*.*)?$"  # C, Java, JavaScript, Rust, Go, CSS
     r"|^\s*(def|class|async def|if|elif|for|while|with|try|except|else)\b.*:\s*(#.*)?$"  # Python
@@ -27,8 +30,14 @@ _CODE_LINE = re.compile(
 
 
 def looks_like_code(text: str) -> bool:
-    """Whether at least 40 % of the first lines that are not blank look like program text, and three do."""
-    lines = [line for line in text[: 4 * _CHARACTERS_USED].splitlines() if line.strip()]
+    """Whether at least 40 % of the first lines that are not blank look like program text, and three do.
+
+    A text with a quarter of CJK characters is none, whatever its lines look like.
+    """
+    text = text[: 4 * _CHARACTERS_USED]
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(_CJK.findall(text)) > _CJK_SHARE * sum(map(len, "".join(lines).split())):
+        return False
     marked = sum(_CODE_LINE.search(line[:300]) is not None for line in lines)
     return marked >= _MIN_CODE_LINES and marked >= _CODE_SHARE * len(lines)
 

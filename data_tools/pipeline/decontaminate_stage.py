@@ -104,11 +104,15 @@ def decontaminate_part(task: Task) -> TaskResult:
     )
     folder, matches_name = Path(task.folder), f"{task.name}.matches.jsonl"
     records_in, num_cut = 0, 0
+    found: dict[str, list[int]] = {}  # benchmark -> [documents, matches]
     with atomic_output(folder / matches_name) as stream, ShardWriter(folder, task.name) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             records_in += len(batch)
             for document, matches in zip(batch, index.find([one.text for one in batch]), strict=True):
+                for name in {match.benchmark for match in matches}:
+                    found.setdefault(name, [0, 0])[0] += 1
                 for match in matches:
+                    found[match.benchmark][1] += 1
                     line = report_line(document.text, match, document.id)
                     stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
                 text = remove_spans(document.text, matches, options["margin"])
@@ -117,5 +121,10 @@ def decontaminate_part(task: Task) -> TaskResult:
                     continue
                 num_cut += bool(matches)
                 writer.keep(dataclasses.replace(document, text=text))
-    counts = {"documents_cut": num_cut, "items": len(index.items), "items_left_out": len(index.left_out)}
+    counts = {
+        "documents_cut": num_cut,
+        "items": len(index.items),
+        "items_left_out": len(index.left_out),
+        "matches": dict(sorted(found.items())),
+    }
     return writer.result(records_in, matches_name, values=counts)

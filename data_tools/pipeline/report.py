@@ -12,6 +12,10 @@ from data_tools.errors import DataError
 from data_tools.pipeline.run import SUMMARY
 
 REPORT = "report.html"
+_WHERE = (
+    "A few of each reason. All are in *.dropped.jsonl.zst beside the shards of their stage; rejected.jsonl of the first "
+    "stage lists the records that cannot be read."
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 64rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -21,11 +25,14 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3e
 th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 td.bar { width: 40%; } .fill { background: #2f6fb0; height: .9rem; border-radius: 2px; min-width: 1px; }
-.lost { background: #c8553d; } .quiet { color: #5d6b7c; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8; padding: .6rem; margin: .3rem 0;
+.lost { background: #c8553d; } .quiet { color: #5d6b7c; } td.reason { padding-left: 1.8rem; color: #5d6b7c; }
+.facts { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.5rem 0; } .facts b { display: block;
+  font-size: 1.4rem; font-variant-numeric: tabular-nums; }
+pre { max-height: 15rem; overflow-y: auto; white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8;
+  padding: .6rem; margin: .3rem 0;
   font-size: 13px; }
 @media (prefers-color-scheme: dark) { body { color: #dbe2ea; background: #14191f; } pre { background: #1e252d; }
-  th, td { border-color: #303a45; } .quiet { color: #94a3b3; } }
+  th, td { border-color: #303a45; } .quiet, td.reason { color: #94a3b3; } }
 """
 
 
@@ -55,6 +62,7 @@ def render(summary: Mapping[str, Any], title: str) -> str:
     parts = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="quiet">qwen-data {_text(summary["tool_version"])}, {_text(summary["created"])}</p>',
+        _facts(stages),
         "<h2>Funnel</h2>",
         _funnel(stages),
     ]
@@ -69,7 +77,14 @@ def render(summary: Mapping[str, Any], title: str) -> str:
         if stage["shares"]:
             percent = {name: 100 * share for name, share in stage["shares"].items()}
             parts += ["<h2>Shares of training</h2>", _numbers("corpus", "% of tokens", percent)]
-    parts += ["<h2>Dropped documents</h2>", *(_examples(stage) for stage in stages if stage["examples"])]
+    for stage in stages:
+        if stage["matches"]:
+            parts += [f"<h2>Benchmarks found by {_text(stage['name'])}</h2>", _matches(stage["matches"])]
+    parts += [
+        "<h2>Dropped documents</h2>",
+        f'<p class="quiet">{_WHERE}</p>',
+        *(_examples(stage) for stage in stages if stage["examples"]),
+    ]
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -98,21 +113,46 @@ def _table(head: Sequence[str], rows: Iterable[str]) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _row(name: str, numbers: Sequence[str], bar: str) -> str:
+def _row(name: str, numbers: Sequence[str], bar: str, kind: str = "") -> str:
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    return f"<tr><td>{name}</td>{cells}{bar}</tr>"
+    return f'<tr><td class="{kind}">{name}</td>{cells}{bar}</tr>'
+
+
+def _facts(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The run in a few large numbers."""
+    documents = [stage for stage in stages if stage["statistics"]["by_length"]][-1:]
+    facts = [("records read", _count(stages[0]["records_in"])), ("documents left", _count(stages[-1]["records_out"]))]
+    for stage in documents:
+        num_bytes = sum(entry[1] for entry in stage["statistics"]["by_source"].values())
+        facts.append(("MB of text left", f"{num_bytes / 1e6:,.1f}"))
+    tokens: Mapping[str, int] = next((stage["tokens"] for stage in reversed(stages) if stage["tokens"]), {})
+    if tokens:
+        facts.append(("tokens", _count(sum(tokens.values()))))
+    return '<div class="facts">' + "".join(f"<div><b>{value}</b>{name}</div>" for name, value in facts) + "</div>"
 
 
 def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
     whole = max(1, stages[0]["records_in"])
     rows = []
     for stage in stages:
-        numbers = [_count(stage["records_in"]), _count(stage["records_out"])]
-        rows.append(_row(f"<b>{_text(stage['name'])}</b>", numbers, _bar(stage["records_out"] / whole)))
+        records_in, records_out = stage["records_in"], stage["records_out"]
+        numbers = [_count(records_in), _count(records_out), _percent(records_out, records_in)]
+        rows.append(_row(f"<b>{_text(stage['name'])}</b>", numbers, _bar(records_out / whole)))
         for reason, count in sorted(stage["rejected"].items(), key=lambda item: -item[1]):
-            name = f'<span class="quiet">{_text(reason)}</span>'
-            rows.append(_row(name, [f"&minus;{_count(count)}", ""], _bar(count / whole, "lost")))
-    return _table(["stage", "#in", "#out", "share of all records"], rows)
+            numbers = ["", f"&minus;{_count(count)}", f"&minus;{_percent(count, records_in)}"]
+            rows.append(_row(_text(reason), numbers, _bar(count / whole, "lost"), "reason"))
+    return _table(["stage", "#in", "#out", "#% of in", "share of all records"], rows)
+
+
+def _percent(part: int, whole: int) -> str:
+    percent = 100 * part / max(1, whole)
+    return f"{percent:.1f}" if percent >= 0.1 or not part else "&lt;0.1"
+
+
+def _matches(table: Mapping[str, Sequence[int]]) -> str:
+    rows = [_row(_text(name), [_count(documents), _count(matches)], "") for name, (documents, matches) in table.items()]
+    note = '<p class="quiet">*.matches.jsonl beside the shards lists every match: item, document, place, context.</p>'
+    return _table(["benchmark", "#documents", "#matches"], rows) + note
 
 
 def _shares(table: Mapping[str, Sequence[int]], unnamed: str) -> str:

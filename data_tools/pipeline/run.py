@@ -125,8 +125,20 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
         "statistics": statistics.as_dict(),
         "tokens": {part.name: part.values["tokens"] for part in parts if "tokens" in part.values},
         "shares": {part.name: part.values["share"] for part in parts if "share" in part.values},
+        "matches": _matches(parts),
         "examples": examples,
     }
+
+
+def _matches(parts: Sequence[Manifest]) -> dict[str, list[int]]:
+    """Benchmark -> [documents, matches] of a decontamination."""
+    table: dict[str, list[int]] = {}
+    for part in parts:
+        for name, (documents, matches) in part.values.get("matches", {}).items():
+            entry = table.setdefault(name, [0, 0])
+            entry[0] += documents
+            entry[1] += matches
+    return dict(sorted(table.items()))
 
 
 def write_stage_manifest(folder: Path, summary: dict[str, Any], parts: Sequence[Manifest]) -> None:

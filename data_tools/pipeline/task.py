@@ -13,7 +13,7 @@ from data_tools.checksums import sha256_of_file
 from data_tools.version import version
 
 # Part of every key: raise it when an operation's output changes for the same input and options.
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 # Files in a stage's folder that belong to the stage, not to one of its tasks.
 STAGE_FILE = "stage.json"
 QUARANTINE_FILE = "rejected.jsonl"

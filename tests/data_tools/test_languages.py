@@ -17,6 +17,14 @@ def test_program_text(text: str) -> None:
     assert LanguageDetector().detect(text) == ("code", 1.0)
 
 
+def test_chinese_with_headings_lists_and_listings_is_chinese() -> None:
+    text = "# 样式规范\n\n## 文本\n\n* 每章开头对全章做介绍\n* 结构标题一致\n\n```\nimport os\nx = 1\n```\n"
+    assert LanguageDetector().detect(text)[0] == "zh"
+    assert looks_like_code(
+        "# 读取文件\nimport os\n\npath = os.getcwd()  # 当前目录\nfor name in os.listdir(path):\n    print(name)\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "language"),
     [

@@ -49,7 +49,7 @@ def test_report_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out/report.html")
     page = Page((tmp_path / "out/report.html").read_text("utf-8"))
     assert page.fetched == []
-    for expected in ("exact_duplicate", "not_json", "32", "\N{MINUS SIGN}1", "100.00", "web"):
+    for expected in ("exact_duplicate", "not_json", "32", "\N{MINUS SIGN}1", "\N{MINUS SIGN}3.2", "100.00", "web"):
         assert expected in page.seen, expected
     assert any(texts[7][:100] in data for data in page.seen)
     assert sum(data == "alert(7)" for data in page.seen) == 0
