@@ -7,11 +7,13 @@ from typing import Any
 import yaml
 
 from qwen_megatron.config.load import SECTIONS
+from qwen_megatron.config.memory import rank_memory
 from qwen_megatron.config.resolve import Plan
 from qwen_megatron.config.serialize import to_dict
 
 # YAML folds longer lines, and a folded path is hard to copy.
 WIDTH = 1 << 16
+GIB = 2.0**30
 
 
 def derived_values(plan: Plan) -> dict[str, Any]:
@@ -25,6 +27,7 @@ def derived_values(plan: Plan) -> dict[str, Any]:
         "layers_per_stage": list(plan.layers_per_stage),
         "num_parameters": plan.num_parameters,
         "num_parameters_per_rank": list(plan.num_parameters_per_rank),
+        "memory_bytes_per_rank": [memory.total for memory in rank_memory(plan)],
         "tokens_per_step": plan.tokens_per_step,
         "tokens_in_all": tokens_in_all(plan),
         "flops_per_token": plan.flops_per_token,
@@ -51,6 +54,8 @@ def plan_summary(plan: Plan) -> str:
     per_rank = plan.num_parameters_per_rank
     steps = plan.num_steps if training.exit_iter is None else training.exit_iter
     blend = [str(prefix) for prefix in plan.data.blend]
+    memory = max(rank_memory(plan), key=lambda stage: stage.total)
+    state = memory.weights + memory.gradients + memory.optimizer
     rows = {
         "model": f"{plan.num_parameters:,} parameters, {model.num_layers} layers, hidden {model.hidden_size}, "
         f"{model.num_attention_heads} heads, vocabulary {model.vocab_size} (padded {plan.padded_vocab_size})",
@@ -61,6 +66,8 @@ def plan_summary(plan: Plan) -> str:
         f"platform {parallel.platform}",
         "stages": f"{' '.join(str(count) for count in plan.layers_per_stage)} layers; at most {max(per_rank):,} "
         "parameters on a rank",
+        "memory": f"about {memory.total / GIB:.1f} GiB on the fullest rank, {state / GIB:.1f} of it weights, gradients "
+        "and optimizer; by arithmetic, the device's own not counted",
         "batch": f"{training.global_batch_size} sequences of {training.seq_length} tokens: {plan.num_microbatches} "
         f"micro-batches of {training.micro_batch_size} on each replica{ramp_text(plan)}",
         "run": f"{steps:,} of {plan.num_steps:,} steps, {plan.tokens_per_step:,} tokens a step, "

@@ -1,0 +1,109 @@
+"""Memory a rank needs to train, by arithmetic; nothing here has been compared with a GPU.
+
+N parameters of the rank, D ranks that share the optimizer's state (data x context parallel), s sequence on this rank
+(the sequence over the context-parallel size), b micro-batch, h hidden, F width of a feed-forward branch, P query heads
+x head size, G key/value heads x head size, V padded vocabulary, t tensor-parallel size.
+
+State, bytes a parameter: bf16 weights 2, fp32 gradients 4, fp32 masters and two moments 12 / D. In fp32 the weights are
+their own masters: 4, 4, 8 / D.
+
+Activations kept for the backward pass, numbers a token and layer: what the two norms read and write 4h; queries, keys
+and values as attention reads them P + 2G; its output P; gate and up projection 2F; their product F. Two bytes each in
+bf16. Of these the norms' 4h is whole on each tensor-parallel rank, unless sequence parallelism divides it; the rest
+is divided by t. Attention keeps no probabilities (flash attention), so that `selective` recomputation saves nothing
+here. `full` keeps what a layer reads, h, and one layer's activations while it is computed again.
+
+A stage of the 1F1B schedule holds as many micro-batches at once as there are stages from it to the last one; the
+interleaved schedule holds (1 + (p - 1) / (p v)) times as much on the first stage.
+
+Around the layers: the embedding's output; the last norm; for 512 tokens at a time logits (in the weights' precision)
+and hidden states; the gradient of the last hidden states.
+Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for the method and the schedules' factors; Rajbhandari et
+al. 2020 (arXiv 1910.02054) for the state; the layer's own terms are counted from `model/layer_spec.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen_megatron.config.resolve import Plan
+
+LOSS_CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes of the largest rank of a stage.
+
+    Attributes:
+        weights, gradients, optimizer: State.
+        activations: What waits for the backward pass at the fullest moment.
+        loss: Output layer and loss, on the last stage.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        """All together; the device's context, the collectives' buffers and fragmentation come on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+
+
+def rank_memory(plan: Plan) -> tuple[RankMemory, ...]:
+    """Memory of one rank of each pipeline stage."""
+    return tuple(stage_memory(plan, stage) for stage in range(len(plan.layers_per_stage)))
+
+
+def stage_memory(plan: Plan, stage: int) -> RankMemory:
+    """Memory of one rank of a pipeline stage, the first is 0."""
+    is_bf16 = plan.training.precision == "bf16"
+    parameters = plan.num_parameters_per_rank[stage]
+    sharing = plan.data_parallel_size * plan.parallel.context_parallel_size
+    return RankMemory(
+        weights=(2 if is_bf16 else 4) * parameters,
+        gradients=4 * parameters,
+        optimizer=-(-(12 if is_bf16 else 8) * parameters // sharing),
+        activations=activation_bytes(plan, stage),
+        loss=loss_bytes(plan) if stage == len(plan.layers_per_stage) - 1 else 0,
+    )
+
+
+def activation_bytes(plan: Plan, stage: int) -> int:
+    """What the layers of a stage keep at the fullest moment."""
+    model, parallel = plan.model, plan.parallel
+    tensor_size, num_stages = parallel.tensor_model_parallel_size, len(plan.layers_per_stage)
+    split_hidden = tensor_size if parallel.sequence_parallel else 1
+    query, key = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    layer = 4 * model.hidden_size / split_hidden + (2 * query + 2 * key + 3 * model.ffn_hidden_size) / tensor_size
+    kept, working = layer, 0.0
+    if parallel.recompute_granularity == "full":
+        kept, working = model.hidden_size / split_hidden, layer
+    in_flight = float(min(num_stages - stage, plan.num_microbatches))
+    pieces = parallel.virtual_pipeline_model_parallel_size
+    if pieces is not None:
+        in_flight = num_stages * (1 + (num_stages - 1) / (num_stages * pieces))
+    embedded = model.hidden_size / split_hidden if stage == 0 else 0.0
+    numbers = in_flight * (plan.layers_per_stage[stage] * kept + embedded) + working
+    return round(numbers * tokens_of_microbatch(plan) * bytes_per_number(plan))
+
+
+def loss_bytes(plan: Plan) -> int:
+    """Logits of a chunk, and the last hidden states with their gradient."""
+    rows = plan.padded_vocab_size // plan.parallel.tensor_model_parallel_size
+    chunk = min(LOSS_CHUNK_TOKENS, tokens_of_microbatch(plan))
+    hidden = 3 * tokens_of_microbatch(plan) * plan.model.hidden_size
+    return (chunk * rows + hidden) * bytes_per_number(plan)
+
+
+def tokens_of_microbatch(plan: Plan) -> int:
+    """Tokens of a micro-batch on one context-parallel rank."""
+    return plan.training.micro_batch_size * plan.training.seq_length // plan.parallel.context_parallel_size
+
+
+def bytes_per_number(plan: Plan) -> int:
+    """Of weights and activations."""
+    return 2 if plan.training.precision == "bf16" else 4
