@@ -13,8 +13,8 @@ from data_tools.pipeline.run import SUMMARY
 
 REPORT = "report.html"
 _WHERE = (
-    "A few of each reason. All are in *.dropped.jsonl.zst beside the shards of their stage; rejected.jsonl of the first "
-    "stage lists the records that cannot be read."
+    "A few of each reason. All are in *.dropped.jsonl.zst beside the shards of their stage; rejected.jsonl of the "
+    "first stage lists the records that cannot be read."
 )
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 64rem; margin: 2rem auto;
@@ -139,14 +139,16 @@ def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
         numbers = [_count(records_in), _count(records_out), _percent(records_out, records_in)]
         rows.append(_row(f"<b>{_text(stage['name'])}</b>", numbers, _bar(records_out / whole)))
         for reason, count in sorted(stage["rejected"].items(), key=lambda item: -item[1]):
-            numbers = ["", f"&minus;{_count(count)}", f"&minus;{_percent(count, records_in)}"]
+            numbers = ["", f"&minus;{_count(count)}", _percent(-count, records_in)]
             rows.append(_row(_text(reason), numbers, _bar(count / whole, "lost"), "reason"))
     return _table(["stage", "#in", "#out", "#% of in", "share of all records"], rows)
 
 
 def _percent(part: int, whole: int) -> str:
     percent = 100 * part / max(1, whole)
-    return f"{percent:.1f}" if percent >= 0.1 or not part else "&lt;0.1"
+    if part and abs(percent) < 0.05:
+        return "&lt;0.1"
+    return f"{percent:.1f}".replace("-", "&minus;")
 
 
 def _matches(table: Mapping[str, Sequence[int]]) -> str:
