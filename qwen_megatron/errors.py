@@ -6,7 +6,7 @@ Each message names the file or key, the rule that is broken, the operands and wh
 
 from data_tools.errors import DataError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "PlatformError", "TrainingError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "PlatformError", "ReplicaError", "TrainingError"]
 
 
 class ConfigError(Exception):
@@ -27,3 +27,7 @@ class PlatformError(Exception):
 
 class TrainingError(Exception):
     """A run met something it must not train through, such as a loss that is not a number."""
+
+
+class ReplicaError(TrainingError):
+    """Ranks that must hold the same weights do not: a machine is ill, the last checkpoint is not."""

@@ -58,3 +58,8 @@ def number(environment: Mapping[str, str], name: str, problems: list[str]) -> in
         problems.append(f"{name}={text[:40]!r}: must be a number; start with torchrun, which sets it, or unset it")
         return None
     return int(text)
+
+
+def restart_count(environment: Mapping[str, str]) -> int:
+    """How often torchrun has started this job again; 0 at first and without torchrun."""
+    return number(environment, "TORCHELASTIC_RESTART_COUNT", []) or 0

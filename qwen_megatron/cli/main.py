@@ -14,6 +14,7 @@ import importlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -25,6 +26,9 @@ from qwen_megatron.errors import (
     PlatformError,
     TrainingError,
 )
+
+# How long a rank without a message waits for the one that has it.
+PATIENCE_SECONDS = 5.0
 
 COMMANDS = ("pretrain", "show_config", "certify", "trace", "report", "convert", "logits", "generate")
 
@@ -90,6 +94,8 @@ def report(error: ConfigError, environment: Mapping[str, str]) -> None:
     except ConfigError:
         launch = Launch(rank=0, local_rank=0, world_size=None)
     if launch.rank != 0 and not (isinstance(error, MachineError) and launch.local_rank == 0):
+        # torchrun ends all processes as soon as one has ended: the one that speaks must not be cut off.
+        time.sleep(PATIENCE_SECONDS)
         return
     where = f" on {socket.gethostname()}" if launch.rank != 0 else ""
     count = len(error.problems)

@@ -18,6 +18,7 @@ from qwen_megatron.config.resolve import Plan, examine, plan_of
 from qwen_megatron.config.setting import closest
 from qwen_megatron.data.blending import largest_remainder
 from qwen_megatron.errors import ConfigError, DataError
+from qwen_megatron.train.failure import refusal
 
 # Of every usual file system.
 LONGEST_NAME_BYTES = 255
@@ -145,7 +146,7 @@ def check_packages(logging: LoggingConfig) -> list[str]:
 
 
 def check_directory(directory: str) -> list[str]:
-    """The run's folder exists or can be made, and can be written to."""
+    """The run's folder exists or can be made, can be written to, and is not left by a failure that would repeat."""
     key = f"checkpoint.directory={directory}"
     if not directory:
         return [f"{key}: is needed to train; use a folder for this run, such as runs/first"]
@@ -161,4 +162,5 @@ def check_directory(directory: str) -> list[str]:
         return [f"{key}: {existing} is not a folder; use another path"]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"{key}: {existing} cannot be written to; use another folder or change its permissions"]
-    return []
+    refused = refusal(Path(directory))
+    return [] if refused is None else [refused]

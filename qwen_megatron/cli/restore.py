@@ -22,7 +22,13 @@ from qwen_megatron.train.state import TrainState
 log = logging.getLogger(__name__)
 
 # They may change between two parts of a run without a change in what it computes.
-HARMLESS = ("training.exit_iter", "training.eval_interval", "training.micro_batch_size")
+HARMLESS = (
+    "training.exit_iter",
+    "training.eval_interval",
+    "training.micro_batch_size",
+    "training.skip_nonfinite_steps",
+    "training.spike_sigmas",
+)
 
 # With another value of these, sample numbers mean other tokens.
 ORDER_OF_SAMPLES = (("training", "seed"), ("training", "seq_length"), ("data", "eval_samples"))

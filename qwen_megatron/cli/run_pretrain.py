@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from qwen_megatron.checkpoint.contents import plan_sections
@@ -17,6 +18,8 @@ from qwen_megatron.checkpoint.manifest import write_synced
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.checkpoint.save import Saver
+from qwen_megatron.cli.failure_report import FailureReport
+from qwen_megatron.cli.launch import restart_count
 from qwen_megatron.cli.restore import restore
 from qwen_megatron.cli.starts import record_start
 from qwen_megatron.config.flops import flops_formula, utilization_formula
@@ -25,16 +28,22 @@ from qwen_megatron.config.resolve import Plan
 from qwen_megatron.data.dataset import open_dataset
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
-from qwen_megatron.platforms import get_platform
+from qwen_megatron.parallel.meeting import Job, join_job
+from qwen_megatron.platforms import Platform, get_platform
 from qwen_megatron.train.engine import Engine, build_engine
+from qwen_megatron.train.failure import retire_failure
 from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.leave import LeaveHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
 from qwen_megatron.train.hooks.profile import ProfileHook
+from qwen_megatron.train.hooks.replicas import ReplicaHook
+from qwen_megatron.train.hooks.straggler import StragglerHook
 from qwen_megatron.train.hooks.wandb import WandbHook
+from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.loop import train
 from qwen_megatron.train.run import Hook, Run
+from qwen_megatron.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -49,32 +58,55 @@ def pretrain(plan: Plan) -> None:
     limit_threads(plan.world_size)
     platform = get_platform(plan.parallel.platform)
     shims = platform.prepare()
-    timeout = plan.parallel.distributed_timeout_seconds
-    device = start_process_group(platform, timeout, plan.parallel.start_timeout_seconds)
-    groups: Groups | None = None
-    try:
-        groups = build_groups(
-            tensor_model_parallel_size=plan.parallel.tensor_model_parallel_size,
-            pipeline_model_parallel_size=plan.parallel.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=plan.parallel.virtual_pipeline_model_parallel_size,
-            context_parallel_size=plan.parallel.context_parallel_size,
-            device=device,
-            timeout_seconds=timeout,
-        )
-        with contextlib.ExitStack() as held:
-            if groups.rank == 0:
-                directory = Path(plan.checkpoint.directory)
-                directory.mkdir(parents=True, exist_ok=True)
-                held.enter_context(run_lock(directory))
-                announce(plan, platform.name, shims)
-            run = build_run(plan, build_engine(plan, groups, platform))
-            if groups.rank == 0:
-                record_start(run)
-            train(run)
-        if groups.rank == 0 and run.stopping is not None:
-            log.info("left after step %d: %s", run.state.iteration, run.stopping)
-    finally:
-        leave(groups)
+    job = join_job(platform, plan.parallel.start_timeout_seconds)
+    report = FailureReport(Path(plan.checkpoint.directory), job, restart_count(os.environ))
+    with Watch(job.store, job.rank, job.world_size, plan.parallel, report.stuck) as watch:
+        report.watch = watch
+        groups: Groups | None = None
+        try:
+            groups = start_groups(plan, platform, job)
+            with contextlib.ExitStack() as held:
+                if groups.rank == 0:
+                    take_folder(plan, held)
+                # Only now does every rank know that the folder is this job's.
+                dist.barrier()
+                report.owns_folder = True
+                if groups.rank == 0:
+                    announce(plan, platform.name, shims)
+                run = build_run(plan, build_engine(plan, groups, platform))
+                if groups.rank == 0:
+                    record_start(run)
+                watch.follow(run)
+                train(run)
+            if groups.rank == 0 and run.stopping is not None:
+                log.info("left after step %d: %s", run.state.iteration, run.stopping)
+        except Exception as error:
+            report.failed(error)
+            raise
+        finally:
+            leave(groups)
+
+
+def start_groups(plan: Plan, platform: Platform, job: Job) -> Groups:
+    """The collectives of the plan's layout."""
+    parallel = plan.parallel
+    timeout = parallel.collective_timeout_seconds
+    return build_groups(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        device=start_process_group(platform, timeout, job),
+        timeout_seconds=timeout,
+    )
+
+
+def take_folder(plan: Plan, held: contextlib.ExitStack) -> None:
+    """Rank 0 locks the run's folder for this job, and puts aside what an earlier part failed of."""
+    directory = Path(plan.checkpoint.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    held.enter_context(run_lock(directory))
+    retire_failure(directory)
 
 
 def build_run(plan: Plan, engine: Engine) -> Run:
@@ -101,8 +133,11 @@ def build_run(plan: Plan, engine: Engine) -> Run:
     hooks: list[Hook] = reporting_hooks(plan)
     if plan.data.eval_samples:
         hooks.append(EvaluationHook(plan.training.eval_interval))
+    # A sick state is not saved.
+    hooks += [StragglerHook(plan.logging.straggler_interval), ReplicaHook(plan.logging.replica_check_interval)]
     hooks += [checkpoint_hook(plan), LeaveHook(seconds(plan.training.exit_duration_minutes))]
-    return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks)
+    judge = Judge(max_skips=plan.training.skip_nonfinite_steps, spike_sigmas=plan.training.spike_sigmas)
+    return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks, judge=judge)
 
 
 def reporting_hooks(plan: Plan) -> list[Hook]:

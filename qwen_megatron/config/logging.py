@@ -18,6 +18,16 @@ class LoggingConfig:
     log_interval: int = field(
         default=1, metadata=count("Optimizer steps between lines on the console; metrics.jsonl has every step.")
     )
+    replica_check_interval: int = field(
+        default=100,
+        metadata=count(
+            "Optimizer steps between comparisons of the weights that several processes must hold alike; also writes a "
+            "hash of all weights to metrics.jsonl."
+        ),
+    )
+    straggler_interval: int = field(
+        default=10, metadata=count("Optimizer steps between looks for a process that keeps the others waiting.")
+    )
     tensorboard: bool = field(default=True, metadata=about("Write TensorBoard files."))
     wandb_project: str | None = field(
         default=None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from qwen_megatron.config.setting import about, count
 
 MAX_PROCESSES = 1 << 20
+LONGEST_TIMEOUT = 7 * 86400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +88,26 @@ class ParallelOptions:
             choices=("auto", "cpu", "cuda"),
         ),
     )
-    distributed_timeout_seconds: int = field(
-        default=600,
-        metadata=count("A process that waits longer than this for another one ends with an error.", maximum=7 * 86400),
-    )
     start_timeout_seconds: int = field(
         default=1800,
         metadata=count(
-            "Start-up fails if a process has not joined after this time, or has not finished its first step this long "
-            "after building and loading began.",
-            maximum=7 * 86400,
+            "A start fails if a process has not joined after this time, or makes no progress for so long until the "
+            "first step is done.",
+            maximum=LONGEST_TIMEOUT,
         ),
+    )
+    step_timeout_seconds: int = field(
+        default=600,
+        metadata=count(
+            "A process that makes no progress for so long in a step ends and says which process is silent.",
+            maximum=LONGEST_TIMEOUT,
+        ),
+    )
+    evaluation_timeout_seconds: int = field(
+        default=600, metadata=count("The same in an evaluation.", maximum=LONGEST_TIMEOUT)
+    )
+    save_timeout_seconds: int = field(
+        default=1800, metadata=count("The same for a whole save.", maximum=LONGEST_TIMEOUT)
     )
 
 
@@ -111,3 +121,13 @@ class ParallelConfig(ParallelOptions):
     def replica_size(self) -> int:
         """Processes that hold one replica of the model and work on the same samples."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def collective_timeout_seconds(self) -> int:
+        """Collectives fail by themselves after it, where nothing else has noticed before."""
+        return 30 + max(
+            self.start_timeout_seconds,
+            self.step_timeout_seconds,
+            self.evaluation_timeout_seconds,
+            self.save_timeout_seconds,
+        )

@@ -79,6 +79,23 @@ class TrainingOptions:
     eval_interval: int = field(
         default=1000, metadata=count("Optimizer steps between evaluations on the held-out samples.")
     )
+    skip_nonfinite_steps: int = field(
+        default=0,
+        metadata=count(
+            "Steps in a row that are left out because loss or gradient is not finite; one more ends the run. Their "
+            "samples are not used again. Default: the first one ends the run.",
+            minimum=0,
+        ),
+    )
+    spike_sigmas: float = field(
+        default=10.0,
+        metadata=about(
+            "A loss so many robust standard deviations above the median of the last 64 is reported, and the step run "
+            "again to tell a machine's error from the data's; 0 turns it off.",
+            minimum=0.0,
+            maximum=1e9,
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,8 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from qwen_megatron.errors import PlatformError
-from qwen_megatron.parallel.meeting import meet
+from qwen_megatron.parallel.meeting import Job, join_job
 from qwen_megatron.platforms import Platform
 
 
@@ -67,58 +65,25 @@ class Groups:
         return dist.get_process_group_ranks(self.pp)[-1]
 
 
-def start_process_group(
-    platform: Platform, timeout_seconds: float, start_timeout_seconds: float | None = None
-) -> torch.device:
-    """Joins the job that torchrun started, or makes a job of one process where it did not.
+def start_process_group(platform: Platform, timeout_seconds: float, job: Job | None = None) -> torch.device:
+    """Starts the collectives of a job.
 
     Args:
         platform: Machine.
         timeout_seconds: A collective fails after it.
-        start_timeout_seconds: All ranks have come by then; None for `timeout_seconds`.
+        job: Ranks that have met; None joins the launcher's job first.
     Returns:
         The device of this rank.
     Raises:
-        PlatformError: if torchrun's variables are incomplete, or a rank does not come.
+        PlatformError: as `join_job` does.
     """
+    if job is None:
+        job = join_job(platform, timeout_seconds)
     timeout = timedelta(seconds=timeout_seconds)
-    if "WORLD_SIZE" not in os.environ:
-        dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return platform.device(0)
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise PlatformError(
-            f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun, or unset WORLD_SIZE"
-        )
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = platform.device(int(os.environ["LOCAL_RANK"]))
-    start = timeout_seconds if start_timeout_seconds is None else start_timeout_seconds
-    store = meet(open_store(rank, start), rank, world_size, start)
-    dist.init_process_group(platform.backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    return device
-
-
-def open_store(rank: int, timeout_seconds: float) -> dist.Store:
-    """A connection to the job's store: torchrun's agent has it, or rank 0 where another launcher started the job.
-
-    Raises:
-        PlatformError: if nobody answers there.
-    """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    try:
-        return dist.TCPStore(
-            host,
-            port,
-            is_master=hosts_store,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=timeout_seconds),
-            multi_tenant=True,
-        )
-    except RuntimeError as error:
-        raise PlatformError(
-            f"rank {rank}: no store at {host}:{port} (MASTER_ADDR, MASTER_PORT) within {timeout_seconds:g} s: {error}"
-        ) from error
+    dist.init_process_group(
+        platform.backend, store=job.store, rank=job.rank, world_size=job.world_size, timeout=timeout
+    )
+    return job.device
 
 
 def build_groups(

@@ -15,14 +15,79 @@ import os
 import socket
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from qwen_megatron.errors import PlatformError
+from qwen_megatron.platforms import Platform
 
 # Seconds between looks at who has come; ranks arrive seconds apart anyway.
 PAUSE_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """This process's place in a job whose ranks have all come.
+
+    Attributes:
+        rank: Its number.
+        world_size: Processes of the job.
+        device: Where its tensors live.
+        store: Shared by the ranks of this attempt, and new.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    store: dist.Store
+
+
+def join_job(platform: Platform, timeout_seconds: float) -> Job:
+    """Joins the job that torchrun started, or makes a job of one process where it did not.
+
+    Args:
+        platform: Machine.
+        timeout_seconds: All ranks have come by then.
+    Raises:
+        PlatformError: if torchrun's variables are incomplete, or a rank does not come.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return Job(rank=0, world_size=1, device=platform.device(0), store=dist.HashStore())
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise PlatformError(
+            f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun, or unset WORLD_SIZE"
+        )
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = meet(open_store(rank, timeout_seconds), rank, world_size, timeout_seconds)
+    device = platform.device(int(os.environ["LOCAL_RANK"]))
+    return Job(rank=rank, world_size=world_size, device=device, store=store)
+
+
+def open_store(rank: int, timeout_seconds: float) -> dist.Store:
+    """A connection to the job's store: torchrun's agent has it, or rank 0 where another launcher started the job.
+
+    Raises:
+        PlatformError: if nobody answers there.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=hosts_store,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_seconds),
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        raise PlatformError(
+            f"rank {rank}: no store at {host}:{port} (MASTER_ADDR, MASTER_PORT) within {timeout_seconds:g} s: {error}"
+        ) from error
 
 
 def meet(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:

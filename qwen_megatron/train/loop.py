@@ -56,12 +56,15 @@ def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -
         learning_rate=rate,
         clip_grad=run.plan.optimizer.clip_grad,
         loss_function=loss_function,
+        judge=run.judge,
     )
     run.engine.platform.synchronize()
     seconds = time.perf_counter() - started
-    phase_seconds = mean_over_ranks(run.engine.phases.take(), run.engine.groups)
+    own = run.engine.phases.take()
+    phase_seconds = mean_over_ranks(own, run.engine.groups)
+    own_seconds = sum(own.values()) - own.get("communication", 0.0)
     run.state.advance(batch_size, training.seq_length)
-    return step_record(run, result, rate, batch_size, seconds, phase_seconds)
+    return step_record(run, result, rate, batch_size, seconds, phase_seconds, own_seconds)
 
 
 def mean_over_ranks(seconds: dict[str, float], groups: Groups) -> dict[str, float]:
@@ -74,7 +77,13 @@ def mean_over_ranks(seconds: dict[str, float], groups: Groups) -> dict[str, floa
 
 
 def step_record(
-    run: Run, result: StepResult, rate: float, batch_size: int, seconds: float, phase_seconds: dict[str, float]
+    run: Run,
+    result: StepResult,
+    rate: float,
+    batch_size: int,
+    seconds: float,
+    phase_seconds: dict[str, float],
+    own_seconds: float,
 ) -> StepRecord:
     """Adds counters, speed and memory to a step's result."""
     plan, groups = run.plan, run.engine.groups
@@ -96,4 +105,7 @@ def step_record(
             None if peak is None else plan.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)
         ),
         peak_memory_bytes=int(memory.item()),
+        own_seconds=own_seconds,
+        skipped_steps=run.judge.skipped,
+        spike=result.spike,
     )

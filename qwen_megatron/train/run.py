@@ -10,6 +10,7 @@ from qwen_megatron.config.resolve import Plan
 from qwen_megatron.data.dataset import BlendedDataset
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.state import TrainState
 
 
@@ -29,6 +30,9 @@ class StepRecord:
         tokens_per_second: Of the whole job.
         model_flops_utilization: Share of the peak, None where no peak is configured.
         peak_memory_bytes: Largest memory of any rank so far.
+        own_seconds: Of step_seconds, what this rank did besides communicating; differs from rank to rank.
+        skipped_steps: Steps of this start so far that were left out because they were not finite.
+        spike: `transient` or `reproducible` if the loss jumped; None otherwise.
     """
 
     step: int
@@ -42,6 +46,9 @@ class StepRecord:
     tokens_per_second: float
     model_flops_utilization: float | None
     peak_memory_bytes: int
+    own_seconds: float = 0.0
+    skipped_steps: int = 0
+    spike: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,9 @@ class Hook:
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         """After an evaluation."""
 
+    def on_row(self, run: Run, row: Mapping[str, object]) -> None:
+        """Something else that belongs into metrics.jsonl, with its step."""
+
     def on_end(self, run: Run) -> None:
         """After the last step; not after an error."""
 
@@ -91,6 +101,7 @@ class Run:
         dataset: Samples.
         loader: Micro-batches of this rank.
         hooks: In the order they are called.
+        judge: Says whether a step's gradient may be applied.
         stopping: Why the run ends after the current step, if it does.
     """
 
@@ -100,6 +111,7 @@ class Run:
     dataset: BlendedDataset
     loader: Loader
     hooks: Sequence[Hook] = field(default_factory=tuple)
+    judge: Judge = field(default_factory=Judge)
     stopping: str | None = None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,13 +13,15 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from qwen_megatron.data.batch import Batch, split_sequence
-from qwen_megatron.errors import TrainingError
 from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.model.loss import summed_loss
 from qwen_megatron.model.row_context import RowContext
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.judge import Judge, Measured, Verdict
 from qwen_megatron.train.optimizer import gradient_norm, update
+
+log = logging.getLogger(__name__)
 
 # Takes the model's output on the last stage and the batch; returns the scalar fp32 sum to minimise and the int32 number
 # of tokens it is a sum of.
@@ -33,10 +35,14 @@ class StepResult:
     Attributes:
         loss: Mean over the batch's counted tokens, nats.
         grad_norm: L2 norm of the gradient before clipping.
+        updated: Whether the weights were changed; not if the step was skipped.
+        spike: `transient` or `reproducible` if the loss jumped; None otherwise.
     """
 
     loss: float
     grad_norm: float
+    updated: bool = True
+    spike: str | None = None
 
 
 def pretraining_loss(losses_bs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,6 +59,7 @@ def train_step(
     clip_grad: float,
     num_microbatches: int | None = None,
     loss_function: LossFunction = pretraining_loss,
+    judge: Judge | None = None,
 ) -> StepResult:
     """Forward, backward and update over one global batch.
 
@@ -64,34 +71,51 @@ def train_step(
         clip_grad: Largest gradient norm; 0 for any.
         num_microbatches: Micro-batches of this step on every rank; None for those of a full batch.
         loss_function: What to minimise.
+        judge: Says whether the gradient may be applied; None refuses what is not finite.
     Raises:
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
     """
+    judge = judge or Judge()
+    with engine.phases.enter("data"):
+        taken = list(itertools.islice(batches, num_microbatches or engine.num_microbatches))
+    measure = functools.partial(measure_gradient, engine, taken, loss_function, step)
+    verdict = judge.decide(engine, step, measure(), measure)
+    measured = verdict.measured
+    if verdict.spike is not None:
+        log_spike(engine.groups, step, verdict)
+    if verdict.may_update:
+        with engine.phases.enter("optimizer"):
+            update(engine.optimizer, learning_rate, clip_grad, measured.grad_norm)
+    return StepResult(loss=measured.loss, grad_norm=measured.grad_norm, updated=verdict.may_update, spike=verdict.spike)
+
+
+def measure_gradient(engine: Engine, batches: list[Batch], loss_function: LossFunction, step: int) -> Measured:
+    """Leaves the gradient of the micro-batches in the optimizer's buffers; no weight is touched."""
     with engine.phases.enter("optimizer"):
         for chunk in engine.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         engine.optimizer.zero_grad()
-    if num_microbatches is None:
-        num_microbatches = engine.num_microbatches
-    loss = run_microbatches(engine, batches, num_microbatches, loss_function, forward_only=False, step=step)
+    outputs = forward_backward(engine, iter(batches), len(batches), loss_function, forward_only=False, step=step)
+    own_loss = sum(output[0].item() for output in outputs) if engine.groups.is_last_stage else 0.0
+    with engine.phases.enter("communication"):
+        loss = mean_loss(outputs, engine.groups)
     with engine.phases.enter("optimizer"):
         engine.optimizer.prepare_grads()
         norm = gradient_norm(engine.optimizer)
-        if not finite_everywhere(engine.groups, loss, norm):
-            raise TrainingError(
-                f"step {step}: loss={loss} and grad_norm={norm} must be finite on every rank; no weight was changed. "
-                "Lower optimizer.lr or look at the samples of this step"
-            )
-        update(engine.optimizer, learning_rate, clip_grad, norm)
-    return StepResult(loss=loss, grad_norm=norm)
+    return Measured(loss=loss, grad_norm=norm, own_loss=own_loss)
 
 
-def finite_everywhere(groups: Groups, *values: float) -> bool:
-    """Whether the values are finite on all ranks of the job: either every rank takes the step or none does."""
-    finite = torch.tensor([all(map(math.isfinite, values))], dtype=torch.int32, device=groups.device)
-    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-    return bool(finite.item())
+def log_spike(groups: Groups, step: int, verdict: Verdict) -> None:
+    if groups.rank == 0:
+        log.warning(
+            "step %d: loss %.4f is above %.4f, far from recent ones; run again: %.4f, so it is %s",
+            step,
+            verdict.first_loss,
+            verdict.limit,
+            verdict.measured.loss,
+            verdict.spike,
+        )
 
 
 @torch.no_grad()
@@ -117,11 +141,26 @@ def run_microbatches(
     step: int = 0,
 ) -> float:
     """Sends micro-batches through Megatron's schedule; returns the mean loss over all ranks' tokens."""
+    outputs = forward_backward(engine, batches, num_microbatches, loss_function, forward_only=forward_only, step=step)
+    with engine.phases.enter("communication"):
+        return mean_loss(outputs, engine.groups)
+
+
+def forward_backward(
+    engine: Engine,
+    batches: Iterator[Batch],
+    num_microbatches: int,
+    loss_function: LossFunction,
+    *,
+    forward_only: bool,
+    step: int,
+) -> list[torch.Tensor]:
+    """Sends micro-batches through Megatron's schedule; returns fp64 (total loss, tokens) of each on the last stage."""
     # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
     with engine.phases.enter("data"):
         taken = itertools.islice(batches, num_microbatches)
         step_batches = [split_sequence(batch, engine.groups.cp) for batch in taken]
-    outputs = get_forward_backward_func()(
+    outputs: list[torch.Tensor] = get_forward_backward_func()(
         forward_step_func=functools.partial(
             forward_step, loss_function=loss_function, context=functools.partial(row_context, engine, step)
         ),
@@ -132,8 +171,7 @@ def run_microbatches(
         micro_batch_size=engine.micro_batch_size,
         forward_only=forward_only,
     )
-    with engine.phases.enter("communication"):
-        return mean_loss(outputs, engine.groups)
+    return outputs
 
 
 def forward_step(

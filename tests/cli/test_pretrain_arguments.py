@@ -25,6 +25,7 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("qwen_megatron.cli.main.PATIENCE_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ ONE_PROBLEM = {
         "or raise parallel.tensor_model_parallel_size"
     ),
     "parallel.platform=gpu": "must be auto, cpu or cuda; use cpu",
-    "parallel.distributed_timeout_seconds=0": "must be at least 1; use 1",
+    "parallel.step_timeout_seconds=0": "must be at least 1; use 1",
     "model.preset=qwen-7": "must be tiny, qwen-0.5b, qwen-1.8b, qwen-7b, qwen-14b or qwen-72b; use qwen-7b",
     "model.num_layers=-1": "must be at least 1; use 1",
     "model.num_attention_heads=5": "must divide model.hidden_size(64) where model.kv_channels is not given; use 4 or 8",

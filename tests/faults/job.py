@@ -58,6 +58,8 @@ class Job:
         program = [str(SICK_WORKER)] if faults else ["-m", "qwen_megatron"]
         run = [f"data.blend=[{corpus}]", f"checkpoint.directory={directory}"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
+        root = Path(__file__).parents[2]
+        environment |= {"PYTHONPATH": str(root)}
         environment |= {"OMP_NUM_THREADS": "1", MARK: self.mark, FAULTS: json.dumps([vars(fault) for fault in faults])}
         directory.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as stream:
@@ -67,7 +69,7 @@ class Job:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                cwd=Path(__file__).parents[2],
+                cwd=root,
             )
 
     def __enter__(self) -> Job:

@@ -26,7 +26,8 @@ class Fault:
         at: `module:function` or `module:Class.method`, looked up where it is called from.
         calls: Numbers of the calls that it happens at, the first is 1; empty for all.
         do: `kill`, `stop`, `exit`, `raise`, `sleep` (before the call), `nan` (the call's result is nan).
-        seconds: Length of a sleep; delay of a signal, so that it hits something in the middle.
+        seconds: Length of a sleep; wait before a stop; how long the call goes on before a kill, which hits something in
+            the middle then.
         attempt: Number of the start that it happens in, the first is 0; None for all.
     """
 
@@ -38,12 +39,11 @@ class Fault:
     attempt: int | None = 0
 
     def happen(self) -> None:
-        if self.do in ("kill", "stop"):
-            number = signal.SIGKILL if self.do == "kill" else signal.SIGSTOP
-            if self.seconds:
-                threading.Timer(self.seconds, os.kill, (os.getpid(), number)).start()
-            else:
-                os.kill(os.getpid(), number)
+        if self.do == "kill":
+            threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif self.do == "stop":
+            time.sleep(self.seconds)
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif self.do == "exit":
             os._exit(7)
         elif self.do == "raise":

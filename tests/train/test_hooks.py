@@ -34,6 +34,9 @@ FIELDS = {
     "tokens_per_second",
     "model_flops_utilization",
     "peak_memory_bytes",
+    "own_seconds",
+    "skipped_steps",
+    "spike",
 }
 
 

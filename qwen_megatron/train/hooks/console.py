@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from typing import TextIO
@@ -27,6 +28,7 @@ class ConsoleHook(Hook):
         self.recent_seconds.append(record.step_seconds)
         last = run.num_steps
         wanted = is_first or record.step % self.interval == 0 or record.step == run.last_step
+        wanted = wanted or record.spike is not None or not math.isfinite(record.loss + record.grad_norm)
         if not (run.is_main and wanted):
             return
         left = (run.last_step - record.step) * sum(self.recent_seconds) / len(self.recent_seconds)
@@ -41,6 +43,10 @@ class ConsoleHook(Hook):
         if record.model_flops_utilization is not None:
             parts.append(f"MFU {record.model_flops_utilization:.1%}")
         parts += [f"{record.peak_memory_bytes / 2**30:.2f} GiB/rank", f"left {duration(left)}"]
+        if record.spike is not None:
+            parts.append(f"spike, {record.spike}")
+        if not math.isfinite(record.loss) or not math.isfinite(record.grad_norm):
+            parts.append(f"skipped, {record.skipped_steps} so far")
         self.print(" | ".join(parts))
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:

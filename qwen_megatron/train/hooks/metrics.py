@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -39,7 +40,10 @@ class MetricsHook(Hook):
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         self.write(dataclasses.asdict(record))
 
-    def write(self, row: dict[str, object]) -> None:
+    def on_row(self, run: Run, row: Mapping[str, object]) -> None:
+        self.write(row)
+
+    def write(self, row: Mapping[str, object]) -> None:
         if self.stream is not None:
             # JSON has neither NaN nor infinity.
             finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

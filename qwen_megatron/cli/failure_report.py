@@ -1,0 +1,73 @@
+"""What a failing rank says and leaves behind before it goes."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+from pathlib import Path
+
+from qwen_megatron.parallel.meeting import Job
+from qwen_megatron.train.failure import Failure, is_lost_peer, restart_helps, write_failure
+from qwen_megatron.train.watch import Watch
+
+
+class FailureReport:
+    """Prints a failure in one line and records it in the run's folder.
+
+    Args:
+        directory: The run's folder.
+        job: This process's place.
+        attempt: Number of torchrun's start.
+    """
+
+    def __init__(self, directory: Path, job: Job, attempt: int):
+        self.directory = directory
+        self.job = job
+        self.attempt = attempt
+        self.watch: Watch | None = None
+        # Until the folder is known to be this job's, it may be another one's.
+        self.owns_folder = False
+
+    def failed(self, error: Exception) -> None:
+        """An error is on its way out of this process."""
+        message = str(error)
+        lost_peer = is_lost_peer(error)
+        if lost_peer and self.watch is not None:
+            message = f"{self.watch.describe_peers()} ({message})"
+        activity = self.watch.position().activity if self.watch is not None else "start-up"
+        self.tell(type(error).__name__, message, lost_peer=lost_peer, helps=restart_helps(error, activity))
+
+    def stuck(self, message: str) -> None:
+        """This process hangs and is about to end itself."""
+        self.tell("Stuck", message, lost_peer=True, helps=True)
+
+    def tell(self, error: str, message: str, *, lost_peer: bool, helps: bool) -> None:
+        position = self.watch.position() if self.watch is not None else None
+        step = position.step if position is not None else 0
+        samples: tuple[int, ...] = ()
+        if step and self.watch is not None and self.watch.run is not None:
+            run = self.watch.run
+            first = run.state.consumed_samples
+            samples = (first, first + run.plan.training.global_batch_size - 1)
+        failure = Failure(
+            error=error,
+            message=message,
+            rank=self.job.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            attempt=self.attempt,
+            step=step,
+            phase=position.phase if position is not None else "start-up",
+            samples=samples,
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            restart_helps=helps,
+            lost_peer=lost_peer,
+        )
+        print(f"qwen-megatron: {failure}", file=sys.stderr, flush=True)
+        if self.owns_folder:
+            try:
+                write_failure(self.directory, failure)
+            except OSError as problem:
+                print(f"qwen-megatron: the failure cannot be recorded: {problem}", file=sys.stderr, flush=True)

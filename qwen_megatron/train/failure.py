@@ -1,0 +1,121 @@
+"""Why a run failed, for its next start: written by the rank that failed, without asking any other.
+
+`failure.json` in the run's folder is the latest failure; the next start that goes on from it moves it to
+`failures.jsonl`. Neither needs torch: a start that cannot help is refused before anything is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_megatron.errors import CheckpointError, ConfigError, DataError, ReplicaError, TrainingError
+
+FAILURE = "failure.json"
+HISTORY = "failures.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One failure of a run.
+
+    Attributes:
+        error: Class of the error.
+        message: What it says.
+        rank: Number of the process in the job.
+        host: Its machine.
+        pid: Its process number.
+        attempt: Number of torchrun's start, the first is 0.
+        step: The step it was in.
+        phase: What it was doing (`train/phases.py`).
+        samples: First and last sample number of the step; empty before training.
+        time: UTC, ISO 8601.
+        restart_helps: Whether the same command may succeed when it is started again.
+        lost_peer: Another rank's failure came first, and this one only noticed.
+    """
+
+    error: str
+    message: str
+    rank: int
+    host: str
+    pid: int
+    attempt: int
+    step: int
+    phase: str
+    samples: tuple[int, ...]
+    time: str
+    restart_helps: bool
+    lost_peer: bool
+
+    def __str__(self) -> str:
+        where = f"rank {self.rank} ({self.host}, process {self.pid})"
+        samples = f", samples {self.samples[0]} to {self.samples[-1]}" if self.samples else ""
+        return f"{where}: step {self.step}, {self.phase}{samples}: {self.error}: {self.message}"
+
+
+def restart_helps(error: BaseException, activity: str) -> bool:
+    """Whether another start may succeed where this one failed, doing what."""
+    if isinstance(error, CheckpointError):
+        # What cannot be saved now may be saved later; what does not load or fit today will not tomorrow.
+        return activity == "saving"
+    return isinstance(error, ReplicaError) or not isinstance(error, ConfigError | DataError | TrainingError)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone or silent."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # gloo's errors have no class of their own, but name their source file.
+    return "DistError" in kinds or ("RuntimeError" in kinds and ("gloo/" in str(error) or "NCCL" in str(error)))
+
+
+def write_failure(directory: Path, failure: Failure) -> None:
+    """Keeps the failure, if no other rank was first; one that only lost its peer gives way to the culprit's own."""
+    path = directory / FAILURE
+    temporary = directory / f"{FAILURE}.rank{failure.rank}.partial"
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(dataclasses.asdict(failure), indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    try:
+        # Unlike a rename, a link never replaces: the first one stays.
+        os.link(temporary, path)
+    except FileExistsError:
+        present = read_failure(directory)
+        if not failure.lost_peer and (present is None or present.lost_peer):
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_failure(directory: Path) -> Failure | None:
+    """The latest failure; None if there is none or the file is damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        content = json.loads((directory / FAILURE).read_text(encoding="utf-8"))
+        return Failure(**{**content, "samples": tuple(content["samples"])})
+    return None
+
+
+def refusal(directory: Path) -> str | None:
+    """Why a start in this folder cannot help, and how to clear it; None if it may."""
+    failure = read_failure(directory)
+    if failure is None or failure.restart_helps:
+        return None
+    path = directory / FAILURE
+    return (
+        f"{path}: the last start failed at {failure.time}, and the same start would fail again: {failure}. Mend the "
+        f"cause, then remove {path}"
+    )
+
+
+def retire_failure(directory: Path) -> None:
+    """Moves the failure that a start goes on from to the history."""
+    path = directory / FAILURE
+    failure = read_failure(directory)
+    if failure is not None:
+        with (directory / HISTORY).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dataclasses.asdict(failure)) + "\n")
+    path.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""Which rank keeps the others waiting."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+
+import torch
+import torch.distributed as dist
+
+from qwen_megatron.train.run import Hook, Run, StepRecord
+
+log = logging.getLogger(__name__)
+
+# Work of a rank that counts as slow, in that of its peers.
+FACTOR = 1.5
+# Differences below this share of a step do not matter, however large the factor.
+LEAST_SHARE = 0.1
+
+
+class StragglerHook(Hook):
+    """Compares the ranks' own work every `interval` steps, and names those that are much slower than their peers.
+
+    Peers hold the same pipeline stage, so that they have the same to do. Only time outside of communication counts:
+    all ranks of a job take as long as the slowest, most of them by waiting. On CUDA, where work is queued, waiting may
+    hide in any phase, and the report is a hint only.
+
+    Args:
+        interval: Steps between reports.
+    """
+
+    def __init__(self, interval: int):
+        self.interval = interval
+        self.worked = 0.0
+        self.passed = 0.0
+        self.steps = 0
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        self.worked += record.own_seconds
+        self.passed += record.step_seconds
+        self.steps += 1
+        if record.step % self.interval:
+            return
+        groups = run.engine.groups
+        mine = torch.tensor(
+            [self.worked / self.steps, self.passed / self.steps, groups.pp.rank()],
+            dtype=torch.float64,
+            device=groups.device,
+        )
+        self.worked, self.passed, self.steps = 0.0, 0.0, 0
+        everyone = torch.empty(groups.world_size * 3, dtype=torch.float64, device=groups.device)
+        with run.engine.phases.enter("communication"):
+            dist.all_gather_into_tensor(everyone, mine)
+        if run.is_main:
+            for line in stragglers(everyone.view(-1, 3).tolist()):
+                log.warning("step %d: %s", record.step, line)
+
+
+def stragglers(ranks: list[list[float]]) -> list[str]:
+    """A line for each slow rank.
+
+    Args:
+        ranks: For each rank, own seconds a step, seconds a step, and pipeline stage.
+    """
+    lines = []
+    for rank, (worked, step, stage) in enumerate(ranks):
+        peers = [other[0] for number, other in enumerate(ranks) if other[2] == stage and number != rank]
+        if not peers:
+            continue
+        usual = statistics.median_low(peers)
+        if worked > FACTOR * usual and worked - usual > LEAST_SHARE * step:
+            lines.append(
+                f"rank {rank} is a straggler: {worked:.3f} s of its own work a step, its peers {usual:.3f} s, "
+                f"of {step:.3f} s"
+            )
+    return lines

@@ -1,0 +1,60 @@
+"""A rank fails: the first line says where, everybody is gone soon, and a restart that cannot help is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.job import Job
+from tests.faults.sick_worker import Fault
+
+PP2 = "parallel.pipeline_model_parallel_size=2"
+
+
+@pytest.mark.parametrize(
+    ("at", "calls"),
+    [
+        ("qwen_megatron.train.step:forward_step", (10,)),
+        # In a thread that reads ahead: sample 16 is read for step 5.
+        ("qwen_megatron.data.dataset:BlendedDataset.tokens", (17,)),
+    ],
+    ids=["main thread", "loader thread"],
+)
+def test_an_exception_names_rank_step_phase_and_samples(
+    byte_corpus: Path, tmp_path: Path, at: str, calls: tuple[int, ...]
+) -> None:
+    fault = Fault(rank=1, at=at, calls=calls, do="raise")
+    with Job(tmp_path / "run", byte_corpus, 2, PP2, faults=[fault]) as job:
+        job.wait_until(lambda: "ArithmeticError" in job.output(), "the exception")
+        seen = time.monotonic()
+        assert job.wait() == 1
+        # Well before any time-out.
+        assert time.monotonic() - seen < 20
+    said = [line for line in job.output().splitlines() if line.startswith("qwen-megatron: ")]
+    position = re.match(
+        r"qwen-megatron: rank 1 \(.*, process \d+\): step (\d+), (forward|data), samples (\d+) to (\d+): "
+        r"ArithmeticError: a fault of the test",
+        said[0],
+    )
+    assert position is not None, job.output()
+    step, first, last = (int(position[number]) for number in (1, 3, 4))
+    assert (first, last) == (4 * (step - 1), 4 * step - 1)
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert (failure["rank"], failure["error"], failure["lost_peer"]) == (1, "ArithmeticError", False)
+
+
+def test_a_restart_after_nan_is_refused_at_once(byte_corpus: Path, tmp_path: Path) -> None:
+    fault = Fault(rank=0, at="qwen_megatron.train.step:mean_loss", calls=(4,), do="nan")
+    with Job(tmp_path / "run", byte_corpus, 2, faults=[fault], max_restarts=2) as job:
+        assert job.wait() == 1
+    output = job.output()
+    # Trained once; every later attempt read the record and nothing else.
+    assert output.count("parameters on cpu") == 1, output
+    assert output.count("the same start would fail again") == 2
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert (failure["error"], failure["restart_helps"], failure["attempt"]) == ("TrainingError", False, 0)
+    assert failure["samples"] == [4 * (failure["step"] - 1), 4 * failure["step"] - 1]
