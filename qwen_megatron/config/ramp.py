@@ -68,11 +68,10 @@ class BatchSizes:
         """Steps from `consumed` samples on until `total` or more are consumed."""
         return sum(stretch.steps for stretch in self.stretches(consumed, total))
 
-    def samples_after(self, steps: int) -> int:
-        """Samples that the first `steps` steps of a run consume."""
-        consumed = 0
+    def samples_after(self, steps: int, consumed: int = 0) -> int:
+        """Samples consumed when `steps` steps are taken from `consumed` samples on."""
         # No step is larger than a full one.
-        for stretch in self.stretches(0, steps * self.full):
+        for stretch in self.stretches(consumed, consumed + steps * self.full):
             taken = min(steps, stretch.steps)
             steps, consumed = steps - taken, stretch.consumed + taken * stretch.batch_size
             if not steps:

@@ -96,6 +96,7 @@ def step_record(
         loss=result.loss,
         grad_norm=result.grad_norm,
         learning_rate=rate,
+        batch_size=batch_size,
         consumed_samples=run.state.consumed_samples,
         consumed_tokens=run.state.consumed_tokens,
         step_seconds=seconds,

@@ -23,6 +23,7 @@ class StepRecord:
         loss: Mean loss before the update, nats a token.
         grad_norm: L2 norm before clipping.
         learning_rate: Rate of the step.
+        batch_size: Samples of the step.
         consumed_samples: Samples used, this step included.
         consumed_tokens: Tokens used, this step included.
         step_seconds: Wall time.
@@ -39,6 +40,7 @@ class StepRecord:
     loss: float
     grad_norm: float
     learning_rate: float
+    batch_size: int
     consumed_samples: int
     consumed_tokens: int
     step_seconds: float

@@ -28,6 +28,7 @@ FIELDS = {
     "grad_norm",
     "learning_rate",
     "consumed_samples",
+    "batch_size",
     "consumed_tokens",
     "step_seconds",
     "phase_seconds",
@@ -64,7 +65,8 @@ def record(step: int, **others: Any) -> StepRecord:
         "loss": 3.0625,
         "grad_norm": 1.23456,
         "learning_rate": 3e-4,
-        "consumed_samples": 8 * step,
+        "batch_size": 2048,
+        "consumed_samples": 2048 * step,
         "consumed_tokens": 512 * step,
         "step_seconds": 2.5,
         "phase_seconds": PHASE_SECONDS,
@@ -117,6 +119,16 @@ def test_console_prints_the_first_step_after_a_resume(tmp_path: Path) -> None:
     run = make_run(tmp_path, iteration=41)
     lines = printed(ConsoleHook(10, io.StringIO()), run, range(42, 51))
     assert [line.split()[1] for line in lines] == ["42/1000", "50/1000"]
+
+
+def test_console_of_a_ramp_shows_the_batch_and_counts_time_by_samples(tmp_path: Path) -> None:
+    """1000 full batches; 512, 1024, 1536, 2048 samples a step over the first 4096."""
+    ramp = ("training.rampup_start_batch_size=512", "training.rampup_batch_size_increment=512")
+    run = make_run(tmp_path, *ramp, "training.rampup_samples=4096", "training.exit_iter=8")
+    (line,) = printed(ConsoleHook(1, io.StringIO()), run, range(1, 2), batch_size=512, consumed_samples=512)
+    assert line.split(" | ")[:2] == ["step    1/1004", "batch 512"]
+    # Steps 2 to 8: 512, 512, 1024, 1024, 1536, 2048, 2048 samples, at 2.5 s for 512.
+    assert line.endswith("left 42s")
 
 
 def test_time_left_ends_where_the_run_stops(tmp_path: Path) -> None:

@@ -21,17 +21,20 @@ class ConsoleHook(Hook):
     def __init__(self, interval: int, stream: TextIO | None = None):
         self.interval = interval
         self.stream = stream or sys.stdout
-        self.recent_seconds: deque[float] = deque(maxlen=20)
+        self.recent: deque[StepRecord] = deque(maxlen=20)
 
     def on_step(self, run: Run, record: StepRecord) -> None:
-        is_first = not self.recent_seconds
-        self.recent_seconds.append(record.step_seconds)
-        last = run.num_steps
+        is_first = not self.recent
+        self.recent.append(record)
+        last, sizes = run.num_steps, run.plan.training.batch_sizes
         wanted = is_first or record.step % self.interval == 0 or record.step == run.last_step
         wanted = wanted or record.spike is not None or not math.isfinite(record.loss + record.grad_norm)
         if not (run.is_main and wanted):
             return
-        left = (run.last_step - record.step) * sum(self.recent_seconds) / len(self.recent_seconds)
+        # By samples: the steps of a ramp take longer and longer.
+        samples = sizes.samples_after(run.last_step - record.step, record.consumed_samples) - record.consumed_samples
+        seconds = sum(r.step_seconds for r in self.recent) / sum(r.batch_size for r in self.recent)
+        left = samples * seconds
         parts = [
             f"step {record.step:>{len(str(last))}}/{last}",
             f"loss {record.loss:.4f}",
@@ -40,6 +43,8 @@ class ConsoleHook(Hook):
             f"{record.step_seconds:.2f} s ({lost_time(record)})",
             f"{record.tokens_per_second:,.0f} tokens/s",
         ]
+        if sizes.samples:
+            parts.insert(1, f"batch {record.batch_size}")
         if record.model_flops_utilization is not None:
             parts.append(f"MFU {record.model_flops_utilization:.1%}")
         parts += [f"{record.peak_memory_bytes / 2**30:.2f} GiB/rank", f"left {duration(left)}"]
