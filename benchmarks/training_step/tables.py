@@ -1,0 +1,80 @@
+"""Markdown tables of what was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from training_step.contestants import FFN, HEADS, HIDDEN, LAYERS, MEMORY_BATCH, SEQUENCE, SPEED_BATCH, VOCAB
+from training_step.processes import Block
+
+# (first, second, bar): the second's time divided by the first's must reach the bar.
+Ratio = tuple[str, str, float]
+
+
+def seconds(block: Block, clock: str) -> float:
+    """The fastest step of a block."""
+    return min(getattr(block, clock))
+
+
+def speed_lines(title: str, blocks: Mapping[str, Sequence[Block]], ratios: Sequence[Ratio], clock: str) -> list[str]:
+    """Tables of times and ratios.
+
+    Args:
+        title: Heading.
+        blocks: Of every contestant, in the order of rounds.
+        ratios: What to compare; ratios are medians over rounds of ratios within a round.
+        clock: `cpu_seconds` or `wall_seconds`, for the ratios.
+    """
+    lines = [f"### {title}", "", "| | wall s/step | processor s/step |", "|---|---|---|"]
+    for name, several in blocks.items():
+        wall, cpu = (statistics.median(seconds(b, c) for b in several) for c in ("wall_seconds", "cpu_seconds"))
+        lines.append(f"| {name} | {wall:.2f} | {cpu:.2f} |")
+    lines += [
+        "",
+        f"| ratio ({clock.split('_')[0]} time) | median | lowest | highest | bar |",
+        "|---|---|---|---|---|",
+    ]
+    for ours, theirs, bar in ratios:
+        found = [seconds(b, clock) / seconds(a, clock) for a, b in zip(blocks[ours], blocks[theirs], strict=True)]
+        lines.append(
+            f"| {theirs} / {ours} | **{statistics.median(found):.2f}** | {min(found):.2f} | {max(found):.2f} | {bar} |"
+        )
+    return [*lines, ""]
+
+
+def memory_lines(measured: Mapping[str, Block]) -> list[str]:
+    """Table of peaks."""
+    base = measured["transformers bf16 autocast"].peak_bytes
+    lines = [
+        f"### Peak resident memory, one micro-batch of {MEMORY_BATCH} x {SEQUENCE}",
+        "",
+        "| | GB | of transformers autocast |",
+        "|---|---|---|",
+    ]
+    for name, block in measured.items():
+        lines.append(f"| {name} | {block.peak_bytes / 1e9:.2f} | **{block.peak_bytes / base:.2f}** |")
+    return [*lines, "", "Bar: 0.60 of transformers autocast for ours in bf16. The whole process is counted.", ""]
+
+
+def machine_lines(busy_before: float) -> list[str]:
+    """Where and when, and whether other work ran beside."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "megatron-core"))
+    cores = len(os.sched_getaffinity(0))
+    state = "otherwise idle" if busy_before < 0.3 else f"BUSY with other work (load {busy_before:.1f} before the start)"
+    return [
+        f"{datetime.now(UTC):%Y-%m-%d}; {model}, {cores} cores, machine {state}; {versions}.",
+        f"hidden {HIDDEN}, {LAYERS} layers, ffn {FFN}, {HEADS} heads, sequence {SEQUENCE}, vocabulary {VOCAB:,},",
+        f"{SPEED_BATCH * SEQUENCE} tokens a step unless said otherwise, not tied, clipping, AdamW. Contestants take",
+        "turns; a round counts the fastest of its steps, a ratio is the median over rounds.",
+        "",
+    ]
