@@ -16,6 +16,7 @@ from data_tools.commands import (
     collect_stdlib,
     inspect,
     merge,
+    quality,
     report,
     run,
     stage,
@@ -72,7 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, stage, tokenize, adopt, inspect, verify, merge, report, tokenizer_report, collect_stdlib):
+    for command in (
+        run,
+        stage,
+        tokenize,
+        adopt,
+        inspect,
+        verify,
+        merge,
+        quality,
+        report,
+        tokenizer_report,
+        collect_stdlib,
+    ):
         command.add_parser(subparsers)
     return parser
 

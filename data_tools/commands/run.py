@@ -111,7 +111,8 @@ def _executor(options: argparse.Namespace) -> "Executor":
 
 def _print(summary: "RunSummary", seconds: float) -> None:
     for stage in summary.stages:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in stage["rejected"].items())
+        counts = [*stage["rejected"].items(), *([("copies", stage["copied"])] if stage["copied"] else [])]
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
         print(f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,}  {reasons}".rstrip())
     print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
     if summary.num_bad:

@@ -61,7 +61,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--max-bad",
-        type=_limit,
+        type=rejection_limit,
         metavar="LIMIT",
         help="exit with status 1 if more records are rejected: a number (100) or a share of all (0.1%% or 0.001); the "
         "corpus is written all the same (no limit)",
@@ -106,7 +106,7 @@ def _document_bytes(text: str) -> int:
     return value
 
 
-def _limit(text: str) -> RejectionLimit:
+def rejection_limit(text: str) -> RejectionLimit:
     try:
         return RejectionLimit(text)
     except ValueError as error:

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Document:
         text: the text.
         language: "" until the language stage has seen it; "code" for program text.
         metadata: other keys of the record that the read stage was told to keep, and what stages found out:
-            CLUSTER_SIZE.
+            CLUSTER_SIZE, the score of the quality stage.
     """
 
     id: str
@@ -71,6 +71,13 @@ class Drop(NamedTuple):
 
     reason: str  # one of a fixed set of words; counted
     detail: str = ""  # for people
+
+
+class Repeat(NamedTuple):
+    """A document that goes on several times."""
+
+    document: Document
+    times: int  # at least 1
 
 
 @dataclass
@@ -113,6 +120,7 @@ class ShardWriter:
 
     Attributes:
         records_out: documents kept.
+        copied: documents kept beyond the first time.
         rejected: reason -> documents dropped.
         statistics: of the documents kept.
         examples: reason -> the first few dropped documents, shortened.
@@ -125,6 +133,7 @@ class ShardWriter:
         self._keep_dropped = keep_dropped
         self._stack = ExitStack()
         self.records_out = 0
+        self.copied = 0
         self.rejected: Counter[str] = Counter()
         self.statistics = DocumentStatistics()
         self.examples: dict[str, list[dict[str, str]]] = {}
@@ -152,6 +161,13 @@ class ShardWriter:
         text = document.text
         self.statistics.add(document, len(text) if text.isascii() else len(text.encode("utf-8")))
 
+    def repeat(self, document: Document, times: int) -> None:
+        """Writes a document ``times`` times; copies get ids of their own, ID#2, ID#3, ..."""
+        self.keep(document)
+        for number in range(2, times + 1):
+            self.keep(replace(document, id=f"{document.id}#{number}"))
+            self.copied += 1
+
     def drop(self, document: Document, drop: Drop) -> None:
         """Counts a document that does not, and keeps it aside."""
         self.rejected[drop.reason] += 1
@@ -175,6 +191,7 @@ class ShardWriter:
             outputs=[self.output, *([self.dropped] if self._keep_dropped else []), *other_outputs],
             records_in=records_in,
             records_out=self.records_out,
+            copied=self.copied,
             rejected=self.rejected,
             statistics=self.statistics.as_dict(),
             examples=self.examples,

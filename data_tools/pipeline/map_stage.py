@@ -1,15 +1,15 @@
-"""Stages that look at one document at a time: each keeps it, changed or not, or drops it with a reason."""
+"""Stages that look at one document at a time: each keeps it, changed or not, repeats it, or drops it with a reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.pipeline.document import Document, Drop, ShardWriter, batches, read_documents
+from data_tools.pipeline.document import Document, Drop, Repeat, ShardWriter, batches, read_documents
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.task import Manifest, Task, TaskResult
 from data_tools.pipeline.transforms import TRANSFORMS
 
-Transform = Callable[[list[Document]], Sequence[Document | Drop]]
+Transform = Callable[[list[Document]], Sequence[Document | Drop | Repeat]]
 
 
 def run_map(
@@ -39,6 +39,8 @@ def map_part(task: Task) -> TaskResult:
             for document, result in zip(batch, transform(batch), strict=True):
                 if isinstance(result, Drop):
                     writer.drop(document, result)
+                elif isinstance(result, Repeat):
+                    writer.repeat(*result)
                 else:
                     writer.keep(result)
     return writer.result(records_in)

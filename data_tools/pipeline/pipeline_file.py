@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import yaml
 
 from data_tools.errors import DataError
+from data_tools.pipeline.read_stage import ReadStage
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import Problems, build, rule
-from data_tools.pipeline.stages import NEEDS, STAGES
+from data_tools.pipeline.stages import NEEDS, STAGES, SampleStage
 from data_tools.pipeline.task import Manifest
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -103,10 +104,26 @@ def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...
             problems.add(f"{where}.kind", kind, "is out of place; tokenize and, after it, mixture come last")
         values = {key: value for key, value in entry.items() if key not in ("name", "kind")}
         stage = build(STAGES[kind], values, f"{where}.", problems)
+        _check_order(stages, stage, f"{where}.kind", kind, problems)
         stages.append(NamedStage(name, kind, stage))
     if not entries:
         problems.add("stages", list(entries), "must be a list of at least one stage")
     return tuple(stages)
+
+
+def _check_order(stages: Sequence[NamedStage], stage: Any, where: str, kind: str, problems: Problems) -> None:
+    """Stages before this one that would make it pointless, or are missing."""
+    samples = [one.stage for one in stages if isinstance(one.stage, SampleStage)]
+    if kind in ("exact_dedup", "fuzzy_dedup") and any(one.quality or one.cluster_size for one in samples):
+        problems.add(where, kind, "would remove the copies that the stage sample before it makes; put it before that")
+    if not isinstance(stage, SampleStage):
+        return
+    kept = {key for one in stages if isinstance(one.stage, ReadStage) for data in one.stage.inputs for key in data.keep}
+    kinds = {one.kind for one in stages}
+    if stage.quality and "quality" not in kinds | kept:
+        problems.add(where, kind, "has bands of quality, but no stage quality before it gives scores")
+    if stage.cluster_size and "exact_dedup" not in kinds and "cluster_size" not in kept:
+        problems.add(where, kind, "has bands of cluster_size, but no stage exact_dedup before it counts them")
 
 
 class _Loader(yaml.SafeLoader):

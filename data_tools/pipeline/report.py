@@ -137,7 +137,11 @@ def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
     for stage in stages:
         records_in, records_out = stage["records_in"], stage["records_out"]
         numbers = [_count(records_in), _count(records_out), _percent(records_out, records_in)]
-        rows.append(_row(f"<b>{_text(stage['name'])}</b>", numbers, _bar(records_out / whole)))
+        rows.append(_row(f"<b>{_text(stage['name'])}</b>", numbers, _bar(min(1.0, records_out / whole))))
+        if stage["copied"]:
+            copied = stage["copied"]
+            numbers = ["", f"+{_count(copied)}", f"+{_percent(copied, records_in)}"]
+            rows.append(_row("copies", numbers, _bar(min(1.0, copied / whole)), "reason"))
         for reason, count in sorted(stage["rejected"].items(), key=lambda item: -item[1]):
             numbers = ["", f"&minus;{_count(count)}", _percent(-count, records_in)]
             rows.append(_row(_text(reason), numbers, _bar(count / whole, "lost"), "reason"))

@@ -121,6 +121,7 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
         "parts": len(parts),
         "records_in": sum(part.records_in for part in parts),
         "records_out": sum(part.records_out for part in parts),
+        "copied": sum(part.copied for part in parts),
         "rejected": dict(sorted(rejected.items())),
         "statistics": statistics.as_dict(),
         "tokens": {part.name: part.values["tokens"] for part in parts if "tokens" in part.values},

@@ -96,7 +96,8 @@ class TaskResult:
 
     Attributes:
         outputs: names of the files it wrote into the task's folder.
-        records_in, records_out: records read and passed on; always records_in = records_out + all of rejected.
+        records_in, records_out: records read and passed on; always records_in + copied = records_out + all of rejected.
+        copied: records passed on beyond the first time.
         rejected: reason -> records.
         statistics: JSON object for the report.
         examples: reason -> a few dropped documents.
@@ -107,6 +108,7 @@ class TaskResult:
     outputs: list[str] = field(default_factory=list)
     records_in: int = 0
     records_out: int = 0
+    copied: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
     examples: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +133,7 @@ class Manifest:
     statistics: dict[str, Any]
     examples: dict[str, Any]
     values: dict[str, Any]
+    copied: int = 0
 
     def output(self, name: str) -> TaskInput:
         """A file of this task as input of another."""
@@ -150,10 +153,11 @@ def write_manifest(task: Task, result: TaskResult) -> Manifest:
         RuntimeError: records were lost or invented; a bug in the operation.
     """
     rejected = {reason: int(count) for reason, count in sorted(result.rejected.items()) if count}
-    if result.records_in != result.records_out + sum(rejected.values()):
+    if result.records_in + result.copied != result.records_out + sum(rejected.values()):
         raise RuntimeError(
-            f"{task.folder}/{task.name}: {result.records_in} records in, but {result.records_out} out and "
-            f"{sum(rejected.values())} rejected ({rejected}); this is a bug in {task.operation}"
+            f"{task.folder}/{task.name}: {result.records_in} records in and {result.copied} copies, but "
+            f"{result.records_out} out and {sum(rejected.values())} rejected ({rejected}); this is a bug in "
+            f"{task.operation}"
         )
     outputs = {}
     for name in result.outputs:
@@ -168,6 +172,7 @@ def write_manifest(task: Task, result: TaskResult) -> Manifest:
         "inputs": [asdict(one) for one in task.inputs],
         "records_in": result.records_in,
         "records_out": result.records_out,
+        "copied": result.copied,
         "rejected": rejected,
         "outputs": outputs,
         "statistics": dict(result.statistics),

@@ -1,17 +1,21 @@
 """What the document-by-document stages do; each is made from the stage's options, once in a task."""
 
+import bisect
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data_tools.errors import DataError
 from data_tools.filters.config import FilterConfig
 from data_tools.filters.suite import FilterSuite
 from data_tools.languages import LanguageDetector
 from data_tools.normalization import nfc
-from data_tools.pipeline.document import Document, Drop
+from data_tools.pipeline.document import Document, Drop, Repeat, cluster_size
+from data_tools.pipeline.quality_transform import QualityTransform
 from data_tools.pipeline.settings import Problems, build
+from data_tools.quality.model import SCORE_KEY
 
-Transform = Callable[[list[Document]], Sequence[Document | Drop]]
+Transform = Callable[[list[Document]], Sequence[Document | Drop | Repeat]]
 
 
 def _normalise(options: Mapping[str, Any]) -> Transform:
@@ -43,15 +47,36 @@ def _sample(options: Mapping[str, Any]) -> Transform:
     fractions: Mapping[str, float] = options["fractions"]
     salt = f"{options['seed']}:".encode()
 
-    def one(document: Document) -> Document | Drop:
-        fraction = fractions.get(document.source, 1.0)
+    by_quality, by_cluster_size = sorted(options["quality"]), sorted(options["cluster_size"])
+    max_epochs: int = options["max_epochs"]
+
+    def one(document: Document) -> Document | Drop | Repeat:
+        epochs = fractions.get(document.source, 1.0)
+        if (score := _score(document)) is not None:
+            epochs *= _of_band(by_quality, score)
+        epochs = min(epochs * _of_band(by_cluster_size, cluster_size(document)), max_epochs)
         digest = hashlib.blake2b(salt + document.id.encode("utf-8"), digest_size=8).digest()
         # A document's number depends on its id alone, so that the choice is the same however the input is cut.
-        if int.from_bytes(digest, "little") >= fraction * 2**64:
-            return Drop("not_sampled", f"{fraction:g} of {document.source} is kept")
-        return document
+        once_more = int.from_bytes(digest, "little") < (epochs - int(epochs)) * 2**64
+        times = int(epochs) + once_more
+        if times == 0:
+            return Drop("not_sampled", f"{epochs:g} of such documents are kept")
+        return Repeat(document, times)
 
     return lambda batch: [one(document) for document in batch]
+
+
+def _score(document: Document) -> float | None:
+    score = document.metadata.get(SCORE_KEY)
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
+        raise DataError(f"{document.id}: {SCORE_KEY}={score!r} must be a number of 0 to 1; do not keep it")
+    return score
+
+
+def _of_band(bands: Sequence[Sequence[float]], value: float) -> float:
+    """The factor of the last band that begins at or below ``value``; 1 below all of them."""
+    place = bisect.bisect_right(bands, value, key=lambda band: band[0])
+    return bands[place - 1][1] if place else 1.0
 
 
 def _filter(options: Mapping[str, Any]) -> Transform:
@@ -75,5 +100,6 @@ TRANSFORMS: dict[str, Callable[[Mapping[str, Any]], Transform]] = {
     "normalise": _normalise,
     "language": _language,
     "filter": _filter,
+    "quality": QualityTransform,
     "sample": _sample,
 }

@@ -19,7 +19,7 @@ def read_jsonl(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iter
             try:
                 record = parse_record(line)
                 text = text_of_record(record, options.text_key)
-                yield Record(place, number, text, {key: record[key] for key in options.keep if key in record})
+                yield Record(place, number, text, {key: record[key] for key in options.kept(record)})
             except RejectedRecordError as error:
                 yield BadRecord(number, error.reason, error.detail)
         count.lines = lines.num_lines

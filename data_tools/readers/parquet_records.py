@@ -22,7 +22,7 @@ def read_parquet(part: TaskInput, options: ReadOptions, count: RangeCount) -> It
             if options.text_key not in names:
                 yield BadRecord(0, "missing_text", f"no column {options.text_key!r}; columns: {', '.join(names[:8])}")
                 return
-            columns = [options.text_key, *(key for key in options.keep if key in names)]
+            columns = [options.text_key, *options.kept(names)]
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 for values in _rows(batch, options.text_key):
                     yield _record(row, values, options)

@@ -1,6 +1,6 @@
 """What every reader gives, and how readers are chosen."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -38,15 +38,21 @@ class ReadOptions:
 
     Attributes:
         text_key: key (JSON Lines) or column (Parquet) of the text.
-        keep: other keys to carry along.
+        keep: other keys to carry along; None for all that there are.
         max_document_bytes: a longer record is rejected.
         extractor: what takes the text out of HTML (WARC).
     """
 
     text_key: str
-    keep: tuple[str, ...] = ()
+    keep: tuple[str, ...] | None = ()
     max_document_bytes: int
     extractor: str = "resiliparse"
+
+    def kept(self, keys: Iterable[str]) -> list[str]:
+        """Those of a record's ``keys`` to carry along."""
+        present = list(keys)
+        wanted = present if self.keep is None else self.keep
+        return [key for key in wanted if key != self.text_key and key in present]
 
 
 @dataclass

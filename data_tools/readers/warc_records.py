@@ -43,7 +43,7 @@ def _page(record: Any, number: int, extract: Callable[[bytes], str], options: Re
         return BadRecord(number, "not_extracted", str(error))
     if not text:
         return BadRecord(number, "empty", "no text on the page")
-    fields = {"url": record.headers.get("WARC-Target-URI", "")} if "url" in options.keep else {}
+    fields = {"url": record.headers.get("WARC-Target-URI", "")} if options.kept(("url",)) else {}
     return Record(int(record.stream_pos), number, text, fields)
 
 

@@ -1,10 +1,13 @@
 """The kernels' definitions in plain Python."""
 
+import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+
+import numpy as np
 
 from data_tools.text.characters import CJK, LETTER, MARK, NUMBER, SPACE, SYMBOL, kind, terminals
 
@@ -186,6 +189,33 @@ def shingles(normalized: str, n: int) -> Iterator[int]:
         for value in hashes[start : start + n]:
             polynomial = (polynomial * 0xD1342543DE82EF95 + value) & MASK
         yield mix64(polynomial)
+
+
+def ngram_features(text: str, max_ngram: int, bits: int) -> dict[int, float]:
+    """Bucket -> sqrt(n-grams in it / all n-grams) in single precision, buckets in the order of their first n-gram."""
+    hashes = [hash_bytes(word.encode()) for word in words(text)]
+    counts: Counter[int] = Counter()
+    for end in range(1, len(hashes) + 1):
+        for n in range(1, min(max_ngram, end) + 1):
+            polynomial = 0
+            for value in hashes[end - n : end]:
+                polynomial = (polynomial * 0xD1342543DE82EF95 + value) & MASK
+            counts[mix64(polynomial) >> (64 - bits)] += 1
+    return {bucket: float(np.float32(math.sqrt(count / counts.total()))) for bucket, count in counts.items()}
+
+
+def logistic_loss(
+    rows: Sequence[dict[int, float]], labels: Sequence[int], weights: Sequence[float]
+) -> tuple[float, list[float]]:
+    """Sum of log(1 + exp(-y z)) and its gradient; the last weight is the intercept."""
+    loss, gradient = 0.0, [0.0] * len(weights)
+    for row, label in zip(rows, labels, strict=True):
+        z = weights[-1] + sum(weights[column] * value for column, value in row.items())
+        probability = 1 / (1 + math.exp(-z))
+        loss -= math.log(probability if label else 1 - probability)
+        for column, value in [*row.items(), (-1, 1.0)]:
+            gradient[column] += (probability - label) * value
+    return loss, gradient
 
 
 def normalize(text: str) -> str:

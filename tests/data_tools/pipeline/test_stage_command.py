@@ -180,5 +180,5 @@ def test_help_names_every_kind_and_its_options(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["stage", "sample", "--help"])
     text = capsys.readouterr().out
-    assert "fractions (required)" in text
+    assert "fractions ({})" in text
     assert "min_score" not in text
