@@ -6,7 +6,15 @@ Each message names the file or key, the rule that is broken, the operands and wh
 
 from data_tools.errors import DataError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "PlatformError", "ReplicaError", "TrainingError"]
+__all__ = [
+    "ChangesRefused",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "PlatformError",
+    "ReplicaError",
+    "TrainingError",
+]
 
 
 class ConfigError(Exception):
@@ -19,6 +27,10 @@ class ConfigError(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint or Hugging Face folder is incomplete, damaged or does not fit the run."""
+
+
+class ChangesRefused(CheckpointError):
+    """A run would go on with other settings or data than its checkpoint's; starting it again does not help."""
 
 
 class PlatformError(Exception):

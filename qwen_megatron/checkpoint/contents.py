@@ -36,7 +36,7 @@ class SmallState:
         train_state: Counters.
         optimizer: Parameter groups of the optimizer without parameters.
         config: The resolved configuration, by section.
-        data: Fingerprint and consumed samples of each corpus, by prefix.
+        data: Fingerprint, tokenizer and consumed samples of each corpus, by prefix.
         environment: Versions, commit and threads: the terms on which going on is bitwise equal.
     """
 
@@ -80,13 +80,19 @@ def saved_model_config(folder: Path) -> ModelConfig:
 
 def small_state(run: Run) -> SmallState:
     """The small state of a run, as it stands."""
-    fingerprints, consumed = run.dataset.fingerprints(), run.dataset.consumed(run.state.consumed_samples)
+    fingerprints, tokenizers = run.dataset.fingerprints(), run.dataset.tokenizers()
+    consumed = run.dataset.consumed(run.state.consumed_samples)
     return SmallState(
         train_state=run.state,
         optimizer=run.engine.optimizer.state_dict()["optimizer"]["param_groups"],
         config=plan_sections(run.plan),
         data={
-            prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed
+            prefix: {
+                "fingerprint": fingerprints[prefix],
+                "tokenizer": tokenizers[prefix],
+                "consumed_samples": consumed[prefix],
+            }
+            for prefix in consumed
         },
         environment=environment(),
     )

@@ -45,6 +45,13 @@ class CheckpointConfig:
             "checkpoint; `none` starts anew."
         ),
     )
+    allow_changes: tuple[str, ...] = field(
+        default_factory=tuple,
+        metadata=about(
+            "Settings (`section.key`) that may differ from those of the checkpoint a run goes on from; the new values "
+            "are used. Any other difference that training depends on is refused."
+        ),
+    )
     init_from: str | None = field(
         default=None,
         metadata=about(

@@ -11,7 +11,7 @@ from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_multiples
 from qwen_megatron.config.schema import Config
 from qwen_megatron.config.sections import Sections
-from qwen_megatron.config.setting import broken_fields, settings_of, show
+from qwen_megatron.config.setting import broken_fields, closest, settings_of, show
 from qwen_megatron.config.stages import check_stages
 
 TENSOR = "parallel.tensor_model_parallel_size"
@@ -180,6 +180,16 @@ def check_schedule(sections: Sections, problems: Problems) -> None:
 def check_start(sections: Sections, problems: Problems) -> None:
     """A run starts from one place."""
     checkpoint = sections.checkpoint
+    known = tuple(
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(sections)
+        for field in dataclasses.fields(getattr(sections, section.name))
+    )
+    for key in checkpoint.allow_changes:
+        if key not in known:
+            problems.add(
+                "checkpoint.allow_changes", key, f"is no setting; the closest known one is {closest(key, known)}"
+            )
     if not problems.usable("checkpoint.load", "checkpoint.init_from"):
         return
     if checkpoint.load == "":

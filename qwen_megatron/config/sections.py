@@ -48,7 +48,7 @@ def fill_sections(config: Config, world_size: int | None, problems: Problems) ->
             mask_documents=config.data.mask_documents,
             num_workers=config.data.num_workers,
         ),
-        checkpoint=config.checkpoint,
+        checkpoint=dataclasses.replace(config.checkpoint, allow_changes=tuple(config.checkpoint.allow_changes)),
         logging=config.logging,
     )
 

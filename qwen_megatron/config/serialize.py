@@ -99,5 +99,11 @@ def type_name(kind: Any) -> str:
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         words = " or ".join(type_name(argument) for argument in arguments)
         return f"{words} or null" if type(None) in typing.get_args(kind) else words
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", tuple: "a list"}
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        tuple: "a list",
+    }
     return names.get(typing.get_origin(kind) or kind, "a mapping")

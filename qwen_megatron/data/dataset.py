@@ -123,6 +123,10 @@ class BlendedDataset:
         """Identity of each corpus's content."""
         return {prefix: corpus.fingerprint for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)}
 
+    def tokenizers(self) -> dict[str, str | None]:
+        """Fingerprint of the tokenizer of each corpus, None where it is not known."""
+        return {prefix: corpus.sidecar.tokenizer for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)}
+
 
 def common_end(corpora: Mapping[str, Corpus]) -> int:
     """The id that ends documents in all corpora.

@@ -216,25 +216,31 @@ def test_a_finished_run_started_again_does_nothing(ranks: RankPool, byte_corpus:
     assert rows(run_copy) == before
 
 
-def test_a_changed_setting_is_used(
-    ranks: RankPool,
-    byte_corpus: Path,
-    run_copy: Path,
-    continued: dict[int, dict[str, Any]],
+@pytest.mark.parametrize("change", ["optimizer.adam_beta1=0.5", "optimizer.weight_decay=2", "optimizer.lr=2e-2"])
+def test_a_changed_setting_is_refused_or_used(
+    change: str, ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
 ) -> None:
-    steps = pretrain_on_ranks(
-        ranks, 4, byte_corpus, run_copy, "training.exit_iter=6", "optimizer.adam_beta1=0.5", TP2, PP2, SP
-    )
+    key, _, value = change.partition("=")
+    settings = ("training.exit_iter=6", change, "optimizer.min_lr=1e-3", TP2, PP2, SP)
+    refusal = rf"ChangesRefused(.|\n)*{key} is {float(value):g}, the checkpoint was trained with"
+    with pytest.raises(RankFailed, match=refusal):
+        pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, *settings)
+    allowed = f"checkpoint.allow_changes=[{key}]"
+    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, *settings, allowed)
     # The first loss comes before the first update with the new value.
     assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
     assert steps[6]["loss_hex"] != continued[6]["loss_hex"]
+    if key == "optimizer.lr":
+        assert steps[5]["learning_rate"] > 1.9 * continued[5]["learning_rate"]
+    # What was allowed once is what the next checkpoint was trained with.
+    pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, *settings, "training.exit_iter=7")
 
 
 def test_other_data_is_refused(ranks: RankPool, run_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     from tests.support.corpora import write_byte_corpus
 
     other = write_byte_corpus(tmp_path_factory.mktemp("other") / "bytes", num_documents=30)
-    with pytest.raises(RankFailed, match="was trained on other data"):
+    with pytest.raises(RankFailed, match=r"data\.blend is .*now but not then: "):
         pretrain_on_ranks(ranks, 1, other, run_copy, WHOLE)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from qwen_megatron.checkpoint.contents import SmallState, plan_sections
-from qwen_megatron.cli.restore import check_data_unchanged
+from qwen_megatron.cli.changes import check_changes
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import Plan, resolve
 from qwen_megatron.data.dataset import BlendedDataset, open_dataset
-from qwen_megatron.errors import CheckpointError
+from qwen_megatron.errors import ChangesRefused
 from qwen_megatron.train.state import TrainState
 from tests.support.corpora import write_byte_corpus
 
@@ -52,7 +52,7 @@ def saved_by(plan: Plan) -> SmallState:
 
 
 def check(saved: Plan, resumed: Plan) -> None:
-    check_data_unchanged(saved_by(saved), resumed, open_data(resumed), FOLDER)
+    assert check_changes(saved_by(saved), resumed, open_data(resumed), FOLDER) == []
 
 
 def weighted(two: dict[str, Path], one: float, other: float) -> str:
@@ -77,21 +77,32 @@ def test_a_moved_corpus_goes_on(two: dict[str, Path], tmp_path: Path) -> None:
 def test_what_does_not_move_the_cursor_may_change(two: dict[str, Path]) -> None:
     blend = weighted(two, 3, 1)
     check(
-        plan_of(blend), plan_of(blend, "training.global_batch_size=8", "training.train_iters=7", "data.num_workers=0")
+        plan_of(blend, "training.train_iters=70", "optimizer.lr_decay_iters=50", "training.global_batch_size=8"),
+        plan_of(
+            blend,
+            "training.train_iters=700",
+            "optimizer.lr_decay_iters=50",
+            "optimizer.lr_warmup_iters=0",
+            "training.global_batch_size=8",
+            "training.micro_batch_size=2",
+            "data.num_workers=0",
+        ),
     )
 
 
 def test_another_corpus_is_refused(two: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ChangesRefused) as caught:
         check(plan_of(f"[{two['one']}]"), plan_of(f"[{two['two']}]"))
     message = str(caught.value)
-    assert message.startswith(f"{FOLDER}: was trained on other data")
-    assert f"then but not now: ['{two['one']}']" in message
-    assert f"now but not then: ['{two['two']}']" in message
+    assert message.startswith(f"{FOLDER}: a run goes on with what it was trained with")
+    assert f"then but not now: {two['one']} (content " in message
+    assert f"now but not then: {two['two']} (content " in message
+    assert f"To keep the checkpoint's, give 'data.blend=['{two['one']}']'." in message
+    assert "add 'checkpoint.allow_changes=[data.blend]'" in message
 
 
 def test_another_weight_is_refused(two: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"data\.blend=.*then ") as caught:
+    with pytest.raises(ChangesRefused, match=r"data\.blend is .*trained with ") as caught:
         check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 2, 1)))
     assert f"checkpoint.init_from={FOLDER}" in str(caught.value)
 
@@ -102,7 +113,38 @@ def test_another_weight_is_refused(two: dict[str, Path]) -> None:
 )
 def test_another_order_is_refused(two: dict[str, Path], key: str, value: int, before: int) -> None:
     blend = weighted(two, 3, 1)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ChangesRefused) as caught:
         check(plan_of(blend), plan_of(blend, f"{key}={value}"))
-    assert f"{key}={value}, then {before}" in str(caught.value)
+    assert f"{key} is {value}, the checkpoint was trained with {before}" in str(caught.value)
     assert "repeated" in str(caught.value)
+
+
+def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Path]) -> None:
+    plan = plan_of(f"[{two['one']}]")
+    saved = saved_by(plan)
+    (entry,) = saved.data.values()
+    entry["tokenizer"] = "b" * 64
+    # An adopted corpus has a tokenizer that is not known.
+    assert check_changes(saved, plan, open_data(plan), FOLDER) == []
+
+    class Known(BlendedDataset):
+        def tokenizers(self) -> dict[str, str | None]:
+            return dict.fromkeys(self.prefixes, "a" * 64)
+
+    dataset = open_data(plan)
+    known = Known(
+        dict(zip(dataset.prefixes, dataset.corpora, strict=True)), None, seq_length=64, seed=1234, eval_samples=8
+    )
+    with pytest.raises(ChangesRefused, match=r"tokenizer bbbbbbbbbbbb.*tokenizer aaaaaaaaaaaa"):
+        check_changes(saved, plan, known, FOLDER)
+
+
+@pytest.mark.parametrize(
+    "change", ["training.seed=99", "training.seq_length=32", "data.eval_samples=16", "optimizer.weight_decay=0.2"]
+)
+def test_a_change_that_is_named_is_allowed(two: dict[str, Path], change: str) -> None:
+    blend = weighted(two, 3, 1)
+    key = change.partition("=")[0]
+    resumed = plan_of(blend, change, f"checkpoint.allow_changes=[{key}]")
+    (found,) = check_changes(saved_by(plan_of(blend)), resumed, open_data(resumed), FOLDER)
+    assert found.key == key

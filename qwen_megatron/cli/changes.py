@@ -1,0 +1,157 @@
+"""What may change between two parts of a run, and what may not unless it is named in `checkpoint.allow_changes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_megatron.checkpoint.contents import SmallState, plan_sections
+from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.setting import show
+from qwen_megatron.data.dataset import BlendedDataset
+from qwen_megatron.errors import ChangesRefused
+
+# How long and how fast a run goes, and how often it looks: they change nothing in what a step computes, but for the
+# order of sums. Layout, saving and logging are free for the same reason. `train_iters` is free because the schedule of
+# the rate has lengths of its own, which are compared: they follow it only where they are not given.
+FREE = frozenset(
+    {
+        "model.implementation",
+        "model.loss_implementation",
+        "training.train_iters",
+        "training.exit_iter",
+        "training.exit_duration_minutes",
+        "training.eval_interval",
+        "training.micro_batch_size",
+        "training.skip_nonfinite_steps",
+        "training.spike_sigmas",
+        "data.num_workers",
+    }
+)
+COMPARED = ("model", "optimizer", "training", "data")
+
+# Sample numbers mean other tokens with another value of these.
+ORDER_OF_SAMPLES = frozenset({"training.seed", "training.seq_length", "data.eval_samples", "data.blend"})
+
+# The shape of the weights.
+NEVER = frozenset(
+    f"model.{name}"
+    for name in (
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "vocab_size",
+        "tie_word_embeddings",
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One difference.
+
+    Attributes:
+        key: Of the setting.
+        then: The checkpoint's value, as a user would type it.
+        now: The new value.
+        detail: What else there is to say.
+    """
+
+    key: str
+    then: str
+    now: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        note = "; samples will be repeated and others left out" if self.key in ORDER_OF_SAMPLES else ""
+        return f"{self.key} is {self.now}, the checkpoint was trained with {self.then}{self.detail}{note}"
+
+
+def check_changes(small: SmallState, plan: Plan, dataset: BlendedDataset, folder: Path) -> list[Change]:
+    """Compares a checkpoint with a plan.
+
+    Args:
+        small: Of the checkpoint.
+        plan: Of the run that goes on from it.
+        dataset: The plan's.
+        folder: The checkpoint, for messages.
+    Returns:
+        The differences, all of them allowed.
+    Raises:
+        ChangesRefused: with every difference that is not allowed, and what to give to keep or to allow it.
+    """
+    changes = changed_settings(small.config, plan) + changed_data(small, plan, dataset)
+    refused = [change for change in changes if change.key not in plan.checkpoint.allow_changes or change.key in NEVER]
+    if not refused:
+        return changes
+    keep = [f"'{change.key}={change.then}'" for change in refused if change.then != change.now]
+    lines = [f"{folder}: a run goes on with what it was trained with, unless it is told otherwise:"]
+    lines += [f"  {change}" for change in refused]
+    if keep:
+        lines.append(f"To keep the checkpoint's, give {' '.join(keep)}.")
+    allowable = [change.key for change in refused if change.key not in NEVER]
+    if allowable:
+        keys = ",".join([*plan.checkpoint.allow_changes, *allowable])
+        lines.append(f"To use the new, add 'checkpoint.allow_changes=[{keys}]'.")
+    if len(allowable) < len(refused):
+        lines.append("Weights of another shape cannot be gone on with.")
+    lines.append(
+        f"To start anew from the weights alone, give checkpoint.load=none checkpoint.init_from={folder} and another "
+        "checkpoint.directory."
+    )
+    raise ChangesRefused("\n".join(lines))
+
+
+def changed_settings(saved: dict[str, Any], plan: Plan) -> list[Change]:
+    """Settings that training depends on and that differ; those that the checkpoint does not know are not compared."""
+    sections = plan_sections(plan)
+    return [
+        Change(key=f"{section}.{name}", then=show(value), now=show(sections[section][name]))
+        for section in COMPARED
+        for name, value in saved.get(section, {}).items()
+        # Whether a blend is the same is a matter of its corpora, not of their paths.
+        if f"{section}.{name}" not in FREE | {"data.blend"} and sections[section].get(name, value) != value
+    ]
+
+
+def changed_data(small: SmallState, plan: Plan, dataset: BlendedDataset) -> list[Change]:
+    """Other corpora, tokenizers or shares; a corpus that has only moved is the same."""
+    then = {prefix: Content(entry["fingerprint"], entry.get("tokenizer")) for prefix, entry in small.data.items()}
+    tokenizers = dataset.tokenizers()
+    now = {prefix: Content(value, tokenizers[prefix]) for prefix, value in dataset.fingerprints().items()}
+    # The cursor tells shares from shares: those of token counts from the same ones written down.
+    used = {prefix: entry["consumed_samples"] for prefix, entry in small.data.items()}
+    consumed = dataset.consumed(small.train_state.consumed_samples)
+    shares_then = sorted((then[prefix].fingerprint, used[prefix]) for prefix in then)
+    if shares_then == sorted((now[prefix].fingerprint, consumed[prefix]) for prefix in now):
+        known_then, known_now = ({c.tokenizer for c in side.values() if c.tokenizer} for side in (then, now))
+        if not known_then or not known_now or known_then == known_now:
+            return []
+    gone = [f"{prefix} ({content})" for prefix, content in then.items() if content not in now.values()]
+    new = [f"{prefix} ({content})" for prefix, content in now.items() if content not in then.values()]
+    return [
+        Change(
+            key="data.blend",
+            then=show(small.config["data"]["blend"]),
+            now=show(plan_sections(plan)["data"]["blend"]),
+            detail=(
+                f"; then but not now: {', '.join(gone) or 'nothing'}; now but not then: {', '.join(new) or 'nothing'}"
+            ),
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a corpus is, wherever it lies: fingerprints of its tokens and of the tokenizer, None if that is unknown."""
+
+    fingerprint: str
+    tokenizer: str | None
+
+    def __str__(self) -> str:
+        tokenizer = self.tokenizer[:12] if self.tokenizer else "unknown"
+        return f"content {self.fingerprint.rpartition('-')[2][:12]}, tokenizer {tokenizer}"
