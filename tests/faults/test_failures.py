@@ -18,7 +18,7 @@ PP2 = "parallel.pipeline_model_parallel_size=2"
 @pytest.mark.parametrize(
     ("at", "calls"),
     [
-        ("qwen_megatron.train.step:forward_step", (10,)),
+        pytest.param("qwen_megatron.train.step:forward_step", (10,), marks=pytest.mark.faults),
         # In a thread that reads ahead: sample 16 is read for step 5.
         ("qwen_megatron.data.dataset:BlendedDataset.tokens", (17,)),
     ],

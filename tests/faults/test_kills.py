@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.job import LONG, TP2_PP2, Job, assert_bitwise
+from tests.faults.sick_worker import Fault
 from tests.support.ranks import RankPool
-from tests.support.training import pretrain_on_ranks
+from tests.support.training import pretrain_on_ranks, rows
 
 # Steps between two kills: more than a job goes on while the kill is under way.
 APART = 10
@@ -53,3 +54,51 @@ def test_killed_ranks_come_back_bitwise(
     assert_bitwise(job.rows(), undisturbed)
     assert job.output().count("parameters on cpu") == kills + 1
     print(f"\n{layout}: {kills} ranks killed mid-step, {len(undisturbed)} steps bitwise ({'; '.join(points)})")
+
+
+MIDDLES = {
+    # Where, which call of the first start, and for how long it goes on there.
+    "mid-step": ("qwen_megatron.train.step:forward_step", 30, 0.02),
+    "mid-save": ("qwen_megatron.checkpoint.save:Saver.save", 2, 0.05),
+    "in evaluation": ("qwen_megatron.train.hooks.evaluation:evaluate", 2, 0.02),
+}
+EVERYTHING = (
+    *TP2_PP2,
+    "parallel.sequence_parallel=true",
+    "parallel.overlap_grad_reduce=true",
+    "parallel.overlap_param_gather=true",
+    "training.precision=bf16",
+    "training.eval_interval=5",
+    "training.exit_iter=12",
+    "checkpoint.save_interval=3",
+    # A hash of all weights at every step.
+    "logging.replica_check_interval=1",
+)
+
+
+def hashes(directory: Path) -> dict[int, str]:
+    return {row["step"]: row["parameter_hash"] for row in rows(directory) if "parameter_hash" in row}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [("mid-save",), pytest.param(("mid-step", "mid-save", "in evaluation"), marks=pytest.mark.faults)],
+    ids=["mid-save", "everywhere"],
+)
+def test_three_dimensions_sequence_parallel_overlapped_in_bf16(
+    ranks: RankPool, byte_corpus: Path, tmp_path: Path, places: tuple[str, ...]
+) -> None:
+    """TP2 x PP2 with everything on: losses, samples and weights of every step are those of an undisturbed run."""
+    faults = []
+    for attempt, place in enumerate(places):
+        at, call, seconds = MIDDLES[place]
+        faults.append(Fault(rank=3 - attempt, at=at, calls=(call,), do="kill", seconds=seconds, attempt=attempt))
+    with Job(tmp_path / "run", byte_corpus, 4, *EVERYTHING, max_restarts=len(places), faults=faults) as job:
+        assert job.wait(300) == 0, job.output()
+    assert job.output().count("parameters on cpu") == len(places) + 1, job.output()
+    undisturbed = pretrain_on_ranks(ranks, 4, byte_corpus, tmp_path / "whole", *EVERYTHING, base=LONG)
+    assert_bitwise(job.rows(), undisturbed)
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+    assert list(hashes(tmp_path / "run")) == list(range(1, 13))
+    assert [row["consumed_samples"] for row in job.rows().values()] == [4 * step for step in range(1, 13)]
+    print(f"\ntp2-pp2, sequence parallel, overlap, bf16: killed {', '.join(places)}; 12 steps and weights bitwise")
