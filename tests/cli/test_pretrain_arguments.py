@@ -104,7 +104,14 @@ def test_a_dry_run_is_quick_and_imports_neither_torch_nor_megatron(good: list[st
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    for extra, status in ([], 0), (["parallel.tensor_model_parallel_size=3"], 2), (["training.seed=${oc.env:HOME}"], 2):
+    bad = (
+        "parallel.tensor_model_parallel_size=3",
+        "training.seed=${oc.env:HOME}",
+        "training.train_iters=9**9**9",
+        "training.seed=!!python/object/apply:os.getpid []",
+        "training.train_itres=5",
+    )
+    for extra, status in ([], 0), *(([text], 2) for text in bad):
         start = time.monotonic()
         command = [sys.executable, "-c", code, "pretrain", "--dry-run", *good, *extra]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)

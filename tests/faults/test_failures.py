@@ -58,3 +58,13 @@ def test_a_restart_after_nan_is_refused_at_once(byte_corpus: Path, tmp_path: Pat
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert (failure["error"], failure["restart_helps"], failure["attempt"]) == ("TrainingError", False, 0)
     assert failure["samples"] == [4 * (failure["step"] - 1), 4 * failure["step"] - 1]
+
+
+def test_a_wrong_configuration_is_printed_once_an_attempt_and_trains_nothing(byte_corpus: Path, tmp_path: Path) -> None:
+    """torchrun cannot be told not to start again; every attempt ends by itself within seconds."""
+    with Job(tmp_path / "run", byte_corpus, 3, "training.train_itres=5", "optimizer.lr=fast", max_restarts=1) as job:
+        assert job.wait() == 1
+    output = job.output()
+    assert output.count("qwen-megatron: 3 problems in the configuration:") == 2, output
+    assert output.count("training.train_itres=5: unknown key; the closest known one is training.train_iters") == 2, output
+    assert not (tmp_path / "run").exists()

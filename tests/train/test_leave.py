@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.errors import CheckpointError
 from tests.support.ranks import RankPool
-from tests.support.training import SMALL, pretrain_on_ranks, rows
+from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
 
 PP2 = "parallel.pipeline_model_parallel_size=2"
 
@@ -69,6 +71,39 @@ def test_a_signal_to_the_launcher_saves_and_leaves(ranks: RankPool, byte_corpus:
     halves = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "run", *settings)
     whole = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "whole", *settings)
     assert {n: row["loss_hex"] for n, row in halves.items()} == {n: row["loss_hex"] for n, row in whole.items()}
+
+
+def signalled_job(overrides: list[str], rank: int, step: int) -> None:
+    """Trains, with a SIGTERM to one rank in the middle of a step."""
+    from qwen_megatron.train import step as step_module
+
+    original, calls = step_module.measure_gradient, 0
+
+    def measure(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == step and dist.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    step_module.measure_gradient = measure
+    try:
+        pretrain_job(overrides)
+    finally:
+        step_module.measure_gradient = original
+
+
+def test_a_signal_to_one_rank_ends_all_after_the_same_step(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    settings = (*SMALL, f"data.blend=[{byte_corpus}]", PP2)
+    directory = tmp_path / "run"
+    # No rank raises, and the last one, which has no folder to look at, was the only one to know.
+    ranks.run(2, signalled_job, overrides=[*settings, f"checkpoint.directory={directory}"], rank=1, step=5)
+    assert json.loads((directory / "completion.json").read_text()) == {"reason": "SIGTERM", "step": 5}
+    assert (directory / "iter_0000005" / "manifest.json").exists()
+    halves = pretrain_on_ranks(ranks, 2, byte_corpus, directory, PP2, "training.exit_iter=8")
+    whole = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "whole", PP2, "training.exit_iter=8")
+    assert {n: row["loss_hex"] for n, row in halves.items()} == {n: row["loss_hex"] for n, row in whole.items()}
+    assert list(halves) == list(range(1, 9))
 
 
 def test_a_stop_file_ends_the_run(byte_corpus: Path, tmp_path: Path) -> None:

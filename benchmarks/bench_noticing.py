@@ -1,0 +1,99 @@
+"""What it costs to notice: judge, replica check, straggler report and watch, in shares of a step.
+
+    torchrun --nproc-per-node 2 benchmarks/bench_noticing.py
+
+A model of the demo's size on random tokens, one replica a process. Each part is timed alone, as often as a run calls
+it by default; medians of rank 0.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.resolve import resolve
+from qwen_megatron.data.batch import Batch, make_batch
+from qwen_megatron.data.dataset import SampleId
+from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
+from qwen_megatron.parallel.meeting import join_job
+from qwen_megatron.platforms import get_platform
+from qwen_megatron.train.engine import build_engine
+from qwen_megatron.train.hooks.replicas import check_replicas, parameter_hash
+from qwen_megatron.train.hooks.straggler import StragglerHook
+from qwen_megatron.train.judge import FEWEST, Judge, Measured
+from qwen_megatron.train.step import train_step
+from qwen_megatron.train.watch import BEAT_SECONDS, Watch
+
+SETTINGS = [
+    "model.preset=tiny",
+    "training.precision=bf16",
+    "training.train_iters=100",
+    "training.seq_length=256",
+    "training.micro_batch_size=1",
+    "training.global_batch_size=8",
+]
+
+
+def median_seconds(work: Callable[[], object], times: int) -> float:
+    work()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    platform = get_platform("cpu")
+    platform.prepare()
+    torch.set_num_threads(1)
+    job = join_job(platform, 60)
+    device = start_process_group(platform, 60, job)
+    plan = resolve(load_config(None, SETTINGS), job.world_size)
+    groups = build_groups(device=device, timeout_seconds=60)
+    engine = build_engine(plan, groups, platform)
+    samples = np.random.default_rng(groups.rank)
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            row = samples.integers(0, plan.model.vocab_size, size=plan.training.seq_length + 1)
+            yield make_batch([row], [SampleId(corpus=0, sample=0, epoch=0)], plan.training.seq_length, 0)
+
+    endless = batches()
+    step = median_seconds(lambda: train_step(engine, endless, step=1, learning_rate=1e-4, clip_grad=1.0), 5)
+
+    judge = Judge(spike_sigmas=plan.training.spike_sigmas)
+    judge.recent.extend([12.0] * FEWEST)
+    measured = Measured(loss=12.0, grad_norm=1.0, own_loss=12.0)
+    run: Any = SimpleNamespace(engine=engine, is_main=groups.rank == 0)
+    record: Any = SimpleNamespace(own_seconds=1.0, step_seconds=1.0, step=plan.logging.straggler_interval)
+    straggler = StragglerHook(plan.logging.straggler_interval)
+    watch = Watch(job.store, job.rank, job.world_size, plan.parallel, print)
+    # Name, seconds of one, steps between two.
+    parts = [
+        ("judge", median_seconds(lambda: judge.decide(engine, 1, measured, lambda: measured), 50), 1.0),
+        ("replica check", median_seconds(lambda: check_replicas(engine, 1), 5), plan.logging.replica_check_interval),
+        ("hash of weights", median_seconds(lambda: parameter_hash(engine), 5), plan.logging.replica_check_interval),
+        ("straggler report", median_seconds(lambda: straggler.on_step(run, record), 50), straggler.interval),
+        ("watch", median_seconds(lambda: watch.beat("forward", watch.position()), 50), BEAT_SECONDS / step),
+    ]
+    if groups.rank == 0:
+        print(f"a step: {step:.3f} s ({job.world_size} processes, {plan.num_parameters:,} parameters)")
+        for name, seconds, steps in parts:
+            print(
+                f"{name:17} {seconds * 1e3:8.2f} ms, every {steps:6.1f} steps: {seconds / steps / step:.4%} of a step"
+            )
+        print(f"{'together':17} {sum(seconds / steps for _, seconds, steps in parts) / step:.4%} of a step")
+    leave(groups)
+
+
+if __name__ == "__main__":
+    main()
