@@ -66,5 +66,7 @@ def test_a_wrong_configuration_is_printed_once_an_attempt_and_trains_nothing(byt
         assert job.wait() == 1
     output = job.output()
     assert output.count("qwen-megatron: 3 problems in the configuration:") == 2, output
-    assert output.count("training.train_itres=5: unknown key; the closest known one is training.train_iters") == 2, output
+    assert output.count("training.train_itres=5: unknown key; the closest known one is training.train_iters") == 2, (
+        output
+    )
     assert not (tmp_path / "run").exists()

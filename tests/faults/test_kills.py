@@ -53,6 +53,9 @@ def test_killed_ranks_come_back_bitwise(
     undisturbed = pretrain_on_ranks(ranks, processes, byte_corpus, tmp_path / "whole", *settings, base=LONG)
     assert_bitwise(job.rows(), undisturbed)
     assert job.output().count("parameters on cpu") == kills + 1
+    # Peers of a killed rank, told to leave by torchrun, saved nothing of their own.
+    saved = {int(folder.name.removeprefix("iter_")) for folder in (tmp_path / "run").glob("iter_*")}
+    assert saved == {*range(7, len(undisturbed), 7), len(undisturbed)}
     print(f"\n{layout}: {kills} ranks killed mid-step, {len(undisturbed)} steps bitwise ({'; '.join(points)})")
 
 

@@ -14,12 +14,12 @@ import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.errors import ReplicaError, TrainingError
-from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.engine import Engine, build_engine
 from qwen_megatron.train.hooks.replicas import check_replicas, describe_differences, parameter_hash
 from qwen_megatron.train.hooks.straggler import stragglers
 from qwen_megatron.train.judge import FEWEST, Judge
 from qwen_megatron.train.step import StepResult, pretraining_loss, train_step
-from tests.support.engines import parameter_bytes, random_batches, tiny_engine, weights_of
+from tests.support.engines import parameter_bytes, random_batches, tiny_engine, tiny_plan, weights_of
 from tests.support.ranks import RankPool
 from tests.support.training import pretrain_job, rows
 
@@ -68,6 +68,28 @@ def test_a_spike_is_run_again_and_called_by_its_kind(factors: list[float], verdi
         if verdict == "transient":
             # As if nothing had been: weights, masters and moments.
             assert parameter_bytes(undisturbed) == content
+
+
+def overlapped_spike_job(overrides: list[str]) -> tuple[list[str | None], bool]:
+    """Three steps, the second with a transient spike on every last stage; verdicts, and whether all is as without."""
+    with tiny_engine(*overrides) as engine:
+        judge = judge_with_history()
+        micro = engine.num_microbatches
+        verdicts = [
+            step(engine, judge, number, times([50.0] * micro if number == 2 else [])).spike for number in (1, 2, 3)
+        ]
+        other = build_engine(tiny_plan(*overrides), engine.groups, engine.platform)
+        for number in (1, 2, 3):
+            step(other, Judge(), number, times([]))
+        return verdicts, parameter_bytes(engine) == parameter_bytes(other)
+
+
+def test_a_step_is_run_again_in_a_pipeline_with_overlap(ranks: RankPool) -> None:
+    overrides = ["parallel.pipeline_model_parallel_size=2", "parallel.overlap_grad_reduce=true"]
+    overrides += ["parallel.overlap_param_gather=true", "training.precision=bf16"]
+    for verdicts, same in ranks.run(4, overlapped_spike_job, overrides=overrides):
+        assert verdicts == [None, "transient", None]
+        assert same
 
 
 def test_an_ordinary_step_is_run_once() -> None:
