@@ -18,6 +18,7 @@
 #include "disjoint_sets.h"
 #include "gather.h"
 #include "index_writer.h"
+#include "json_strings.h"
 #include "minhash.h"
 #include "ngram_index.h"
 #include "output_file.h"
@@ -71,6 +72,16 @@ void write_index(const std::string& path, const Array<std::int32_t>& lengths, st
     const auto lengths_view = view(lengths, "lengths");
     py::gil_scoped_release release;
     qwen_data::write_index(path, lengths_view, dtype_code, itemsize);
+}
+
+std::vector<std::pair<std::size_t, std::size_t>> json_strings(const py::buffer& text, std::size_t min_bytes) {
+    const py::buffer_info info = text.request();
+    if (info.itemsize != 1 || info.ndim != 1) {
+        throw py::type_error("text must be bytes or a bytearray");
+    }
+    const std::string_view view(static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size));
+    py::gil_scoped_release release;
+    return qwen_data::json_strings(view, min_bytes);
 }
 
 // The UTF-8 of a sequence of str and bytes. Keeps the objects alive; copies nothing. bytes must be valid UTF-8.
@@ -524,6 +535,8 @@ PYBIND11_MODULE(_native, module) {
                py::arg("itemsize"),
                "Writes Megatron's .idx for documents of one sequence each, lying back to back, atomically. Raises "
                "OSError with errno and file name.");
+    module.def("json_strings", &json_strings, py::arg("text"), py::arg("min_bytes"),
+               "(start, stop), without quotes, of every string of at least min_bytes bytes in a JSON text.");
 
     bind_text(module);
     bind_duplicates(module);

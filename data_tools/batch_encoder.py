@@ -1,7 +1,8 @@
-"""Lines to token ids, a batch at a time; runs in the process of `tokenize` or in its workers."""
+"""Lines to token ids: short ones a batch at a time, a very long one in pieces."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,12 @@ import numpy.typing as npt
 
 from data_tools.encoder import ENCODERS, Encoder, Ragged, TiktokenEncoder, check_against_reference
 from data_tools.errors import DataError
-from data_tools.jsonl import Line, RejectedRecordError, Rejection, parse_text
+from data_tools.jsonl import Line, RejectedRecordError, parse_text
+from data_tools.long_text import LongText, UncuttableTextError
+from data_tools.readers.record import BadRecord
 
-# The first records are all compared with the reference encoder, later ones by sample.
-NUM_FIRST_CHECKED = 64
+# Pieces of a long text that are encoded together, about four megabytes.
+_PIECES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class EncodingSettings:
     Attributes:
         text_key: key of the text in a record.
         encoder: name in `encoder.ENCODERS`.
-        check_interval: of the records after the first 64, one in this many is compared with the reference encoder.
+        check_interval: one record in this many is compared with the reference encoder.
     """
 
     text_key: str
@@ -31,28 +34,34 @@ class EncodingSettings:
 
 
 class LineBatch(NamedTuple):
-    """Consecutive lines of one file."""
+    """Consecutive lines of one file.
+
+    Attributes:
+        file: its name, for messages.
+        lines: the lines.
+        first_record: number of the first line, as sampling counts.
+        all_checked: how many records from number 0 on are all compared with the reference encoder.
+    """
 
     file: str
-    file_number: int  # position of the file among the inputs
-    first_record: int  # number of the first line among all records of all inputs
     lines: list[Line]
+    first_record: int
+    all_checked: int
 
 
 class EncodedBatch(NamedTuple):
-    """The documents of a batch, in order, and what was rejected."""
+    """The documents of a batch, in order, and the lines that gave none."""
 
-    file_number: int
     tokens: npt.NDArray[np.int32]  # of all documents, one after the other, without end-of-document tokens
     lengths: npt.NDArray[np.int32]  # [documents] tokens
-    offsets: npt.NDArray[np.uint64]  # [documents] byte offset of the record in its decompressed file
-    rejections: list[Rejection]
+    offsets: npt.NDArray[np.uint64]  # [documents] as given with the lines
+    rejections: list[BadRecord]
 
 
 class _Document(NamedTuple):
     line_number: int
     offset: int
-    record: int  # among all records of all inputs
+    record: int  # as sampling counts
     text: str  # NFC
 
 
@@ -79,16 +88,41 @@ class BatchEncoder:
         self._check_sample(batch, documents, encoded)
         offsets = (document.offset for document in documents)
         return EncodedBatch(
-            file_number=batch.file_number,
             tokens=encoded.tokens,
             lengths=encoded.lengths.astype(np.int32),
             offsets=np.fromiter(offsets, dtype=np.uint64, count=len(documents)),
             rejections=rejections,
         )
 
-    def _parse(self, batch: LineBatch) -> tuple[list[_Document], list[Rejection]]:
+    def encode_long(self, file: str, line: Line) -> Iterator[npt.NDArray[np.int32]]:
+        """The ids of the text of one line, a few megabytes of text at a time; memory does not grow with the line.
+
+        Raises:
+            RejectedRecordError: the line gives no document; found out before anything is encoded, except for
+                not_encodable.
+            DataError: the encoder and the reference differ on the beginning of the text.
+        """
+        pieces = LongText(line, self._settings.text_key).pieces()
+        checked = self._reference is None
+        try:
+            while group := list(islice(pieces, _PIECES_AT_ONCE)):
+                encoded = self._encoded_or_rejected(group)
+                if not checked:
+                    self._check(f"{file}:{line.number}", group[0], encoded.tokens[: encoded.lengths[0]])
+                    checked = True
+                yield encoded.tokens
+        except UncuttableTextError as error:
+            raise RejectedRecordError("not_encodable", str(error)) from error
+
+    def _encoded_or_rejected(self, texts: Sequence[str]) -> Ragged:
+        try:
+            return self._encoder.encode_batch(texts)
+        except DataError as error:
+            raise RejectedRecordError("not_encodable", str(error)) from error
+
+    def _parse(self, batch: LineBatch) -> tuple[list[_Document], list[BadRecord]]:
         documents: list[_Document] = []
-        rejections: list[Rejection] = []
+        rejections: list[BadRecord] = []
         record = batch.first_record
         batch.lines.reverse()
         while batch.lines:
@@ -97,33 +131,37 @@ class BatchEncoder:
                 text = parse_text(line, self._settings.text_key)
                 documents.append(_Document(line.number, line.offset, record, text))
             except RejectedRecordError as error:
-                rejections.append(Rejection(batch.file, line.number, error.reason, error.detail))
+                rejections.append(BadRecord(line.number, error.reason, error.detail))
             record += 1
         return documents, rejections
 
     def _encode_one_by_one(
         self, batch: LineBatch, documents: Sequence[_Document]
-    ) -> tuple[list[_Document], Ragged, list[Rejection]]:
+    ) -> tuple[list[_Document], Ragged, list[BadRecord]]:
         kept: list[_Document] = []
         rows = [np.empty(0, dtype=np.int32)]
-        rejections: list[Rejection] = []
+        rejections: list[BadRecord] = []
         for document in documents:
             try:
-                rows.append(self._encoder.encode_batch([document.text]).tokens)
+                rows.append(self._encoded_or_rejected([document.text]).tokens)
                 kept.append(document)
-            except DataError as error:
-                rejections.append(Rejection(batch.file, document.line_number, "not_encodable", str(error)))
+            except RejectedRecordError as error:
+                rejections.append(BadRecord(document.line_number, error.reason, error.detail))
         lengths = np.fromiter(map(len, rows[1:]), dtype=np.int64, count=len(kept))
         return kept, Ragged(np.concatenate(rows), lengths), rejections
 
     def _check_sample(self, batch: LineBatch, documents: Sequence[_Document], encoded: Ragged) -> None:
         if self._reference is None:
             return
-        for document, length, end in zip(documents, encoded.lengths, np.cumsum(encoded.lengths), strict=True):
-            if document.record >= NUM_FIRST_CHECKED and document.record % self._settings.check_interval:
-                continue
-            tokens = encoded.tokens[end - length : end]
-            try:
-                check_against_reference(self._encoder, self._reference, document.text, tokens)
-            except DataError as error:
-                raise DataError(f"{batch.file}:{document.line_number}: {error}") from error
+        ends = np.cumsum(encoded.lengths)
+        for number, document in enumerate(documents):
+            if document.record < batch.all_checked or document.record % self._settings.check_interval == 0:
+                tokens = encoded.tokens[ends[number] - encoded.lengths[number] : ends[number]]
+                self._check(f"{batch.file}:{document.line_number}", document.text, tokens)
+
+    def _check(self, place: str, text: str, tokens: npt.NDArray[np.int32]) -> None:
+        assert self._reference is not None
+        try:
+            check_against_reference(self._encoder, self._reference, text, tokens)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error

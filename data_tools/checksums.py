@@ -7,6 +7,7 @@ each 64 KiB block, kept in the .crc file, lets training verify exactly the block
 import hashlib
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 BLOCK_BYTES = 65536
 CRC_DTYPE = np.dtype("<u4")
 READ_BYTES = 128 * BLOCK_BYTES
+# From this size on the SHA-256 of a piece is taken in a thread beside its CRCs.
+_THREAD_BYTES = 16 * BLOCK_BYTES
 
 
 def num_blocks(size_bytes: int) -> int:
@@ -29,13 +32,23 @@ class StreamChecksums:
         self._crcs: list[bytes] = []
         self._open_crc = 0
         self._open_bytes = 0
+        self._thread: ThreadPoolExecutor | None = None  # Started by the first large piece.
         self.size_bytes = 0
 
     def update(self, piece: memoryview | bytes) -> None:
         """Takes the next bytes of the stream."""
         view = memoryview(piece).cast("B")
-        self._sha256.update(view)
         self.size_bytes += len(view)
+        if len(view) < _THREAD_BYTES:
+            self._sha256.update(view)
+            self._update_crcs(view)
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        hashed = self._thread.submit(self._sha256.update, view)
+        self._update_crcs(view)
+        hashed.result()
+
+    def _update_crcs(self, view: memoryview) -> None:
         crcs = []
         start = 0
         while start < len(view):

@@ -14,7 +14,7 @@ from data_tools.errors import DataError
 from data_tools.tokenizer import FINGERPRINT, QwenTokenizer, checked_vocabulary, vocab_path
 
 # Resident memory that gigatoken's caches may take before they are thrown away.
-CACHE_LIMIT_BYTES = 512 * 1024 * 1024
+CACHE_LIMIT_BYTES = 256 * 1024 * 1024
 # The reference works at a tenth of the fast encoder's speed; of long texts it checks the beginning.
 CHECKED_CHARACTERS = 65536
 

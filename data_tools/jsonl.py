@@ -1,5 +1,6 @@
 """JSON Lines, one record after the other: a bad record costs that record and is named by file and line."""
 
+import codecs
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,8 @@ MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
 # The most that may be allowed: NFC triples the bytes of a text at worst and a token has at least one byte, so the
 # tokens of a document can be counted in Megatron's int32.
 LARGEST_DOCUMENT_BYTES = 512 * 1024 * 1024
+# A longer line is collected in a bytearray, which grows in place, and its text is taken out in pieces (`long_text`).
+LONG_LINE_BYTES = 8 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -21,7 +24,7 @@ class Line(NamedTuple):
 
     number: int  # from 1
     offset: int  # of its first byte in the decompressed file
-    content: bytes  # without line end; empty if `reason` is set
+    content: bytes | bytearray  # without line end; empty if `reason` is set
     reason: str = ""  # why there is no content: too_long, truncated_stream, corrupt_stream
     detail: str = ""
 
@@ -63,7 +66,7 @@ def read_lines(stream: PieceStream, max_line_bytes: int = MAX_DOCUMENT_BYTES) ->
         DataError: the disk fails.
     """
     number, offset = 1, 0
-    parts: list[bytes] = []  # of the line being collected, whose end has not been read yet
+    parts: list[bytes | bytearray] = []  # of the line being collected, whose end has not been read yet
     num_bytes = 0
     try:
         for piece in stream.pieces():
@@ -75,7 +78,7 @@ def read_lines(stream: PieceStream, max_line_bytes: int = MAX_DOCUMENT_BYTES) ->
                     parts, num_bytes = [], 0
                 num_bytes += len(part)
                 if num_bytes <= max_line_bytes:
-                    parts.append(part)
+                    _append(parts, part, num_bytes)
                 else:
                     parts = []
     except BrokenStreamError as error:
@@ -84,16 +87,31 @@ def read_lines(stream: PieceStream, max_line_bytes: int = MAX_DOCUMENT_BYTES) ->
     yield from _line(number, offset, parts, num_bytes, max_line_bytes)
 
 
-def _line(number: int, offset: int, parts: list[bytes], num_bytes: int, max_line_bytes: int) -> Iterator[Line]:
+def _append(parts: list[bytes | bytearray], part: bytes, num_bytes: int) -> None:
+    if num_bytes <= LONG_LINE_BYTES or not parts:
+        parts.append(part)
+        return
+    if not isinstance(parts[0], bytearray):
+        parts[:] = [bytearray().join(parts)]
+    parts[0] += part
+
+
+def _line(
+    number: int, offset: int, parts: list[bytes | bytearray], num_bytes: int, max_line_bytes: int
+) -> Iterator[Line]:
     if num_bytes > max_line_bytes:
         detail = f"{num_bytes} bytes, more than --max-document-bytes {max_line_bytes}"
         yield Line(number, offset, b"", "too_long", detail)
         return
     content = parts[0] if len(parts) == 1 else b"".join(parts)
     parts.clear()  # A long line is held once, not twice.
-    if number == 1:
-        content = content.removeprefix(_BOM)
-    content = content.removesuffix(b"\r")
+    if isinstance(content, bytearray):  # Shortened in place.
+        del content[: len(_BOM) if number == 1 and content.startswith(_BOM) else 0]
+        del content[len(content) - content.endswith(b"\r") :]
+    else:
+        if number == 1:
+            content = content.removeprefix(_BOM)
+        content = content.removesuffix(b"\r")
     if content and not content.isspace():
         yield Line(number, offset, content)
 
@@ -119,7 +137,7 @@ def parse_record(line: Line) -> dict[str, Any]:
     try:
         record = orjson.loads(line.content)
     except orjson.JSONDecodeError as error:
-        raise _not_json(line.content, error) from error
+        raise not_json(line.content, error) from error
     if not isinstance(record, dict):
         raise RejectedRecordError("not_an_object", f"the record is {_kind(record)}, not an object")
     return record
@@ -142,13 +160,23 @@ def text_of_record(record: Mapping[str, Any], text_key: str) -> str:
     return text
 
 
-def _not_json(content: bytes, error: orjson.JSONDecodeError) -> RejectedRecordError:
+def not_json(content: bytes | bytearray, error: orjson.JSONDecodeError) -> RejectedRecordError:
+    """Why ``content`` cannot be parsed: invalid_utf8 if any of it is, else lone_surrogate or not_json."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        content.decode("utf-8")
+        for start in range(0, len(content), LONG_LINE_BYTES):
+            decoder.decode(content[start : start + LONG_LINE_BYTES])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError as decode_error:
-        return RejectedRecordError("invalid_utf8", f"{decode_error.reason} at byte {decode_error.start} of the line")
+        return RejectedRecordError("invalid_utf8", decode_error.reason + _place(content, start, decode_error))
     reason = "lone_surrogate" if "surrogate" in error.msg else "not_json"
     return RejectedRecordError(reason, f"{error.msg} at character {error.pos} of the line")
+
+
+def _place(content: bytes | bytearray, start: int, error: UnicodeDecodeError) -> str:
+    # What the decoder kept from the piece before stands at the beginning of what it complains about.
+    kept = len(error.object) - len(content[start : start + LONG_LINE_BYTES])
+    return f" at byte {start - kept + error.start} of the line"
 
 
 def _kind(value: object) -> str:

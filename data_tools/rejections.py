@@ -45,11 +45,16 @@ class RejectionLog:
             self._stream.write(orjson.dumps(rejection, option=orjson.OPT_APPEND_NEWLINE))
 
     def publish(self, path: Path) -> None:
-        """Gives the list its name; if nothing was rejected, removes a list that an earlier run left there."""
+        """Gives the list its name; see `publish_list`."""
         self._stream.close()
-        if not self.counts:
-            path.unlink(missing_ok=True)
-            return
-        # Copied, not renamed: the user may have named a file on another disk.
-        with self._temporary.open("rb") as source, atomic_output(path) as target:
-            shutil.copyfileobj(source, target)
+        publish_list(self._temporary, path)
+
+
+def publish_list(source: Path, path: Path) -> None:
+    """Copies the list ``source`` to ``path``; an empty one removes what an earlier run left there."""
+    if source.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+        return
+    # Copied, not renamed: the user may have named a file on another disk.
+    with source.open("rb") as content, atomic_output(path) as target:
+        shutil.copyfileobj(content, target)

@@ -1,34 +1,40 @@
-"""JSON Lines to a corpus: stream, encode, spool, and write the documents in shuffled order.
+"""JSON Lines to a corpus: the tasks of the pipeline's stage `tokenize`, on files of the user's.
 
-Memory does not grow with the text: a few batches of lines are in flight, and each document costs about 40 bytes.
+What is done is kept in a folder .NAME.work beside the corpus until the corpus is complete, so that a run that was
+killed goes on from there. Memory does not grow with the text or with its longest line.
 """
 
+import hashlib
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
-from data_tools.batch_encoder import EncodingSettings, LineBatch
-from data_tools.corpus_writer import TOKEN_DTYPE, Spool, publish, scratch_folder, write_token_files
+from data_tools.atomic_file import write_atomically
 from data_tools.encoder import ENCODERS
 from data_tools.errors import DataError
-from data_tools.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES, Line, read_lines
+from data_tools.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from data_tools.lock import corpus_lock
-from data_tools.progress import Progress, progress_bar
-from data_tools.rejections import RejectionLog, rejected_path
-from data_tools.shuffle import document_keys, shuffled_order
-from data_tools.sidecar import FileDigest, InputFile, Sidecar, corpus_path
+from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
+from data_tools.pipeline.planning import plan_parts
+from data_tools.pipeline.quarantine import write_quarantine
+from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.task import QUARANTINE_FILE, Task, TaskInput
+from data_tools.pipeline.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
+from data_tools.pipeline.tokenize_gather import gather_runs
+from data_tools.pipeline.tokenize_seal import seal
+from data_tools.progress import progress_bar
+from data_tools.rejections import publish_list, rejected_path
+from data_tools.sidecar import InputFile, Sidecar, corpus_path
 from data_tools.streams import InputStream
-from data_tools.tokenizer import END_OF_DOCUMENT, FINGERPRINT
-from data_tools.version import version
-from data_tools.worker_pool import encoded_batches
 
-_BATCH_BYTES = 4 * 1024 * 1024
-_BATCH_LINES = 8192
+# Parts that the input is cut into: enough to share among many workers, each large enough to be worth a file.
+_PARTS = 1024
+_SMALLEST_PART_BYTES = 16 * 1024 * 1024
+_LARGEST_PART_BYTES = 256 * 1024 * 1024
+_PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,74 +93,121 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
     Raises:
         DataError: an input cannot be read, the corpus exists, another process is writing it, no record gave a
             document, or the fast encoder differs from the reference.
-        OSError: the disk is full or fails. Nothing is left behind in either case.
+        OSError: the disk is full or fails.
+    In either case, and after a kill or an interrupt, the parts that are finished stay in PREFIX's folder as .NAME.work,
+    if there are any; the same call goes on from them.
     """
     options = options or TokenizeOptions()
     if not inputs:
         raise DataError("no input files; name at least one JSONL file")
     _require_file_name(prefix)
-    _require_absent(prefix, options.overwrite)
     if options.rejected is not None and not options.rejected.absolute().parent.is_dir():
         raise DataError(f"{options.rejected}: its folder does not exist; create it or name another file")
     input_files = tuple(_input_file(Path(path)) for path in inputs)
     with corpus_lock(prefix):
-        _require_absent(prefix, options.overwrite)  # Another run may have finished in between.
-        return _tokenize(input_files, prefix, options)
+        return _tokenize(input_files, Path(prefix), options)
 
 
-def _tokenize(input_files: tuple[InputFile, ...], prefix: str | Path, options: TokenizeOptions) -> Sidecar:
-    list_path = options.rejected or rejected_path(prefix)
-    with scratch_folder(prefix) as folder, RejectionLog(folder / "rejected.jsonl") as rejections:
-        with (
-            Spool(folder / "spool") as spool,
-            progress_bar("tokenizing", sum(file.size_bytes for file in input_files)) as progress,
-        ):
-            settings = EncodingSettings(options.text_key, options.encoder, options.check_interval)
-            batches = _line_batches(input_files, options.max_document_bytes, progress)
-            for batch in encoded_batches(settings, batches, options.workers):
-                spool.add(batch.tokens, batch.lengths, document_keys(options.seed, batch.file_number, batch.offsets))
-                rejections.add(batch.rejections)
-        rejections.publish(list_path)
-        if spool.num_documents == 0:
-            raise DataError(_no_documents(input_files, rejections.counts, list_path))
-        order = shuffled_order(spool.keys()) if options.shuffle else np.arange(spool.num_documents, dtype=np.int64)
-        num_tokens = spool.num_tokens + spool.num_documents
-        with progress_bar("writing", num_tokens * TOKEN_DTYPE.itemsize) as progress:
-            digests = write_token_files(folder, spool, order, END_OF_DOCUMENT, progress)
-        sidecar = _sidecar(spool, digests, rejections.counts, input_files, options)
-        publish(folder, prefix, sidecar)
+def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: TokenizeOptions) -> Sidecar:
+    work = prefix.parent / f".{prefix.name}.work"
+    tasks = _encode_tasks(work / "runs", input_files, options)
+    # Killed while it gave its files their names: they are not somebody else's.
+    was_publishing = _content(work / _PUBLISHING) == _plan_key(tasks)
+    _require_absent(prefix, options.overwrite or was_publishing)
+    executor = InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
+    try:
+        try:
+            sidecar = _run(Runner(executor), work, tasks, input_files, prefix, options)
+        finally:
+            executor.close()
+    except BaseException:
+        if not any(work.glob("*/*.manifest.json")):
+            shutil.rmtree(work, ignore_errors=True)  # Nothing to go on from.
+        raise
+    shutil.rmtree(work)
     return sidecar
 
 
-def _sidecar(
-    spool: Spool,
-    digests: dict[str, FileDigest],
-    rejected: Counter[str],
-    inputs: tuple[InputFile, ...],
+def _run(
+    runner: Runner,
+    work: Path,
+    tasks: Sequence[Task],
+    input_files: tuple[InputFile, ...],
+    prefix: Path,
     options: TokenizeOptions,
 ) -> Sidecar:
-    return Sidecar(
-        dtype=TOKEN_DTYPE.name,
-        num_tokens=spool.num_tokens + spool.num_documents,
-        num_documents=spool.num_documents,
-        end_of_document=END_OF_DOCUMENT,
-        tokenizer=FINGERPRINT,
-        shuffle_seed=options.seed if options.shuffle else None,
-        records_in=spool.num_documents + rejected.total(),
-        rejected=dict(sorted(rejected.items())),
-        bin=digests["bin"],
-        idx=digests["idx"],
-        crc=digests["crc"],
-        inputs=inputs,
-        tool_version=version(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    runner.title = "tokenizing"
+    encoded = runner.run(work / "runs", tasks)
+    for file in input_files:
+        if _input_file(Path(file.path)) != file:
+            raise DataError(f"{file.path}: changed while it was read; tokenize again when it is complete")
+    rejected: Counter[str] = Counter()
+    for manifest in encoded:
+        rejected.update(manifest.rejected)
+    list_path = options.rejected or rejected_path(prefix)
+    write_quarantine(work / QUARANTINE_FILE, encoded)
+    publish_list(work / QUARANTINE_FILE, list_path)
+    if not any(manifest.records_out for manifest in encoded):
+        shutil.rmtree(work)
+        raise DataError(_no_documents(input_files, rejected, list_path))
+    runner.title = "shuffling"
+    target, gathered = gather_runs(runner, work, encoded, TOKENS_IN_MEMORY, shuffle=options.shuffle)
+    seed = options.seed if options.shuffle else None
+    write_atomically(work / _PUBLISHING, _plan_key(tasks))
+    with progress_bar("sealing", target.stat().st_size) as progress:
+        return seal(prefix, target, gathered, rejected, input_files, seed, progress)
+
+
+def _encode_tasks(folder: Path, files: Sequence[InputFile], options: TokenizeOptions) -> list[Task]:
+    """Ranges of large plain files, and small files put together; the cut does not depend on the workers."""
+    total = sum(file.size_bytes for file in files)
+    split_bytes = min(max(total // _PARTS, _SMALLEST_PART_BYTES), _LARGEST_PART_BYTES)
+    inputs = [TaskInput(path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns) for file in files]
+    tasks: list[Task] = []
+    file_number = -1
+    for part in plan_parts(inputs, "jsonl", split_bytes):
+        numbers = []
+        for one in part:
+            file_number += one.start == 0
+            numbers.append(file_number)
+        task_options = {
+            "text_key": options.text_key,
+            "encoder": options.encoder,
+            "check_interval": options.check_interval,
+            "all_checked": 0 if tasks else NUM_FIRST_CHECKED,
+            "max_line_bytes": options.max_document_bytes,
+            "files": numbers,
+            "seed": options.seed,
+            "shuffle": options.shuffle,
+            "run_tokens": TOKENS_IN_MEMORY,
+        }
+        name = f"part-{len(tasks):06d}"
+        tasks.append(
+            Task(operation="tokenize_encode", folder=str(folder), name=name, options=task_options, inputs=(*part,))
+        )
+    return tasks
+
+
+def _plan_key(tasks: Sequence[Task]) -> bytes:
+    return hashlib.sha256("".join(task.key() for task in tasks).encode()).hexdigest().encode()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _require_file_name(prefix: str | Path) -> None:
     if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".", ".."):
         raise DataError(f"{prefix}: names a folder; a corpus needs a file name too, as in {Path(prefix) / 'corpus'}")
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(
+            f"{prefix}: cannot be in {error.filename}, which is a file and not a folder; choose another --output"
+        ) from error
 
 
 def _require_absent(prefix: str | Path, overwrite: bool) -> None:
@@ -172,38 +225,6 @@ def _input_file(path: Path) -> InputFile:
     InputStream(path).close()
     status = path.stat()
     return InputFile(path=str(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
-
-
-def _line_batches(inputs: Sequence[InputFile], max_line_bytes: int, progress: Progress) -> Iterator[LineBatch]:
-    """All lines of all inputs, a few megabytes at a time."""
-    first_record = 0
-    for file_number, file in enumerate(inputs):
-        stream = InputStream(Path(file.path))
-        reported = 0
-        try:
-            for lines in _grouped(read_lines(stream, max_line_bytes)):
-                num_lines = len(lines)
-                yield LineBatch(file.path, file_number, first_record, lines)
-                first_record += num_lines
-                progress.advance(stream.position - reported)
-                reported = stream.position
-        finally:
-            stream.close()
-        if _input_file(Path(file.path)) != file:
-            raise DataError(f"{file.path}: changed while it was read; tokenize again when it is complete")
-
-
-def _grouped(lines: Iterator[Line]) -> Iterator[list[Line]]:
-    group: list[Line] = []
-    num_bytes = 0
-    for line in lines:
-        group.append(line)
-        num_bytes += len(line.content)
-        if num_bytes >= _BATCH_BYTES or len(group) >= _BATCH_LINES:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
 
 
 def _no_documents(inputs: Sequence[InputFile], rejected: Counter[str], list_path: Path) -> str:

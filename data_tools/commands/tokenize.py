@@ -21,6 +21,9 @@ _EXAMPLES = """examples:
 Records that give no document (broken JSON, no text, empty, ...) are counted and listed with file and line in
 PREFIX.rejected.jsonl; all others are in the corpus. Reasons: not_json, invalid_utf8, lone_surrogate, not_an_object,
 missing_text, text_not_string, empty, too_long, not_encodable, truncated_stream, corrupt_stream.
+
+Finished parts are kept beside the corpus in .NAME.work until it is complete: a run that was killed or interrupted goes
+on from there when it is started again.
 """
 
 

@@ -1,11 +1,14 @@
 """Where tasks run: in this process, or in processes of this machine.
 
-Each worker has a pipe of its own and at most one task. A worker that dies closes its pipe, a parent that dies closes
-them all, so neither waits for the other for ever.
+Each worker has a pipe of its own and at most one task. A worker that dies closes its pipe, so the parent never waits
+for it in vain (concurrent.futures can: its queue thread stays blocked in a large write to a worker that was killed); a
+worker whose parent dies ends.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -122,7 +125,7 @@ class _Worker:
         if code < 0:
             return DataError(
                 f"{self._task}: its worker process was killed by signal {-code}, most often for lack of memory; use "
-                "fewer workers or a smaller split_bytes and run again: finished parts are kept"
+                "fewer workers and run again: finished parts are kept"
             )
         return DataError(
             f"{self._task}: its worker process ended with status {code}; what it printed above says why; finished "
@@ -133,6 +136,7 @@ class _Worker:
 def _work(connection: Connection) -> None:
     from data_tools.pipeline.operations import perform
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             task = connection.recv()
@@ -147,3 +151,11 @@ def _work(connection: Connection) -> None:
             connection.send(result)
         except ConnectionError:
             return
+
+
+def _end_with_parent() -> None:
+    """Ends this process at once when its parent is gone, so that it writes nothing beside the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -10,7 +10,9 @@ from data_tools.pipeline.jaccard_tasks import check_bucket, find_candidates, wri
 from data_tools.pipeline.map_stage import map_part
 from data_tools.pipeline.read_stage import read_part
 from data_tools.pipeline.task import Manifest, Task, TaskResult, finished, write_manifest
-from data_tools.pipeline.tokenize_tasks import encode_shard, gather_bucket, seal_corpus
+from data_tools.pipeline.tokenize_encode import encode_part
+from data_tools.pipeline.tokenize_gather import gather_bucket
+from data_tools.pipeline.tokenize_stage import seal_corpus
 
 OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
     "read": read_part,
@@ -26,7 +28,7 @@ OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
     "fuzzy_join": join_clusters,
     "fuzzy_apply": apply_clusters,
     "decontaminate": decontaminate_part,
-    "tokenize_encode": encode_shard,
+    "tokenize_encode": encode_part,
     "tokenize_bucket": gather_bucket,
     "tokenize_seal": seal_corpus,
 }

@@ -1,17 +1,17 @@
 """The first stage: files of any format to shards of documents, with bad records listed as file:line."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from data_tools.atomic_file import atomic_output
 from data_tools.errors import DataError
-from data_tools.jsonl import MAX_DOCUMENT_BYTES, Rejection
+from data_tools.jsonl import MAX_DOCUMENT_BYTES
 from data_tools.pipeline.document import Document, ShardWriter
 from data_tools.pipeline.planning import SPLIT_BYTES, plan_parts
+from data_tools.pipeline.quarantine import write_quarantine
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.task import QUARANTINE_FILE, Manifest, Task, TaskInput, TaskResult
 from data_tools.readers.files import check_unchanged, find_files
@@ -124,24 +124,3 @@ def read_part(task: Task) -> TaskResult:
             counts.append(count.lines)
             check_unchanged(part)
     return writer.result(writer.records_out + writer.rejected.total(), bad_name, values={"lines": counts})
-
-
-def write_quarantine(path: Path, manifests: Sequence[Manifest]) -> None:
-    """Lists every bad record by file and line; lines of ranges are numbered from the beginning of their file."""
-    lines_before: dict[str, int] = {}
-    with atomic_output(path) as stream:
-        for manifest in manifests:
-            bases = []
-            for one, lines in zip(manifest.inputs, manifest.values["lines"], strict=True):
-                base = lines_before.get(one["path"], 0)
-                bases.append(base)
-                lines_before[one["path"]] = base + lines
-            for number, line, reason, detail in _bad_records(manifest):
-                rejection = Rejection(manifest.inputs[number]["path"], bases[number] + line, reason, detail)
-                stream.write(orjson.dumps(asdict(rejection), option=orjson.OPT_APPEND_NEWLINE))
-
-
-def _bad_records(manifest: Manifest) -> list[tuple[int, int, str, str]]:
-    path = manifest.path(f"{manifest.name}.bad.jsonl")
-    entries: list[Any] = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-    return [(number, line, reason, detail) for number, line, reason, detail in entries]

@@ -183,11 +183,19 @@ def write_manifest(task: Task, result: TaskResult) -> Manifest:
     return Manifest(folder=task.folder, **content)
 
 
+def read_manifest(folder: Path, name: str) -> Manifest:
+    """The manifest of a finished task.
+
+    Raises:
+        OSError, orjson.JSONDecodeError, TypeError: it is absent or damaged.
+    """
+    return Manifest(folder=str(folder), **orjson.loads((folder / f"{name}.manifest.json").read_bytes()))
+
+
 def finished(task: Task) -> Manifest | None:
     """The manifest of ``task`` if it is finished for these inputs and options and its files are still there."""
     try:
-        content = orjson.loads(task.manifest_path.read_bytes())
-        manifest = Manifest(folder=task.folder, **content)
+        manifest = read_manifest(Path(task.folder), task.name)
         if manifest.key != task.key():
             return None
         for name, entry in manifest.outputs.items():

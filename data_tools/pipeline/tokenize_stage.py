@@ -1,23 +1,47 @@
 """Shards to shuffled corpora in two passes, memory bounded by the size of a run and of a bucket.
 
 First pass: each shard is encoded to runs of documents sorted by shuffle key. Second pass: the keys are cut into equal
-ranges, one bucket each; a bucket takes its range from every run and sorts it. The buckets, one after the other, are
-the corpus, in the order that docs/data-format.md defines: the same bytes as ``qwen-data tokenize`` of the same shards.
+ranges, one bucket each; a bucket takes its range from every run, sorts it and writes it where it belongs in the token
+file. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize`` for the same
+shards, which does the same tasks.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
+from data_tools.atomic_file import write_atomically
 from data_tools.encoder import ENCODERS
 from data_tools.errors import DataError
-from data_tools.pipeline.input_list import write_input_list
+from data_tools.jsonl import LARGEST_DOCUMENT_BYTES
+from data_tools.lock import corpus_lock
+from data_tools.pipeline.input_list import read_input_list, write_input_list
+from data_tools.pipeline.quarantine import write_quarantine
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
-from data_tools.pipeline.task import Manifest, Task, TaskInput, finished
+from data_tools.pipeline.task import (
+    QUARANTINE_FILE,
+    Manifest,
+    Task,
+    TaskInput,
+    TaskResult,
+    finished,
+    read_manifest,
+)
+from data_tools.pipeline.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
+from data_tools.pipeline.tokenize_gather import gather_runs
+from data_tools.pipeline.tokenize_seal import seal
+from data_tools.progress import SilentProgress
+from data_tools.rejections import publish_list, rejected_path
+from data_tools.sidecar import InputFile
 
-_TOKENS_IN_MEMORY = 32 * 1024 * 1024
+# A line of a shard holds the text with JSON's escapes and the document's other fields.
+_LONGEST_LINE = 7 * LARGEST_DOCUMENT_BYTES
+_SEAL_PLAN = "seal.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +54,7 @@ class TokenizeStage:
         shuffle: false keeps the order of the shards.
         encoder: "gigatoken" (fast) or "tiktoken" (reference).
         check_interval: one record in this many is compared with tiktoken, and the first 64 of each shard.
-        tokens_in_memory: size of a run and of a bucket; about 16 bytes of memory for each token.
+        tokens_in_memory: size of a run and of a bucket; about 4 bytes of memory for each token.
     """
 
     corpus_per_source: bool = True
@@ -38,7 +62,7 @@ class TokenizeStage:
     shuffle: bool = True
     encoder: str = rule(lambda value: value in ENCODERS, f"must be one of {', '.join(ENCODERS)}", "gigatoken")
     check_interval: int = rule(lambda value: value >= 1, "must be at least 1", 1000)
-    tokens_in_memory: int = rule(lambda value: value >= 1, "must be at least 1", _TOKENS_IN_MEMORY)
+    tokens_in_memory: int = rule(lambda value: value >= 1, "must be at least 1", TOKENS_IN_MEMORY)
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Makes OUTPUT/corpora/SOURCE.bin and so on; what lies between is removed when the corpus is complete."""
@@ -56,16 +80,16 @@ class TokenizeStage:
 
     def _corpus(self, runner: Runner, folder: Path, corpora: Path, name: str, parts: Sequence[Manifest]) -> Manifest:
         shards = [part.output(f"{part.name}.jsonl.zst") for part in parts]
-        seal = Task(
+        task = Task(
             operation="tokenize_seal",
             folder=str(corpora),
             name=name,
             options={**self._encoding(), "seed": self.seed, "shuffle": self.shuffle, "work": str(folder)},
             inputs=(write_input_list(folder / "shards.json", shards),),
         )
-        if (manifest := finished(seal)) is None:
+        if (manifest := finished(task)) is None:
             self._prepare(runner, folder, shards)
-            (manifest,) = runner.run(corpora, [seal], sweep=False)
+            (manifest,) = runner.run(corpora, [task], sweep=False)
         else:
             runner.tasks_skipped += 1
         if runner.is_alone:
@@ -84,7 +108,10 @@ class TokenizeStage:
                 name=f"shard-{number:06d}",
                 options={
                     **self._encoding(),
-                    "file_number": number,
+                    "all_checked": NUM_FIRST_CHECKED,
+                    "text_key": "text",
+                    "max_line_bytes": _LONGEST_LINE,
+                    "files": [number],
                     "seed": self.seed,
                     "shuffle": self.shuffle,
                     "run_tokens": self.tokens_in_memory,
@@ -94,34 +121,40 @@ class TokenizeStage:
             for number, shard in enumerate(shards)
         ]
         encoded = runner.run(folder / "runs", encode)
-        runs = [
-            manifest.output(f"{run}.{suffix}")
-            for manifest in encoded
-            for run in manifest.values["runs"]
-            for suffix in ("index", "tokens")
-        ]
-        num_tokens = sum(manifest.values["tokens"] for manifest in encoded)
-        if not runs:
+        if not any(manifest.records_out for manifest in encoded):
             raise DataError(f"{folder.name}: the encoder refuses all documents; {folder / 'runs'} lists why")
-        run_list = write_input_list(folder / "runs.json", runs)
-        # Without a shuffle a bucket is a run: they are in order already.
-        num_buckets = max(1, -(-num_tokens // self.tokens_in_memory)) if self.shuffle else len(runs) // 2
-        buckets = [
-            Task(
-                operation="tokenize_bucket",
-                folder=str(folder / "buckets"),
-                name=f"bucket-{number:06d}",
-                options={"bucket": number, "num_buckets": num_buckets, "shuffle": self.shuffle},
-                inputs=(run_list,),
-            )
-            for number in range(num_buckets)
-        ]
-        gathered = runner.run(folder / "buckets", buckets)
-        outputs = [
-            manifest.output(f"{manifest.name}.{kind}") for manifest in gathered for kind in ("lengths", "tokens")
-        ]
-        write_input_list(folder / "buckets.json", outputs)
-        write_input_list(folder / "rejections.json", [one.output(f"{one.name}.rejected.jsonl") for one in encoded])
+        write_quarantine(folder / QUARANTINE_FILE, encoded)
+        target, gathered = gather_runs(runner, folder, encoded, self.tokens_in_memory, shuffle=self.shuffle)
+        rejected: Counter[str] = Counter()
+        for manifest in encoded:
+            rejected.update(manifest.rejected)
+        plan = {"target": target.name, "buckets": [one.name for one in gathered], "rejected": rejected}
+        write_atomically(folder / _SEAL_PLAN, orjson.dumps(plan))
+
+
+def seal_corpus(task: Task) -> TaskResult:
+    """The operation `tokenize_seal`: the ranges to a corpus."""
+    work, prefix = Path(task.options["work"]), Path(task.folder, task.name)
+    plan = orjson.loads((work / _SEAL_PLAN).read_bytes())
+    gathered = [read_manifest(work / "buckets", name) for name in plan["buckets"]]
+    inputs = []
+    for shard in read_input_list(task.inputs[0]):
+        status = Path(shard.path).stat()
+        inputs.append(InputFile(path=shard.path, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns))
+    with corpus_lock(prefix):
+        publish_list(work / QUARANTINE_FILE, rejected_path(prefix))
+        seed = task.options["seed"] if task.options["shuffle"] else None
+        rejected = Counter(plan["rejected"])
+        sidecar = seal(prefix, work / plan["target"], gathered, rejected, inputs, seed, SilentProgress())
+    digests = {"bin": sidecar.bin, "idx": sidecar.idx, "crc": sidecar.crc}
+    return TaskResult(
+        outputs=[f"{task.name}.{suffix}" for suffix in (*digests, "json")],
+        records_in=sidecar.records_in,
+        records_out=sidecar.num_documents,
+        rejected=rejected,
+        digests={f"{task.name}.{suffix}": (one.size_bytes, one.sha256) for suffix, one in digests.items()},
+        values={"prefix": str(prefix), "tokens": sidecar.num_tokens},
+    )
 
 
 def _source_of(part: Manifest) -> str:

@@ -1,6 +1,7 @@
 """Each C++ kernel against plain Python."""
 
 import errno
+import re
 import resource
 import signal
 import struct
@@ -136,3 +137,16 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal_action)
     assert raised.value.filename == str(tmp_path / "c.idx.tmp")
     assert list(tmp_path.iterdir()) == []
+
+
+JSON_TEXT = st.lists(st.sampled_from(['"', "\\", "a", "bc", "{", ":", "é"]), max_size=40).map("".join)
+
+
+@given(JSON_TEXT, st.integers(0, 4))
+def test_json_strings_against_a_regular_expression(text: str, min_bytes: int) -> None:
+    content = text.encode()
+    # A backslash at the very end escapes nothing.
+    found = [match.span(1) for match in re.finditer(rb'"((?:[^"\\]|\\(?s:.)|\\\Z)*)(?:"|\Z)', content)]
+    expected = [(start, stop) for start, stop in found if stop - start >= min_bytes]
+    for form in (content, bytearray(content)):
+        assert _native.json_strings(form, min_bytes) == expected

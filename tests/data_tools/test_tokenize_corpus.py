@@ -10,11 +10,12 @@ import orjson
 import pytest
 import zstandard
 
-from data_tools import batch_encoder, corpus_writer
+from data_tools import batch_encoder, document_order
 from data_tools.corpus import Corpus
 from data_tools.corpus_index import CorpusIndex
 from data_tools.encoder import Ragged, TiktokenEncoder
 from data_tools.errors import DataError
+from data_tools.pipeline import tokenize_encode
 from data_tools.sidecar import Sidecar
 from data_tools.sources.python_stdlib import collect
 from data_tools.tokenize import TokenizeOptions, tokenize
@@ -101,8 +102,7 @@ def test_documents_larger_than_the_write_buffer(
 ) -> None:
     texts = [f"{number} " * (number * 7 % 40 + 1) for number in range(100)]
     expected = files_of(make_corpus(texts, "plain"))
-    monkeypatch.setattr(corpus_writer, "_BUFFER_TOKENS", 50)
-    monkeypatch.setattr(corpus_writer, "_DOCUMENTS_AT_ONCE", 9)
+    monkeypatch.setattr(document_order, "_BUFFER_TOKENS", 50)
     assert files_of(make_corpus(texts, "small")) == expected
 
 
@@ -178,6 +178,7 @@ def test_run_stops_when_a_sampled_record_differs_from_the_reference(
     make_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(batch_encoder.ENCODERS, "gigatoken", MostlyRightEncoder)
+    monkeypatch.setattr(tokenize_encode, "_encoder", batch_encoder.BatchEncoder)  # Not kept for the next test.
     texts = ["right"] * 200
     texts[150] = "wrong"
     for interval in (50, 75, 1):
@@ -218,13 +219,15 @@ def test_input_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(["a"])
-    original = corpus_writer.Spool.add
+    original = batch_encoder.BatchEncoder.encode
 
-    def add_and_touch(spool: corpus_writer.Spool, *arguments: np.ndarray) -> None:
-        original(spool, *arguments)
+    def encode_and_touch(
+        encoder: batch_encoder.BatchEncoder, batch: batch_encoder.LineBatch
+    ) -> batch_encoder.EncodedBatch:
         os.utime(path, ns=(1, 1))
+        return original(encoder, batch)
 
-    monkeypatch.setattr(corpus_writer.Spool, "add", add_and_touch)
+    monkeypatch.setattr(batch_encoder.BatchEncoder, "encode", encode_and_touch)
     with pytest.raises(DataError, match=r"input\.jsonl: changed while it was read"):
         tokenize([path], tmp_path / "c")
 
@@ -243,6 +246,13 @@ def test_input_that_changes_while_it_is_read_is_refused(
 def test_options_are_checked(options: dict[str, int | str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         TokenizeOptions(**options)  # type: ignore[arg-type]
+
+
+def test_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    for name in ("taken/corpus", "taken/deeper/corpus"):
+        with pytest.raises(DataError, match=rf"{name}: cannot be in .*/taken.*, which is a file and not a folder"):
+            tokenize([tmp_path / "taken"], tmp_path / name)
 
 
 def test_prefix_must_name_a_file_and_its_folder_is_made(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:

@@ -13,16 +13,20 @@ import orjson
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from data_tools import worker_pool
-from data_tools.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, LineBatch
 from data_tools.errors import DataError
-from data_tools.jsonl import Line
 from data_tools.lock import corpus_lock
-from data_tools.worker_pool import encoded_batches
 
 
 def visible_and_hidden(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def wait_until_at_work(folder: Path) -> None:
+    """Until a worker has begun its first part of the corpus `c` in ``folder``."""
+    deadline = time.monotonic() + 30
+    while not list(folder.glob(".c.work/runs/.*.tmp")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _hold(
@@ -51,16 +55,22 @@ def test_second_writer_is_refused_and_the_holder_named(make_corpus: Callable[...
 
 
 def test_leftovers_of_a_killed_run_are_removed(make_corpus: Callable[..., Path], tmp_path: Path) -> None:
-    leftover = tmp_path / ".corpus.scratch-abc"
-    leftover.mkdir()
-    (leftover / "spool").write_bytes(b"x")
+    leftovers = [
+        tmp_path / ".corpus.scratch-abc/corpus.idx",
+        tmp_path / ".corpus.work/runs/part-000007.run-0000.tokens",
+    ]
+    for leftover in leftovers:
+        leftover.parent.mkdir(parents=True)
+        leftover.write_bytes(b"x")
     make_corpus()
-    assert not leftover.exists()
+    assert visible_and_hidden(tmp_path) == {f"corpus.{suffix}" for suffix in ("bin", "idx", "crc", "json", "jsonl")}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_leaves_nothing(tmp_path: Path, workers: int, number: signal.Signals, status: int) -> None:
+def test_interrupted_run_without_a_finished_part_leaves_nothing(
+    tmp_path: Path, workers: int, number: signal.Signals, status: int
+) -> None:
     source = tmp_path / "large.jsonl"
     line = orjson.dumps({"text": "0123456789 lorem ipsum\n" * 40_000}) + b"\n"
     source.write_bytes(line * 60)  # Several seconds of work for the reference encoder.
@@ -71,10 +81,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, workers: int, number: si
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 30
-    while not any(path.stat().st_size for path in tmp_path.glob(".c.scratch-*/spool")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until_at_work(tmp_path)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # As a terminal does.
     else:
@@ -112,7 +119,7 @@ def test_killed_worker_is_an_error(tmp_path: Path, write_jsonl: Callable[..., Pa
         check=False,
     )
     assert result.returncode == 1
-    assert "a worker process was killed" in result.stderr.splitlines()[-1]
+    assert "worker process was killed" in result.stderr.splitlines()[-1]
     assert visible_and_hidden(tmp_path) == {"run.py", "input.jsonl"}
 
 
@@ -123,30 +130,9 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         [sys.executable, "-m", "data_tools", "tokenize", str(source), "--output", str(tmp_path / "c")]
         + ["--workers", "2", "--encoder", "tiktoken"]
     )
-    deadline = time.monotonic() + 30
-    while not any(path.stat().st_size for path in tmp_path.glob(".c.scratch-*/spool")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until_at_work(tmp_path)
     children = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(children) == 2
     process.kill()
     process.wait(30)
     assert psutil.wait_procs(children, timeout=30)[1] == []
-
-
-def test_what_a_worker_raises_reaches_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = EncodingSettings(text_key="text", encoder="none", check_interval=1)
-    batch = LineBatch("a.jsonl", 0, 0, [Line(1, 0, b'{"text": "a"}')])
-    with pytest.raises(DataError, match="a worker process ended with status 1; what it printed above says why"):
-        list(encoded_batches(settings, [batch], workers=2))
-
-    def refuse(encoder: BatchEncoder, batch: LineBatch) -> EncodedBatch:
-        raise DataError("no such word")
-
-    monkeypatch.setattr(BatchEncoder, "encode", refuse)
-    ours, theirs = multiprocessing.Pipe()
-    ours.send(batch)
-    worker_pool._work(EncodingSettings(text_key="text", encoder="tiktoken", check_interval=1), theirs)
-    error = ours.recv()
-    assert isinstance(error, DataError)
-    assert str(error) == "no such word"
