@@ -93,7 +93,7 @@ def write_failure(directory: Path, failure: Failure) -> None:
 
 def read_failure(directory: Path) -> Failure | None:
     """The latest failure; None if there is none or the file is damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         content = json.loads((directory / FAILURE).read_text(encoding="utf-8"))
         return Failure(**{**content, "samples": tuple(content["samples"])})
     return None
