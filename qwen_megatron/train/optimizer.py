@@ -14,8 +14,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from qwen_megatron.config.optimizer import OptimizerConfig
 from qwen_megatron.model.megatron_config import DTYPES
 
-# Squares are summed in fp64 in pieces of this many elements, which stay in a core's cache.
-PIECE = 1 << 16
+# Squares are summed in fp64 in pieces of this many elements, which stay in the cache.
+PIECE = 1 << 18
 
 
 def build_optimizer(
