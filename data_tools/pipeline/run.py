@@ -67,6 +67,10 @@ def run_pipeline(
     pipeline.output.mkdir(parents=True, exist_ok=True)
     lock = "run" if share is None else f"shard-{share.index}-of-{share.count}"
     with corpus_lock(pipeline.output / lock):
+        if share is None:
+            # Left by a killed run; nobody else writes here now.
+            for leftover in pipeline.output.rglob(".*.tmp"):
+                leftover.unlink()
         runner = Runner(executor, share)
         parts = list(inputs)
         stages: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """Parquet: rows of a text column; a part is a range of row groups."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_tools.errors import DataError
 from data_tools.pipeline.task import TaskInput
@@ -9,6 +9,10 @@ from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 16 * 1024 * 1024
+_BUFFER_BYTES = 1024 * 1024
+# A column of a row group that is larger than this is not taken with its dictionary of texts.
+_DICTIONARY_BYTES = 64 * 1024 * 1024
 
 
 def read_parquet(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
@@ -17,44 +21,57 @@ def read_parquet(part: TaskInput, options: ReadOptions, count: RangeCount) -> It
     with open_input(part.path) as stream:
         row = 0
         try:
-            file = parquet.ParquetFile(stream)
+            file = _opened(parquet, stream, options.text_key)
             names = file.schema_arrow.names
             if options.text_key not in names:
                 yield BadRecord(0, "missing_text", f"no column {options.text_key!r}; columns: {', '.join(names[:8])}")
                 return
             columns = [options.text_key, *options.kept(names)]
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for values in _rows(batch, options.text_key):
-                    yield _record(row, values, options)
-                    row += 1
+            for group in range(file.num_row_groups):
+                rows = _rows_at_once(file.metadata.row_group(group))
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                    for values in _rows(batch):
+                        yield _record(row, values, options)
+                        row += 1
         except (pyarrow.ArrowException, OSError) as error:
             yield BadRecord(row, "corrupt_stream", f"{error}; every row after it is lost")
         count.lines = row
 
 
-def _rows(batch: Any, text_key: str) -> Iterator[dict[str, Any]]:
+def _opened(parquet: Any, stream: BinaryIO, text_key: str) -> Any:
+    """The file, its pages read as they are needed.
+
+    Few distinct texts stay a dictionary: a long one that a million rows share would not fit into memory as often.
+    """
+    metadata = parquet.read_metadata(stream)
+    stream.seek(0)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    texts = [column for column in columns if column.path_in_schema == text_key and column.physical_type == "BYTE_ARRAY"]
+    is_small = max((column.total_uncompressed_size for column in texts), default=0) <= _DICTIONARY_BYTES
+    dictionary = [text_key] if texts and is_small else None
+    return parquet.ParquetFile(stream, metadata=metadata, read_dictionary=dictionary, buffer_size=_BUFFER_BYTES)
+
+
+def _rows_at_once(group: Any) -> int:
+    """Rows of about `_BATCH_BYTES`: a batch of a thousand long documents would not fit into memory."""
+    row_bytes = group.total_byte_size / max(1, group.num_rows)
+    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES / max(1, row_bytes))))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
     """Rows one by one; a text that is not UTF-8 stays bytes, for Arrow checks none when it reads."""
-    table = batch.to_pydict() if _is_valid(batch) else None
+    names = batch.schema.names
     for row in range(batch.num_rows):
-        if table is not None:
-            yield {key: column[row] for key, column in table.items()}
-        else:
-            yield {key: _value(batch.column(key)[row]) for key in batch.schema.names}
-
-
-def _is_valid(batch: Any) -> bool:
-    try:
-        batch.validate(full=True)
-    except ValueError:
-        return False
-    return True
+        yield {name: _value(batch.column(name)[row]) for name in names}
 
 
 def _value(scalar: Any) -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        return bytes(scalar.as_buffer())
+        text = getattr(scalar, "value", scalar)  # Of a dictionary's scalar the value it stands for.
+        return bytes(text.as_buffer())
 
 
 def _record(row: int, values: dict[str, Any], options: ReadOptions) -> Record | BadRecord:

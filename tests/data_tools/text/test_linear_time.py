@@ -1,0 +1,55 @@
+"""No text makes a text kernel slow: ten times the length takes at most twelve times as long."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from data_tools.decontamination import BenchmarkIndex, BenchmarkItem
+from data_tools.dedup import normalized_hashes, signatures
+from data_tools.encoder import GigatokenEncoder
+from data_tools.filters import FilterSuite
+from data_tools.languages import looks_like_code
+from data_tools.normalization import nfc
+
+encoder = cache(GigatokenEncoder)
+ITEM = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+WORK: dict[str, Callable[[str], object]] = {
+    "normaliser": nfc,
+    "tokenizer": lambda text: encoder().encode_batch([nfc(text)]),
+    "filters": lambda text: FilterSuite().apply([text]),
+    "minhash": lambda text: signatures([text]),
+    "exact hash": lambda text: normalized_hashes([text]),
+    "decontamination": lambda text: BenchmarkIndex([BenchmarkItem("b", "1", ITEM)]).find([text]),
+    "code": looks_like_code,
+}
+# Row 24 of the project's list of faults.
+UNITS = {"a": "a", "spaces": " ", "marks": "\u0301\u0316", "joiners": "\u200d"}
+FLOOR_SECONDS = 0.01
+
+
+def seconds(work: Callable[[str], object], text: str) -> float:
+    """Processor time, the least of a few: other processes do not count."""
+    times = []
+    for end in "xyz":  # Another text each time: caches do not count either.
+        start = time.process_time()
+        work(text + end)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    # Merging the bytes of one word takes n log n by its nature: a megabyte of "a" took gigatoken 12.5 to 14.5 times as
+    # long as a tenth of it (docs/log.md).
+    [(name, unit) for name in WORK for unit in UNITS if (name, unit) != ("tokenizer", "a")],
+)
+def test_a_megabyte_takes_at_most_twelve_times_as_long_as_a_tenth(name: str, unit: str) -> None:
+    def text(num_bytes: int) -> str:
+        return UNITS[unit] * (num_bytes // len(UNITS[unit].encode()))
+
+    WORK[name]("warm")
+    short, long = (seconds(WORK[name], text(num_bytes)) for num_bytes in (100_000, 1_000_000))
+    # What takes no time at all cannot be compared.
+    assert long <= 12 * max(short, FLOOR_SECONDS / 12), f"{short:.4f} s and {long:.4f} s"
