@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwen_megatron.parallel.meeting import Job
 from qwen_megatron.train.failure import Failure, is_lost_peer, restart_helps, write_failure
-from qwen_megatron.train.watch import Watch
+from qwen_megatron.train.watch import BETWEEN_STEPS, Watch
 
 
 class FailureReport:
@@ -44,13 +44,7 @@ class FailureReport:
         self.tell("Stuck", message, lost_peer=True, helps=True)
 
     def tell(self, error: str, message: str, *, lost_peer: bool, helps: bool) -> None:
-        position = self.watch.position() if self.watch is not None else None
-        step = position.step if position is not None else 0
-        samples: tuple[int, ...] = ()
-        if step and self.watch is not None and self.watch.run is not None:
-            run = self.watch.run
-            first = run.state.consumed_samples
-            samples = (first, first + run.plan.training.global_batch_size - 1)
+        step, phase, samples = self.place()
         failure = Failure(
             error=error,
             message=message,
@@ -59,7 +53,7 @@ class FailureReport:
             pid=os.getpid(),
             attempt=self.attempt,
             step=step,
-            phase=position.phase if position is not None else "start-up",
+            phase=phase,
             samples=samples,
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             restart_helps=helps,
@@ -71,3 +65,13 @@ class FailureReport:
                 write_failure(self.directory, failure)
             except OSError as problem:
                 print(f"qwen-megatron: the failure cannot be recorded: {problem}", file=sys.stderr, flush=True)
+
+    def place(self) -> tuple[int, str, tuple[int, ...]]:
+        """Step, what is done in it, and the first and last number of its samples; between steps the step before."""
+        if self.watch is None or self.watch.run is None:
+            return 0, "start-up", ()
+        run, position = self.watch.run, self.watch.position()
+        if position.activity in BETWEEN_STEPS:
+            return position.step - 1, position.activity, ()
+        first = run.state.consumed_samples
+        return position.step, position.phase, (first, first + run.plan.training.batch_sizes.at(first) - 1)

@@ -29,6 +29,8 @@ BEAT_SECONDS = 1.0
 # A rank whose beat has not changed for so long is silent.
 SILENCE_SECONDS = 2.5 * BEAT_SECONDS
 LEFT = "left"
+# What is done after a step and before the next.
+BETWEEN_STEPS = ("evaluation", "replica check", "saving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,7 @@ class Watch:
 
 def place(beat: dict[str, Any]) -> str:
     """`forward of step 17`, `communication of evaluation after step 16`."""
-    if beat["activity"] in ("evaluation", "saving"):
+    if beat["activity"] in BETWEEN_STEPS:
         inner = "" if beat["phase"] == beat["activity"] else f"{beat['phase']} of "
         return f"{inner}{beat['activity']} after step {beat['step'] - 1}"
     return beat["phase"] if beat["step"] == 0 else f"{beat['phase']} of step {beat['step']}"
