@@ -160,13 +160,13 @@ class Watch:
                 silent.append(f"rank {rank} has never been heard of")
             elif rank != self.rank and beat["phase"] != LEFT and beat["beat"] == before.get(rank, beat)["beat"]:
                 silent.append(
-                    f"rank {rank} ({beat['process']}) is silent, it was last in {place(beat)}, "
+                    f"rank {rank} ({beat['process']}) is silent, it was last {place(beat)}, "
                     f"{now - beat['time']:.0f} s ago"
                 )
             else:
                 waiting[place(beat)].append(rank)
         told = [
-            f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} in {where}"
+            f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} {where}"
             for where, ranks in waiting.items()
         ]
         return "; ".join([*(silent or ["every rank is alive"]), *told])
@@ -186,8 +186,10 @@ class Watch:
 
 
 def place(beat: dict[str, Any]) -> str:
-    """`forward of step 17`, `communication of evaluation after step 16`."""
+    """`in forward of step 17`, `in communication of evaluation after step 16`, `gone after step 16`."""
+    if beat["phase"] == LEFT:
+        return f"gone after step {beat['step'] - 1}"
     if beat["activity"] in BETWEEN_STEPS:
         inner = "" if beat["phase"] == beat["activity"] else f"{beat['phase']} of "
-        return f"{inner}{beat['activity']} after step {beat['step'] - 1}"
-    return beat["phase"] if beat["step"] == 0 else f"{beat['phase']} of step {beat['step']}"
+        return f"in {inner}{beat['activity']} after step {beat['step'] - 1}"
+    return f"in {beat['phase']}" if beat["step"] == 0 else f"in {beat['phase']} of step {beat['step']}"

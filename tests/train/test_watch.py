@@ -1,0 +1,114 @@
+"""What a rank tells about itself and learns about the others, without a job."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from qwen_megatron.config.parallel import ParallelConfig
+from qwen_megatron.train.phases import Phases
+from qwen_megatron.train.watch import Watch
+
+LIMITS = ParallelConfig(
+    world_size=3,
+    start_timeout_seconds=400,
+    step_timeout_seconds=100,
+    evaluation_timeout_seconds=200,
+    save_timeout_seconds=300,
+)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.Store]:
+    monkeypatch.setattr("qwen_megatron.train.watch.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("qwen_megatron.train.watch.SILENCE_SECONDS", 1.0)
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def make_run(iteration: int) -> Any:
+    return SimpleNamespace(state=SimpleNamespace(iteration=iteration), engine=SimpleNamespace(phases=Phases()))
+
+
+def watch(store: dist.Store, rank: int) -> Watch:
+    return Watch(store, rank, 3, LIMITS, pytest.fail)
+
+
+def test_silent_ranks_are_told_from_those_that_wait_and_those_that_never_came(store: dist.Store) -> None:
+    silent, waiting, run = watch(store, 1), watch(store, 0), make_run(16)
+    silent.follow(run)
+    with run.engine.phases.enter("forward"):
+        silent.beat("forward", silent.position())
+    with waiting:
+        waiting.follow(make_run(16))
+        told = waiting.describe_peers()
+    assert re.fullmatch(
+        r"rank 1 \(\S+, process \d+\) is silent, it was last in forward of step 17, 1 s ago; "
+        r"rank 2 has never been heard of; rank 0 in other of step 17",
+        told,
+    ), told
+
+
+def test_where_nobody_is_silent_everybody_is_placed(store: dist.Store) -> None:
+    watches = [watch(store, rank) for rank in range(3)]
+    for rank, phase in enumerate(("communication", "communication", "data")):
+        run = make_run(16)
+        watches[rank].follow(run)
+        run.engine.phases.push(phase)
+    with watches[0], watches[1], watches[2]:
+        time.sleep(0.2)
+        told = watches[2].describe_peers()
+    assert told == "every rank is alive; ranks 0, 1 in communication of step 17; rank 2 in data of step 17"
+
+
+def test_a_rank_that_has_left_is_not_silent(store: dist.Store) -> None:
+    watches = [watch(store, rank) for rank in range(3)]
+    for rank in (0, 1):
+        with watches[rank]:
+            watches[rank].follow(make_run(16))
+    with watches[2]:
+        time.sleep(0.2)
+        told = watches[2].describe_peers()
+    assert told == "every rank is alive; ranks 0, 1 gone after step 16; rank 2 in start-up"
+
+
+def test_every_activity_has_its_time(store: dist.Store) -> None:
+    one = watch(store, 0)
+    assert one.limit(one.position()) == 400
+    run = make_run(7)
+    one.follow(run)
+    with run.engine.phases.enter("forward"):
+        # The first step since the start, whatever its number.
+        assert one.limit(one.position()) == 400
+        run.state.iteration = 8
+        assert one.limit(one.position()) == 100
+    for activity, seconds in (("evaluation", 200), ("saving", 300), ("replica check", 100)):
+        with run.engine.phases.enter(activity), run.engine.phases.enter("communication"):
+            position = one.position()
+            assert (position.phase, position.activity) == ("communication", activity)
+            assert one.limit(position) == seconds
+    assert LIMITS.collective_timeout_seconds == 430
+
+
+def test_a_store_that_is_gone_stops_nobody(store: dist.Store) -> None:
+    class Gone(dist.Store):
+        def clone(self) -> dist.Store:
+            return self
+
+        def set_timeout(self, timeout: object) -> None:
+            pass
+
+        def set(self, key: str, value: str) -> None:
+            raise dist.DistNetworkError("gone")
+
+        def check(self, keys: list[str]) -> bool:
+            raise dist.DistNetworkError("gone")
+
+    with watch(Gone(), 0) as one:
+        time.sleep(0.2)
+        assert one.describe_peers().count("has never been heard of") == 3
