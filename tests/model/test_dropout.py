@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from qwen_megatron.model.dropout import HiddenDropout, derived_keys, kept, row_keys
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.model.builder import build_model, unwrapped
+from qwen_megatron.model.dropout import DropoutLayer, HiddenDropout, derived_keys, kept, row_keys
 from qwen_megatron.model.row_context import RowContext
+from qwen_megatron.parallel.groups import Groups
+
+MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=8,
+    vocab_size=50,
+    seq_length=64,
+)
 
 
 def group(rank: int = 0, size: int = 1) -> Any:
@@ -113,3 +129,13 @@ def test_a_context_comes_back_from_its_tensor() -> None:
         assert ids is None or torch.equal(context.document_ids_bs, ids)
         assert keys is None or torch.equal(context.dropout_keys_b, keys)
     assert RowContext().packed is None
+
+
+def test_without_dropout_nothing_of_it_exists(groups: Groups) -> None:
+    """So it costs nothing: the layers are Megatron-Core's own, and no keys are made for them."""
+    layers = {}
+    for rate in (0.0, 0.1):
+        built = unwrapped(build_model(dataclasses.replace(MODEL, hidden_dropout=rate), groups, precision="fp32"))
+        layers[rate] = {type(layer) for layer in built.decoder.layers}
+        assert (built.embedding_dropout is None) == (rate == 0.0)
+    assert layers == {0.0: {TransformerLayer}, 0.1: {DropoutLayer}}
