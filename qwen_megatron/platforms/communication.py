@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,6 +24,7 @@ class Listener:
 
 
 LISTENER = Listener()
+NOTHING = contextlib.nullcontext()
 
 
 def listen(enter: Enter) -> None:
@@ -31,14 +32,9 @@ def listen(enter: Enter) -> None:
     LISTENER.enter, LISTENER.thread = enter, threading.get_ident()
 
 
-@contextlib.contextmanager
-def communicating() -> Iterator[None]:
+def communicating() -> AbstractContextManager[None]:
     """Inside, this rank communicates. Other threads than the listening one (autograd's on CUDA) are passed over."""
-    if threading.get_ident() != LISTENER.thread:
-        yield
-        return
-    with LISTENER.enter():
-        yield
+    return LISTENER.enter() if threading.get_ident() == LISTENER.thread else NOTHING
 
 
 def timed(collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,19 +61,26 @@ def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -
     run.engine.platform.synchronize()
     seconds = time.perf_counter() - started
     own = run.engine.phases.take()
-    phase_seconds = mean_over_ranks(own, run.engine.groups)
+    phase_seconds, peak_bytes = measured_on_all_ranks(own, run.engine.platform.peak_memory_bytes(), run.engine.groups)
     own_seconds = sum(own.values()) - own.get("communication", 0.0)
     run.state.advance(batch_size, training.seq_length)
-    return step_record(run, result, rate, batch_size, seconds, phase_seconds, own_seconds)
+    return step_record(run, result, rate, batch_size, seconds, phase_seconds, peak_bytes, own_seconds)
 
 
-def mean_over_ranks(seconds: dict[str, float], groups: Groups) -> dict[str, float]:
-    """Mean of each of a step's phases, in their order: they add up to a step's time as one rank's own do."""
-    values = torch.tensor([seconds.get(name, 0.0) for name in STEP_PHASES], dtype=torch.float64, device=groups.device)
-    dist.all_reduce(values)
-    return {
-        name: round(value, 6) for name, value in zip(STEP_PHASES, (values / groups.world_size).tolist(), strict=True)
-    }
+def measured_on_all_ranks(phases: dict[str, float], peak_bytes: int, groups: Groups) -> tuple[dict[str, float], int]:
+    """What the ranks measured beside each other, in one collective.
+
+    Returns:
+        Mean of each of a step's phases, in their order, which add up to a step's time as one rank's own do; and the
+        largest peak of memory.
+    """
+    seconds = [phases.get(name, 0.0) for name in STEP_PHASES]
+    mine = torch.tensor([*seconds, peak_bytes], dtype=torch.float64, device=groups.device)
+    gathered = mine.new_empty(groups.world_size * len(mine))
+    dist.all_gather_into_tensor(gathered, mine)
+    everyone = gathered.view(groups.world_size, len(mine))
+    means = everyone.mean(dim=0).tolist()
+    return {name: round(means[i], 6) for i, name in enumerate(STEP_PHASES)}, int(everyone[:, -1].max().item())
 
 
 def step_record(
@@ -83,13 +90,12 @@ def step_record(
     batch_size: int,
     seconds: float,
     phase_seconds: dict[str, float],
+    peak_bytes: int,
     own_seconds: float,
 ) -> StepRecord:
-    """Adds counters, speed and memory to a step's result."""
+    """Adds counters and speed to a step's result."""
     plan, groups = run.plan, run.engine.groups
     tokens = batch_size * plan.training.seq_length
-    memory = torch.tensor([run.engine.platform.peak_memory_bytes()], dtype=torch.int64, device=groups.device)
-    dist.all_reduce(memory, op=dist.ReduceOp.MAX)
     peak = plan.logging.peak_tflops_per_rank
     return StepRecord(
         step=run.state.iteration,
@@ -105,7 +111,7 @@ def step_record(
         model_flops_utilization=(
             None if peak is None else plan.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)
         ),
-        peak_memory_bytes=int(memory.item()),
+        peak_memory_bytes=peak_bytes,
         own_seconds=own_seconds,
         skipped_steps=run.judge.skipped,
         spike=result.spike,

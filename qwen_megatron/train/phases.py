@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 OTHER = "other"
@@ -32,7 +31,7 @@ class Phases:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.mark: Callable[[str], AbstractContextManager[object]] | None = None
-        self.marks: list[AbstractContextManager[object]] = [contextlib.nullcontext()]
+        self.marks: list[tuple[int, AbstractContextManager[object]]] = []
         self.stack = [OTHER]
         self.seconds: dict[str, float] = {}
         # One object, replaced at once: a reader in another thread never sees a name with another phase's time.
@@ -48,27 +47,24 @@ class Phases:
         """The clock (`time.monotonic()`) when it became the innermost one, by entry, return or a take."""
         return self.now[1]
 
-    @contextlib.contextmanager
-    def enter(self, name: str) -> Iterator[None]:
-        """Inside, the rank is in the phase `name`."""
-        depth = len(self.stack)
-        self.push(name)
-        yield
-        # Not one pop: what an exception left behind, if it was caught inside, goes too.
-        self.cut(depth)
+    def enter(self, name: str) -> Entered:
+        """A context in which the rank is in the phase `name`."""
+        return Entered(self, name)
 
     def push(self, name: str) -> None:
+        """Enters a phase."""
+        if self.mark is not None:
+            self.marks.append((len(self.stack), self.mark(name)))
+            self.marks[-1][1].__enter__()
         self.stack.append(name)
         self.switch()
-        self.marks.append(contextlib.nullcontext() if self.mark is None else self.mark(name))
-        self.marks[-1].__enter__()
 
     def cut(self, depth: int) -> None:
         """Leaves phases until `depth` of them are left."""
-        while len(self.marks) > depth:
-            self.marks.pop().__exit__(None, None, None)
         del self.stack[depth:]
         self.switch()
+        while self.marks and self.marks[-1][0] >= depth:
+            self.marks.pop()[1].__exit__(None, None, None)
 
     def switch(self) -> None:
         """Counts the time since the last switch for the phase that was current."""
@@ -85,6 +81,24 @@ class Phases:
     def __call__(self, name: str, log_level: int | None = None) -> Timer:
         """Megatron-Core's protocol: the timer `name`, to be started and stopped."""
         return Timer(self, phase_of_timer(name))
+
+
+class Entered:
+    """A phase as a context; a class, because some are entered for every collective and generators cost three times."""
+
+    def __init__(self, phases: Phases, name: str):
+        self.phases = phases
+        self.name = name
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth = len(self.phases.stack)
+        self.phases.push(self.name)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            # Not one pop: what an exception left behind, if it was caught inside, goes too.
+            self.phases.cut(self.depth)
 
 
 class Timer:
