@@ -68,6 +68,8 @@ def mix(
         else sum(min(amount, max_epochs * tokens[name]) for name, amount in wanted.items())
     )
     special = [name for name in instruction if name in wanted]
+    if special and not instruction_share:
+        raise DataError(f"mixture: instruction={', '.join(special)} but no instruction_share; say how much they take")
     if instruction_share and not special:
         raise DataError(f"mixture: instruction_share={instruction_share} but no instruction source has tokens")
     shares = _fill({name: wanted[name] for name in special}, tokens, instruction_share * total, max_epochs, total)
@@ -112,9 +114,10 @@ def ingredients(
     ]
 
 
-def write_mixture(path: Path, parts: Sequence[Ingredient]) -> None:
-    """Writes ``path``: YAML that training takes with its `data.blend`, the numbers beside it as comments."""
-    lines = ["# prefix: share of the training tokens; made by qwen-data run", "data:", "  blend:"]
+def write_mixture(path: Path, parts: Sequence[Ingredient], notes: Sequence[str] = ()) -> None:
+    """Writes ``path``: YAML that training takes with its `data.blend`, the numbers beside it and notes as comments."""
+    lines = ["# prefix: share of the training tokens; made by qwen-data run", *(f"# {note}" for note in notes)]
+    lines += ["data:", "  blend:"]
     for part in parts:
         prefix = orjson.dumps(part.prefix).decode("utf-8")  # A JSON string is a YAML string.
         lines.append(f"    {prefix}: {part.share:.9f}  # {part.tokens} tokens, {part.epochs:.3f} epochs")

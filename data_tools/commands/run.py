@@ -114,6 +114,9 @@ def _print(summary: "RunSummary", seconds: float) -> None:
         counts = [*stage["rejected"].items(), *([("copies", stage["copied"])] if stage["copied"] else [])]
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
         print(f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,}  {reasons}".rstrip())
+        for name, share in stage["shares"].items():
+            epochs, tokens = stage["epochs"][name], stage["tokens"][name]
+            print(f"  {name:<14} {share:>12.2%} of training: {epochs * tokens:,.0f} tokens, {epochs:.2f} epochs")
     print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
     if summary.num_bad:
         print(f"qwen-data: {summary.num_bad:,} records cannot be read: {summary.quarantine}", file=sys.stderr)

@@ -43,14 +43,32 @@ class MixtureStage:
             instruction_share=self.instruction_share,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        write_mixture(folder.parent.parent / MIXTURE_FILE, ingredients(prefixes, tokens, shares, self.train_tokens))
+        parts = ingredients(prefixes, tokens, shares, self.train_tokens)
+        write_mixture(folder.parent.parent / MIXTURE_FILE, parts, self._notes(shares))
+        epochs = {name: part.epochs for name, part in zip(shares, parts, strict=True)}
         return [
             replace(
                 part,
                 records_in=part.records_out,
+                copied=0,
                 rejected={},
                 examples={},
-                values={**part.values, "share": shares.get(part.name, 0.0)},
+                values={
+                    **part.values,
+                    "share": shares.get(part.name, 0.0),
+                    "epochs": epochs.get(part.name, 0.0),
+                },
             )
             for part in inputs
         ]
+
+    def _notes(self, shares: Mapping[str, float]) -> list[str]:
+        """What came out otherwise than it was asked for."""
+        realised = sum(shares.get(name, 0.0) for name in self.instruction)
+        if realised > self.instruction_share - 1e-6:
+            return []
+        note = (
+            f"instruction data takes {realised:.4%} of the tokens, not the {self.instruction_share:.4%} asked for: "
+            f"it is seen max_epochs={self.max_epochs:g} times already"
+        )
+        return [note]

@@ -77,6 +77,9 @@ def render(summary: Mapping[str, Any], title: str) -> str:
         if stage["shares"]:
             percent = {name: 100 * share for name, share in stage["shares"].items()}
             parts += ["<h2>Shares of training</h2>", _numbers("corpus", "% of tokens", percent)]
+            seen = {name: round(epochs * stage["tokens"][name]) for name, epochs in stage["epochs"].items()}
+            parts += ["<h2>Tokens of training</h2>", _numbers("corpus", "tokens", seen)]
+            parts += ["<h2>Epochs</h2>", _numbers("corpus", "passes over the corpus", stage["epochs"])]
     for stage in stages:
         if stage["matches"]:
             parts += [f"<h2>Benchmarks found by {_text(stage['name'])}</h2>", _matches(stage["matches"])]

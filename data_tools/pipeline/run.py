@@ -130,6 +130,7 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
         "statistics": statistics.as_dict(),
         "tokens": {part.name: part.values["tokens"] for part in parts if "tokens" in part.values},
         "shares": {part.name: part.values["share"] for part in parts if "share" in part.values},
+        "epochs": {part.name: part.values["epochs"] for part in parts if "epochs" in part.values},
         "matches": _matches(parts),
         "examples": examples,
     }
