@@ -57,8 +57,9 @@ bench-train: setup ## speed and memory of a training step against transformers, 
 	$(PY) benchmarks/bench_train.py --write
 	$(PY) benchmarks/bench_start.py --write
 
-bench-data: setup ## speed of the text kernels against installed peers, into docs/benchmarks.md
+bench-data: setup ## speed of text kernels and tokenization against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write
+	$(PY) benchmarks/bench_tokenize.py --write
 
 check: setup ## formatting, lint, types, import order
 	$(ENV)/bin/ruff format --check $(CODE)

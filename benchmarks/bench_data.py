@@ -259,12 +259,12 @@ def processor() -> str:
     return f"{models[0].split(':')[1].strip()}, {len(models)} cores" if models else platform.machine()
 
 
-def write_section(section: str) -> None:
+def write_section(section: str, mark: str = MARK) -> None:
     """Replaces what stands between this benchmark's marks in docs/benchmarks.md, or appends it."""
     content = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    before, mark, rest = content.partition(MARK)
-    after = rest.partition(MARK)[2] if mark else ""
-    write_atomically(RESULTS, f"{before.rstrip()}\n\n{MARK}\n{section}\n{MARK}\n{after}".encode())
+    before, found, rest = content.partition(mark)
+    after = rest.partition(mark)[2] if found else ""
+    write_atomically(RESULTS, f"{before.rstrip()}\n\n{mark}\n{section}\n{mark}\n{after}".encode())
 
 
 def main() -> None:

@@ -24,31 +24,17 @@ def num_blocks(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES)
 
 
-class StreamChecksums:
-    """SHA-256 and block CRCs of a byte stream given in pieces of any size."""
+class BlockCrcs:
+    """CRCs of the blocks of a byte stream given in pieces of any size."""
 
     def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
         self._crcs: list[bytes] = []
         self._open_crc = 0
         self._open_bytes = 0
-        self._thread: ThreadPoolExecutor | None = None  # Started by the first large piece.
-        self.size_bytes = 0
 
     def update(self, piece: memoryview | bytes) -> None:
         """Takes the next bytes of the stream."""
         view = memoryview(piece).cast("B")
-        self.size_bytes += len(view)
-        if len(view) < _THREAD_BYTES:
-            self._sha256.update(view)
-            self._update_crcs(view)
-            return
-        self._thread = self._thread or ThreadPoolExecutor(1)
-        hashed = self._thread.submit(self._sha256.update, view)
-        self._update_crcs(view)
-        hashed.result()
-
-    def _update_crcs(self, view: memoryview) -> None:
         crcs = []
         start = 0
         while start < len(view):
@@ -61,14 +47,37 @@ class StreamChecksums:
                 self._open_crc = self._open_bytes = 0
         self._crcs.append(np.array(crcs, dtype=CRC_DTYPE).tobytes())
 
-    def sha256(self) -> str:
-        """Hexadecimal SHA-256 of everything so far."""
-        return self._sha256.hexdigest()
-
     def crc_bytes(self) -> bytes:
         """Content of the .crc file for everything so far: one little-endian uint32 for each block."""
         tail = [self._open_crc] if self._open_bytes else []
         return b"".join(self._crcs) + np.array(tail, dtype=CRC_DTYPE).tobytes()
+
+
+class StreamChecksums(BlockCrcs):
+    """SHA-256 and block CRCs of a byte stream given in pieces of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sha256 = hashlib.sha256()
+        self._thread: ThreadPoolExecutor | None = None  # Started by the first large piece.
+        self.size_bytes = 0
+
+    def update(self, piece: memoryview | bytes) -> None:
+        """Takes the next bytes of the stream."""
+        view = memoryview(piece).cast("B")
+        self.size_bytes += len(view)
+        if len(view) < _THREAD_BYTES:
+            self._sha256.update(view)
+            super().update(view)
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        hashed = self._thread.submit(self._sha256.update, view)
+        super().update(view)
+        hashed.result()
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of everything so far."""
+        return self._sha256.hexdigest()
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_tools import _native
 from data_tools.atomic_file import sync_file, write_atomically
-from data_tools.checksums import StreamChecksums, read_pieces, sha256_of_file
+from data_tools.checksums import BlockCrcs, StreamChecksums, read_pieces, sha256_of_file
 from data_tools.corpus import Corpus
 from data_tools.corpus_index import DTYPE_CODES, CorpusIndex
 from data_tools.corpus_writer import publish, scratch_folder
@@ -140,12 +140,12 @@ def _lengths(corpus: Corpus) -> "np.typing.NDArray[np.int32]":
 
 
 def _verified_checksums(corpora: Sequence[Corpus], merged: Path) -> StreamChecksums:
-    """Checksums of the merged file; on the way the SHA-256 of each input is compared with its sidecar's."""
+    """Checksums of the merged file; on the way the bytes of each input are compared with its .crc."""
     checksums = StreamChecksums()
     pieces = read_pieces(merged)
     piece = memoryview(b"")
     for corpus in corpora:
-        own = StreamChecksums()
+        own = BlockCrcs()
         remaining = corpus.sidecar.bin.size_bytes
         while remaining:
             piece = piece or memoryview(next(pieces))
@@ -153,7 +153,10 @@ def _verified_checksums(corpora: Sequence[Corpus], merged: Path) -> StreamChecks
             checksums.update(piece[:remaining])
             taken = min(remaining, len(piece))
             piece, remaining = piece[taken:], remaining - taken
-        if own.sha256() != corpus.sidecar.bin.sha256:
+        crcs = corpus_path(corpus.prefix, "crc")
+        if sha256_of_file(crcs) != corpus.sidecar.crc.sha256:
+            raise DataError(f"{crcs}: is damaged; run: qwen-data verify {corpus.prefix}")
+        if own.crc_bytes() != crcs.read_bytes():
             raise DataError(f"{corpus.prefix}.bin: is damaged; run: qwen-data verify {corpus.prefix}")
     return checksums
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -188,3 +189,35 @@ def test_corpus_does_not_depend_on_what_counts_as_long(
             assert short == long
     assert Sidecar.read(tmp_path / "long").rejected == {"lone_surrogate": 1, "not_json": 1}
     assert np.fromfile(f"{tmp_path}/long.bin", dtype=np.int32).size == Sidecar.read(tmp_path / "long").num_tokens
+
+
+def test_a_long_line_costs_its_bytes_and_little_more(tmp_path: Path) -> None:
+    """64 MB whose `str` would take 256: a character beyond U+FFFF among ASCII. Peak against that of a short line."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from data_tools.tokenize import tokenize\n"
+        "sidecar = tokenize([sys.argv[1]], sys.argv[2])\n"
+        "peak = Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]\n"
+        "print(sidecar.num_documents, int(peak) * 1024)\n"
+    )
+    peaks = []
+    for number, count in enumerate((1, 64)):
+        source = tmp_path / f"{number}.jsonl"
+        with source.open("wb") as stream:
+            stream.write('{"text": "\U0001f600'.encode())
+            for _ in range(count):
+                stream.write(b"0123456 789\\n" * (1_000_000 // 13))
+            stream.write(b'"}\n')
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(source), str(tmp_path / f"c{number}")],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        documents, peak = result.stdout.split()
+        assert documents == "1"
+        peaks.append(int(peak))
+    # The line, which grows by eighths, and some 100 MB for its pieces, whatever its length: less than the text alone.
+    assert peaks[1] - peaks[0] < 4 * 64e6

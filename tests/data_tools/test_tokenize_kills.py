@@ -26,7 +26,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     paragraphs = [" ".join(chooser.choices(WORDS, k=200)) for _ in range(200)]
     large, small = folder / "large.jsonl", folder / "small.jsonl"
     with large.open("wb") as stream:
-        while stream.tell() < 50_000_000:
+        while stream.tell() < 36_000_000:
             text = "\n".join(chooser.choices(paragraphs, k=chooser.randrange(1, 30)))
             stream.write(orjson.dumps({"text": f"{chooser.random()} {text}"}) + b"\n")
     small.write_bytes(b'{"text": "good"}\nbad\n{"text": 1}\n' * 100)
