@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-faults check format clean bench-data bench-train
+.PHONY: help setup demo test test-faults check format clean bench-data bench-train bench-save
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -60,6 +60,9 @@ bench-train: setup ## speed and memory of a training step against transformers, 
 bench-data: setup ## speed of text kernels and tokenization against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write
 	$(PY) benchmarks/bench_tokenize.py --write
+
+bench-save: setup ## waiting time of asynchronous and synchronous saves, into docs/benchmarks.md
+	$(PY) benchmarks/bench_save.py --write
 
 check: setup ## formatting, lint, types, import order
 	$(ENV)/bin/ruff format --check $(CODE)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from qwen_megatron.checkpoint.manifest import FileEntry
 from qwen_megatron.errors import CheckpointError
 
-# Hashing and writing leave the interpreter lock for as long as a piece takes.
+# Hashing and writing leave the interpreter lock; below this, handing over takes longer than hashing.
+WORTH_A_THREAD_BYTES = 1 << 19
 PIECE_BYTES = 8 << 20
 # The kernel would keep hundreds of megabytes to itself, and the wait for the disk would begin after the last of them.
 SYNC_BYTES = 64 << 20
@@ -27,7 +28,7 @@ class Digest(Protocol):
 
 
 class HashedFile:
-    """Writes strictly forward; a second thread hashes each piece while this one writes it.
+    """Writes strictly forward; a second thread hashes while this one writes and waits for the disk.
 
     Args:
         path: Created, or cut to nothing.
@@ -52,18 +53,17 @@ class HashedFile:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), PIECE_BYTES):
-            piece = view[start : start + PIECE_BYTES]
-            if len(piece) < PIECE_BYTES >> 4:
-                self.digest.update(piece)
-                self.put(piece)
-            else:
-                hashed = self.hasher.submit(self.digest.update, piece)
-                try:
-                    self.put(piece)
-                finally:
-                    # The caller's memory may be gone after this call.
-                    hashed.result()
+        if len(view) < WORTH_A_THREAD_BYTES:
+            self.digest.update(view)
+            self.put(view)
+            return len(view)
+        hashed = self.hasher.submit(self.digest.update, view)
+        try:
+            for start in range(0, len(view), PIECE_BYTES):
+                self.put(view[start : start + PIECE_BYTES])
+        finally:
+            # The caller's memory may be gone after this call.
+            hashed.result()
         return len(view)
 
     def put(self, piece: memoryview) -> None:

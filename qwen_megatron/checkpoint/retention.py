@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 
 from qwen_megatron.checkpoint.manifest import FOLDER, list_checkpoints, read_latest, read_manifest, sync_folder
@@ -26,6 +27,7 @@ class Retention:
     def __init__(self, keep_last: int | None = None, keep_every: int | None = None):
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.removals: list[threading.Thread] = []
 
     def committed(self, newest: Path) -> None:
         """Removes what is older than the checkpoints to be kept.
@@ -42,25 +44,31 @@ class Retention:
             # A damaged one is no better for being young, but the step may be on its way to be saved again.
             is_old = len(whole) == self.keep_last and step_of(folder) < step_of(whole[-1])
             if is_old and folder not in (newest, *whole) and folder.name != latest and not self.is_milestone(folder):
-                remove(folder)
+                self.remove(folder)
+
+    def remove(self, folder: Path) -> None:
+        """Takes away the name at once, what a crash leaves behind is no checkpoint; the files go in the background."""
+        hidden = folder.with_name(f".{folder.name}.removed")
+        try:
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(folder, hidden)
+            sync_folder(folder.parent)
+        except OSError as error:
+            # The run does not depend on it.
+            log.warning("%s: cannot be removed: %s", folder, error)
+            return
+        log.info("removed %s", folder)
+        # Gigabytes take a second, for which all ranks would wait.
+        self.removals.append(threading.Thread(target=shutil.rmtree, args=(hidden, True), daemon=True))
+        self.removals[-1].start()
+
+    def wait(self) -> None:
+        """Until the files of everything removed are gone."""
+        while self.removals:
+            self.removals.pop().join()
 
     def is_milestone(self, folder: Path) -> bool:
         return self.keep_every is not None and step_of(folder) % self.keep_every == 0
-
-
-def remove(folder: Path) -> None:
-    """Takes away the name first: what a crash leaves behind is no checkpoint."""
-    hidden = folder.with_name(f".{folder.name}.removed")
-    try:
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.replace(folder, hidden)
-        sync_folder(folder.parent)
-        shutil.rmtree(hidden)
-    except OSError as error:
-        # The run does not depend on it.
-        log.warning("%s: cannot be removed: %s", folder, error)
-    else:
-        log.info("removed %s", folder)
 
 
 def remove_leftovers(directory: Path) -> None:

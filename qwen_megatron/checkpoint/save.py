@@ -1,9 +1,9 @@
 """Saves a run: every rank writes what it owns, rank 0 adds small state and manifest and renames at the very end.
 
-A save has two parts. The first takes what is to be written: into memory if saving is asynchronous, to disk if not. The
-second is the commit, when the files of all ranks are on disk. Between them an asynchronous save has a thread on each
-rank that writes and hashes; the thread talks to nobody. Both parts are collective, and all ranks make them after the
-same step.
+A save has three parts. The first takes what is to be written: into memory if saving is asynchronous, to disk if not.
+When the files of all ranks are on disk, rank 0 learns their sizes and hashes and commits. When it has, the save is
+over. Each part begins on all ranks after the same step and with a collective. What takes long is done by a thread in
+between: it writes this rank's files, and on rank 0 makes the commit. A thread talks to nobody.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,8 +60,9 @@ class Save:
         state: Content of `state.json`, on rank 0.
         started: Clock at the beginning.
         written: This rank's files, as far as they are on disk.
-        problem: What went wrong in the background.
-        thread: Writes in the background; None if the files are written.
+        committing: All ranks have written.
+        problem: What went wrong in the thread.
+        thread: Works in the background; None if there is nothing to do for this rank.
     """
 
     final: Path
@@ -68,8 +70,21 @@ class Save:
     state: bytes
     started: float
     written: dict[str, FileEntry]
+    committing: bool = False
     problem: str | None = None
     thread: threading.Thread | None = None
+
+    def start(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Does some work in a thread; what goes wrong is kept, to be raised on all ranks."""
+
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception as error:  # noqa: BLE001 - a thread has nobody above it
+                self.problem = str(error) or type(error).__name__
+
+        self.thread = threading.Thread(target=guarded, name="checkpoint writer", daemon=True)
+        self.thread.start()
 
 
 class Saver:
@@ -120,10 +135,7 @@ class Saver:
             if self.asynchronous:
                 memory = MemoryFileSystem(self.arena)
                 write_tensors(tensors, partial, memory)
-                save.thread = threading.Thread(
-                    target=self.write_files, args=(save, memory.files), name="checkpoint writer", daemon=True
-                )
-                save.thread.start()
+                save.start(self.write_files, save, memory.files)
             else:
                 files = HashingFileSystem(self.new_digest)
                 write_tensors(tensors, partial, files)
@@ -134,71 +146,68 @@ class Saver:
 
     def write_files(self, save: Save, files: dict[str, list[memoryview]]) -> None:
         """The thread: brings this rank's files to the disk."""
-        try:
-            for name, pieces in files.items():
-                file = HashedFile(save.partial / name, self.new_digest)
-                try:
-                    for piece in pieces:
-                        if self.stop.is_set():
-                            raise Stopped
-                        file.write(piece)
-                    file.close()
-                    save.written[name] = file.entry
-                finally:
-                    file.abandon()
-        except Stopped:
-            save.problem = "stopped"
-        except Exception as error:  # noqa: BLE001 - a thread has nobody above it; the commit raises it on all ranks
-            save.problem = str(error)
-
-    @property
-    def written(self) -> bool:
-        """Whether this rank has nothing under way in the background."""
-        return self.pending is None or self.pending.thread is None or not self.pending.thread.is_alive()
+        for name, pieces in files.items():
+            file = HashedFile(save.partial / name, self.new_digest)
+            try:
+                for piece in pieces:
+                    if self.stop.is_set():
+                        raise Stopped
+                    file.write(piece)
+                file.close()
+                save.written[name] = file.entry
+            finally:
+                file.abandon()
 
     def poll(self, run: Run) -> None:
-        """Commits if the files of all ranks are written; collective while a save is under way, the same on all ranks.
+        """Goes on with a save that is under way if no rank's thread is at work; collective, the same on all ranks.
 
         Raises:
             CheckpointError: as `finish`.
         """
-        if self.pending is None:
+        save = self.pending
+        if save is None:
             return
-        unwritten = torch.tensor([0 if self.written else 1], dtype=torch.int64, device=run.engine.groups.device)
-        dist.all_reduce(unwritten, op=dist.ReduceOp.MAX)
-        if not unwritten.item():
-            self.finish(run)
+        busy = save.thread is not None and save.thread.is_alive()
+        anybody_busy = torch.tensor([busy], dtype=torch.int64, device=run.engine.groups.device)
+        dist.all_reduce(anybody_busy, op=dist.ReduceOp.MAX)
+        if not anybody_busy.item():
+            self.go_on(run, save)
 
     def finish(self, run: Run) -> None:
-        """Waits for a save that is under way and commits it; collective.
+        """Waits for a save that is under way until it is a checkpoint; collective.
 
         Raises:
             CheckpointError: on every rank, naming the file that could not be written on any. Nothing of the save is
                 left; the checkpoints before are untouched.
         """
-        save = self.pending
-        if save is None:
-            return
+        while self.pending is not None:
+            self.go_on(run, self.pending)
+
+    def go_on(self, run: Run, save: Save) -> None:
+        """Waits for this rank's thread; then the next part begins, or the save is over."""
         if save.thread is not None:
             save.thread.join()
+            save.thread = None
         try:
             with failing_together():
                 if save.problem is not None:
                     raise CheckpointError(save.problem)
-            gathered: list[dict[str, FileEntry]] | None = [{}] * run.engine.groups.world_size if run.is_main else None
-            dist.gather_object(save.written, gathered)
-            with failing_together():
-                if gathered is not None:
-                    self.commit(save, {name: entry for files in gathered for name, entry in files.items()})
         except CheckpointError:
             self.discard(run)
             raise
-        self.pending = None
-        if run.is_main:
-            log.info("saved %s in %.1f s", save.final, time.perf_counter() - save.started)
+        if save.committing:
+            self.pending = None
+            if run.is_main:
+                log.info("saved %s in %.1f s", save.final, time.perf_counter() - save.started)
+            return
+        save.committing = True
+        gathered: list[dict[str, FileEntry]] | None = [{}] * run.engine.groups.world_size if run.is_main else None
+        dist.gather_object(save.written, gathered)
+        if gathered is not None:
+            save.start(self.commit, save, {name: entry for files in gathered for name, entry in files.items()})
 
     def commit(self, save: Save, files: dict[str, FileEntry]) -> None:
-        """Rank 0: completes the folder, gives it its name, and removes what is not to be kept."""
+        """The thread of rank 0: completes the folder, gives it its name, and removes what is not to be kept."""
         save_config(CheckpointingConfig("torch_dist", 1), str(save.partial))
         files[METADATA_JSON] = hashed(save.partial / METADATA_JSON)
         files[STATE] = write_synced(save.partial / STATE, save.state)
@@ -214,6 +223,7 @@ class Saver:
 
     def close(self) -> None:
         """Ends the background, also after an error: no collective. A save under way is lost, its files go."""
+        self.retention.wait()
         save, self.pending = self.pending, None
         if save is None:
             return

@@ -19,6 +19,12 @@ def write(directory: Path, step: int) -> Path:
     return folder
 
 
+def committed(newest: Path, keep_last: int | None, keep_every: int | None = None) -> None:
+    retention = Retention(keep_last, keep_every)
+    retention.committed(newest)
+    retention.wait()
+
+
 def kept(directory: Path) -> list[int]:
     assert not list(directory.glob(".*"))
     return sorted(step_of(folder) for folder in list_checkpoints(directory))
@@ -40,23 +46,23 @@ def test_the_newest_and_the_milestones_stay(
 ) -> None:
     for step in (2, 4, 6, 8, 10):
         newest = write(tmp_path, step)
-        Retention(keep_last, keep_every).committed(newest)
+        committed(newest, keep_last, keep_every)
     assert kept(tmp_path) == expected
 
 
 def test_a_damaged_one_is_not_counted_and_goes_when_it_is_old(tmp_path: Path) -> None:
     folders = {step: write(tmp_path, step) for step in (2, 4, 6, 8)}
     (folders[6] / "state.json").unlink()
-    Retention(2).committed(folders[8])
+    committed(folders[8], 2)
     assert kept(tmp_path) == [4, 6, 8]
-    Retention(1).committed(folders[8])
+    committed(folders[8], 1)
     assert kept(tmp_path) == [8]
 
 
 def test_what_latest_names_stays(tmp_path: Path) -> None:
     folders = {step: write(tmp_path, step) for step in (2, 4, 6)}
     (tmp_path / LATEST).write_text(f"{folders[2].name}\n")
-    Retention(1).committed(folders[6])
+    committed(folders[6], 1)
     assert kept(tmp_path) == [2, 6]
 
 
@@ -65,7 +71,7 @@ def test_going_on_from_an_older_one_never_removes_what_was_just_saved(tmp_path: 
     for step in (2, 6, 8):
         write(tmp_path, step)
     newest = write(tmp_path, 4)
-    Retention(2).committed(newest)
+    committed(newest, 2)
     assert kept(tmp_path) == [4, 6, 8]
 
 
