@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,38 @@ def continued(
     return pretrain_on_ranks(ranks, 4, byte_corpus, directory, WHOLE, TP2, PP2, SP)
 
 
+def test_from_one_process_to_a_layout(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "run", HALF)
+    shutil.copytree(tmp_path / "run", tmp_path / "same")
+    same = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "same", WHOLE)
+    spread = pretrain_on_ranks(ranks, 4, byte_corpus, tmp_path / "run", WHOLE, TP2, SP)
+    for step in range(5, 9):
+        assert spread[step]["loss"] == pytest.approx(same[step]["loss"], rel=1e-5)
+        assert spread[step]["consumed_samples"] == same[step]["consumed_samples"]
+
+
+def test_no_pickle_beside_the_shards_is_opened(
+    ranks: RankPool, byte_corpus: Path, run_copy: Path, tmp_path: Path, continued: dict[int, dict[str, Any]]
+) -> None:
+    """Files that Megatron-Core and others keep pickled state in, entered in the manifest by somebody who means harm."""
+    canary = tmp_path / "canary"
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (canary,))
+
+    checkpoint = run_copy / "iter_0000004"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for name in ("common.pt", "rng.pt", "rng_state.npy", "optim.pt"):
+        content = pickle.dumps(Payload())
+        (checkpoint / name).write_bytes(content)
+        manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
+    assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
+    assert not canary.exists()
+
+
 def test_vocabulary_padded_for_the_layout_comes_off_again(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
     """257 rows are 258 on two tensor-parallel ranks; one rank takes them over without the extra row."""
     pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "run", HALF, TP2)
@@ -159,7 +193,16 @@ def damage_manifest(checkpoint: Path) -> str:
     return "manifest.json"
 
 
-DAMAGES = [damage_flip, damage_truncate, damage_remove, damage_manifest]
+def damage_swap(checkpoint: Path) -> str:
+    """The shard of another checkpoint, whole and of the same size."""
+    path = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    other = checkpoint.with_name("iter_0000002") / path.name
+    assert other.stat().st_size == path.stat().st_size
+    shutil.copy(other, path)
+    return path.name
+
+
+DAMAGES = [damage_flip, damage_truncate, damage_remove, damage_manifest, damage_swap]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
