@@ -47,7 +47,7 @@ def read_labelled(
         reject: is given every record that has no text or no label.
         text_key: key of the text.
         label_key: key of the label of inputs without one.
-        progress: is told the bytes of every file that is done.
+        progress: is told roughly how many bytes of the files are done.
     Raises:
         DataError: a file cannot be found or opened.
     """
@@ -80,9 +80,15 @@ def read_records(
     """
     progress = progress or SilentProgress()
     for file in find_files(pattern):
+        left = file.size_bytes
         for record in reader_of(format_of(file.path))(file, options, RangeCount()):
             yield file.path, record
-        progress.advance(file.size_bytes)
+            if isinstance(record, Record):
+                # Only roughly: a compressed file gives more text than it has bytes.
+                step = min(left, len(record.text))
+                progress.advance(step)
+                left -= step
+        progress.advance(left)
 
 
 def total_bytes(patterns: Sequence[str]) -> int:

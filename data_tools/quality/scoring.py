@@ -39,7 +39,7 @@ def score_files(
         reject: is given every record without text.
         text_key: key of the text.
         threads: of the kernel.
-        progress: is told the bytes of every file that is done.
+        progress: is told roughly how many bytes of the files are done.
     Returns:
         Records written.
     Raises:

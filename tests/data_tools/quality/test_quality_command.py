@@ -8,7 +8,9 @@ import pytest
 import zstandard
 
 from data_tools.cli import main
+from data_tools.jsonl import Rejection
 from data_tools.quality import QualityModel
+from data_tools.quality.labelled import LabelledInput, read_labelled, total_bytes
 from tests.support.quality_texts import labelled_texts
 
 
@@ -139,3 +141,21 @@ def test_scores_of_other_formats(kinds: tuple[Path, Path], tmp_path: Path, capsy
     assert [(record["page"], record["n"]) for record in records] == list(zip(pages, range(6), strict=True))
     assert [record["quality"] > 0.5 for record in records] == [False, True] * 3
     capsys.readouterr()
+
+
+def test_progress_adds_up_to_the_files(kinds: tuple[Path, Path]) -> None:
+    class Steps:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def advance(self, amount: int) -> None:
+            self.steps.append(amount)
+
+    steps = Steps()
+    inputs = [LabelledInput(path=str(path), label=True) for path in kinds]
+    rejected: list[Rejection] = []
+    assert len(list(read_labelled(inputs, rejected.append, progress=steps))) == 300
+    assert len(rejected) == 2
+    assert sum(steps.steps) == total_bytes([str(path) for path in kinds])
+    assert min(steps.steps) >= 0
+    assert len(steps.steps) > 100
