@@ -252,7 +252,7 @@ class OurWords(WordTokenizer):
         return words(text)
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        ends = [match.end() for match in re.finditer(r"[.!?][\"')\].!?]*(?=\s|$)", text)]
+        ends = [match.end() for match in re.finditer(r"[.!?][\"')\]\u201d\u2019.!?]*(?=\s|$)", text)]
         if text[ends[-1] if ends else 0 :].strip():
             ends.append(len(text))
         return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
