@@ -1,5 +1,6 @@
 """Putting a corpus in its place: prepared in a temporary folder next to it and renamed, the sidecar last."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +20,17 @@ _DATA_SUFFIXES = ("bin", "idx", "crc")
 def scratch_folder(prefix: str | Path) -> Iterator[Path]:
     """A folder next to the corpus, removed at the end whatever happens.
 
-    Folders that killed runs on the same prefix left behind are removed first; the caller holds the corpus lock.
+    What killed runs on the same prefix left behind is removed first; the caller holds the corpus lock.
     """
     target = Path(prefix)
     pattern = f".{target.name}.scratch-"
+    # As `atomic_file` names them.
+    temporary = re.compile(rf"\.{re.escape(target.name)}\.(json|rejected\.jsonl)\.[a-z0-9_]{{8}}\.tmp")
     for stale in target.parent.iterdir():
         if stale.name.startswith(pattern):
             shutil.rmtree(stale)
+        elif temporary.fullmatch(stale.name):
+            stale.unlink()
     folder = Path(tempfile.mkdtemp(prefix=pattern, dir=target.parent))
     try:
         yield folder

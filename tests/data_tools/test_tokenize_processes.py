@@ -60,7 +60,7 @@ def test_leftovers_of_a_killed_run_are_removed(make_corpus: Callable[..., Path],
         tmp_path / ".corpus.work/runs/part-000007.run-0000.tokens",
     ]
     for leftover in leftovers:
-        leftover.parent.mkdir(parents=True)
+        leftover.parent.mkdir(parents=True, exist_ok=True)
         leftover.write_bytes(b"x")
     make_corpus()
     assert visible_and_hidden(tmp_path) == {f"corpus.{suffix}" for suffix in ("bin", "idx", "crc", "json", "jsonl")}
