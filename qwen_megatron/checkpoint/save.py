@@ -26,7 +26,6 @@ from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.contents import STATE, saved_tensors, small_state
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import (
-    MANIFEST,
     FileEntry,
     folder_name,
     hashed,
@@ -218,7 +217,7 @@ class Saver:
     def discard(self, run: Run) -> None:
         """Forgets a save that failed on some rank; its files go."""
         save, self.pending = self.pending, None
-        if save is not None and run.is_main and not (save.partial / MANIFEST).exists():
+        if save is not None and run.is_main:
             shutil.rmtree(save.partial, ignore_errors=True)
 
     def close(self) -> None:

@@ -46,8 +46,8 @@ COMMIT = [
     Place("before the small state", f"{SAVE}:save_config", only_main=True),
     Place("before the manifest", f"{SAVE}:write_manifest", only_main=True),
     Place("before the rename", f"{SAVE}:publish", only_main=True),
-    # The first call writes the manifest.
-    Place("after the rename", "qwen_megatron.checkpoint.manifest:write_synced", (2, 2), whole=True, only_main=True),
+    # A start writes config.yaml and shims.txt in this way, a save state.json, the manifest, and `latest` at last.
+    Place("after the rename", "qwen_megatron.checkpoint.manifest:write_synced", (5, 5), whole=True, only_main=True),
     Place("after latest", "qwen_megatron.checkpoint.retention:Retention.committed", whole=True, only_main=True),
     Place("in the removal of an old one", "qwen_megatron.checkpoint.retention:sync_folder", whole=True, only_main=True),
 ]
