@@ -352,19 +352,19 @@ def false_candidates() -> tuple[list[str], int]:
 
 def test_the_exact_check_keeps_false_candidates_apart(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
     texts, num_copies = false_candidates()
-    stage = "  - {kind: fuzzy_dedup, bands: 60, rows: 1, num_words: 2, bucket_documents: 10, min_jaccard: %s}\n"
+    stage = "  - {kind: fuzzy_dedup, bands: 12, rows: 1, num_words: 2, min_jaccard: %s}\n"
     write_input(tmp_path / "web.jsonl", texts)
     loose = run(write_pipeline(STAGES + stage % 0, output="loose"))
     assert loose.stages[-1]["rejected"]["near_duplicate"] > 2 * num_copies
     survivors = []
-    for number, (split_bytes, workers) in enumerate(((10**8, 1), (3000, 2), (900, 1))):
+    for number, (split_bytes, workers) in enumerate(((10**8, 1), (3000, 2))):
         random.Random(number).shuffle(texts)
         write_input(tmp_path / "web.jsonl", texts)
         summary = run(write_pipeline(STAGES + stage % 0.9, split_bytes=split_bytes), workers)
         assert summary.stages[-1]["rejected"] == {"near_duplicate": num_copies}
         shards = (tmp_path / "out/stages/04-fuzzy_dedup").glob("part-??????.jsonl.zst")
         survivors.append(sorted(document.text for shard in shards for document in read_documents(shard)))
-    assert survivors[0] == survivors[1] == survivors[2]
+    assert survivors[0] == survivors[1]
     # Every copy is gone or stands for its original.
     assert len({text.removesuffix(" more") for text in survivors[0]}) == len(survivors[0]) == len(texts) - num_copies
 
