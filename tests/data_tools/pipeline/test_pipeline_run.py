@@ -161,10 +161,11 @@ def test_leftovers_of_another_configuration_go(tmp_path: Path, write_pipeline: C
     write_input(tmp_path / "web.jsonl", [english(number) for number in range(60)])
     run(write_pipeline(STAGES, split_bytes=2000))
     (tmp_path / "out/stages/01-read/.part-000000.jsonl.zst.abc.tmp").write_bytes(b"left by a kill")
+    (tmp_path / "out/stages/03-exact_dedup/lists/.hashes.json.abc.tmp").write_bytes(b"left by another")
     run(write_pipeline(STAGES, split_bytes=10**6))
     run(write_pipeline(STAGES, output="fresh", split_bytes=10**6))
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
-    assert not list((tmp_path / "out/stages/01-read").glob(".*"))
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_damaged_or_missing_files_are_made_again(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
