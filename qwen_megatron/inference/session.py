@@ -31,7 +31,8 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
         groups = build_groups(
             tensor_model_parallel_size=1, pipeline_model_parallel_size=1, device=device, timeout_seconds=TIMEOUT_SECONDS
         )
-        yield groups
+        with platform.products(torch.bfloat16):
+            yield groups
     finally:
         leave(groups)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 
 import torch
 
@@ -31,6 +32,10 @@ class Platform(abc.ABC):
     @abc.abstractmethod
     def device(self, local_rank: int) -> torch.device:
         """The device of a rank, by its number on this machine."""
+
+    def products(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+        """A context for forward and backward passes whose matrices are of `dtype`."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def synchronize(self) -> None:

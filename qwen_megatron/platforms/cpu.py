@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 from qwen_megatron.platforms.base import Platform
 from qwen_megatron.platforms.shims.cpu import apply_cpu_shims
+from qwen_megatron.platforms.wide_products import WideProducts, multiplies_bf16
 
 
 class CpuPlatform(Platform):
@@ -22,6 +24,11 @@ class CpuPlatform(Platform):
 
     def device(self, local_rank: int) -> torch.device:
         return torch.device("cpu")
+
+    def products(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+        if dtype != torch.bfloat16 or multiplies_bf16():
+            return contextlib.nullcontext()
+        return WideProducts()
 
     def synchronize(self) -> None:
         """CPU operations are done when they return."""

@@ -160,17 +160,18 @@ def forward_backward(
     with engine.phases.enter("data"):
         taken = itertools.islice(batches, num_microbatches)
         step_batches = [split_sequence(batch, engine.groups.cp) for batch in taken]
-    outputs: list[torch.Tensor] = get_forward_backward_func()(
-        forward_step_func=functools.partial(
-            forward_step, loss_function=loss_function, context=functools.partial(row_context, engine, step)
-        ),
-        data_iterator=[iter(step_batches) for _ in engine.chunks],
-        model=engine.chunks,
-        num_microbatches=num_microbatches,
-        seq_length=engine.seq_length,
-        micro_batch_size=engine.micro_batch_size,
-        forward_only=forward_only,
-    )
+    with engine.platform.products(engine.models[0].config.params_dtype):
+        outputs: list[torch.Tensor] = get_forward_backward_func()(
+            forward_step_func=functools.partial(
+                forward_step, loss_function=loss_function, context=functools.partial(row_context, engine, step)
+            ),
+            data_iterator=[iter(step_batches) for _ in engine.chunks],
+            model=engine.chunks,
+            num_microbatches=num_microbatches,
+            seq_length=engine.seq_length,
+            micro_batch_size=engine.micro_batch_size,
+            forward_only=forward_only,
+        )
     return outputs
 
 
