@@ -116,9 +116,9 @@ class Watch:
             self.beat(position.phase, position)
             if time.monotonic() - position.since > self.limit(position):
                 self.give_up(position)
-        self.beat(LEFT, self.position())
+        self.beat(LEFT, self.position(), gone=True)
 
-    def beat(self, phase: str, position: Position) -> None:
+    def beat(self, phase: str, position: Position, *, gone: bool = False) -> None:
         self.beats += 1
         text = json.dumps(
             {
@@ -129,6 +129,7 @@ class Watch:
                 "seconds": time.monotonic() - position.since,
                 "time": time.time(),
                 "process": f"{socket.gethostname()}, process {os.getpid()}",
+                "gone": gone,
             }
         )
         try:
@@ -143,6 +144,8 @@ class Watch:
         stack = "".join(traceback.format_stack(frame)[-4:]) if frame is not None else ""
         limit = self.limit(position)
         self.report(f"no progress in {position.phase} within {limit} s: {self.describe_peers()}\n{stack}".rstrip())
+        # Whoever reports later does not take this rank for the silent one.
+        self.beat(position.phase, position, gone=True)
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(1)
@@ -150,7 +153,12 @@ class Watch:
     def describe_peers(self) -> str:
         """Which ranks are silent and where everybody was last, in words; takes some seconds."""
         before = self.read_beats()
-        time.sleep(SILENCE_SECONDS)
+        end = time.monotonic() + SILENCE_SECONDS
+        while time.monotonic() < end:
+            # Peers that look at the same time must not take this rank for silent.
+            position = self.position()
+            self.beat(position.phase, position)
+            time.sleep(BEAT_SECONDS / 4)
         after = self.read_beats()
         now = time.time()
         silent, waiting = [], defaultdict(list)
@@ -158,7 +166,7 @@ class Watch:
             beat = after.get(rank)
             if beat is None:
                 silent.append(f"rank {rank} has never been heard of")
-            elif rank != self.rank and beat["phase"] != LEFT and beat["beat"] == before.get(rank, beat)["beat"]:
+            elif rank != self.rank and not beat["gone"] and beat["beat"] == before.get(rank, beat)["beat"]:
                 silent.append(
                     f"rank {rank} ({beat['process']}) is silent, it was last {place(beat)}, "
                     f"{now - beat['time']:.0f} s ago"

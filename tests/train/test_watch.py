@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +77,32 @@ def test_a_rank_that_has_left_is_not_silent(store: dist.Store) -> None:
         time.sleep(0.2)
         told = watches[2].describe_peers()
     assert told == "every rank is alive; ranks 0, 1 gone after step 16; rank 2 in start-up"
+
+
+def test_two_that_report_at_once_accuse_the_silent_one_and_not_each_other(store: dist.Store) -> None:
+    watches = [watch(store, rank) for rank in range(3)]
+    for one in watches:
+        one.follow(make_run(16))
+        one.beat("forward", one.position())
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(Watch.describe_peers, watches[:2]))
+    for text in told:
+        assert re.findall(r"rank (\d) \(\S+, process \d+\) is silent", text) == ["2"], text
+
+
+def test_one_that_gave_up_is_not_the_silent_one(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(os, "_exit", lambda status: told.append(f"status {status}"))
+    watches = [Watch(store, rank, 3, LIMITS, told.append) for rank in range(3)]
+    for one in watches:
+        one.follow(make_run(16))
+        one.beat("forward", one.position())
+    watches[0].give_up(watches[0].position())
+    assert told[0].startswith("no progress in other within 400 s: rank 1 "), told
+    assert told[1] == "status 1"
+    watches[1].give_up(watches[1].position())
+    assert "rank 0 (" not in told[2], told
+    assert "rank 2 (" in told[2], told
 
 
 def test_every_activity_has_its_time(store: dist.Store) -> None:
