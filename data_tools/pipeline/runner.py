@@ -13,6 +13,10 @@ from data_tools.progress import progress_bar
 _POLL_SECONDS = 0.1
 
 
+class SupersededError(Exception):
+    """What another array job would have left for this one is used up: the task that it was for is finished."""
+
+
 @dataclass(frozen=True)
 class Share:
     """Which tasks are ours when several array jobs work on one pipeline: those whose number is index modulo count."""
@@ -27,6 +31,7 @@ class Runner:
     Attributes:
         tasks_done: tasks done by this run.
         tasks_skipped: tasks found finished.
+        superseded_by: task that makes it vain to wait for others when it is finished; None: no such task.
     """
 
     def __init__(self, executor: Executor, share: Share | None = None, wait_seconds: float = 86400) -> None:
@@ -36,6 +41,7 @@ class Runner:
         self.title = ""
         self.tasks_done = 0
         self.tasks_skipped = 0
+        self.superseded_by: Task | None = None
 
     def run(self, folder: Path, tasks: Sequence[Task], *, sweep: bool = True) -> list[Manifest]:
         """Does the unfinished of ``tasks``, which must not depend on each other.
@@ -50,6 +56,7 @@ class Runner:
             the manifests in the order of the tasks.
         Raises:
             DataError: a task failed, or another array job has not finished its share in time.
+            SupersededError: `superseded_by` was finished by another array job.
         """
         folder.mkdir(parents=True, exist_ok=True)
         done: dict[str, Manifest] = {}
@@ -84,6 +91,8 @@ class Runner:
         deadline = time.monotonic() + self._wait_seconds
         for task in tasks:
             while (manifest := finished(task)) is None:
+                if self.superseded_by is not None and finished(self.superseded_by) is not None:
+                    raise SupersededError
                 if time.monotonic() > deadline:
                     raise DataError(
                         f"{task.folder}/{task.name}: another shard has not finished it in {self._wait_seconds:g} "

@@ -21,7 +21,7 @@ from data_tools.jsonl import LARGEST_DOCUMENT_BYTES
 from data_tools.lock import corpus_lock
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.quarantine import write_quarantine
-from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.runner import Runner, SupersededError
 from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import (
     QUARANTINE_FILE,
@@ -88,7 +88,13 @@ class TokenizeStage:
             inputs=(write_input_list(folder / "shards.json", shards),),
         )
         if (manifest := finished(task)) is None:
-            self._prepare(runner, folder, shards)
+            runner.superseded_by = task
+            try:
+                self._prepare(runner, folder, shards)
+            except SupersededError:
+                pass  # This array job is late: another has done the rest and taken the ranges away.
+            finally:
+                runner.superseded_by = None
             (manifest,) = runner.run(corpora, [task], sweep=False)
         else:
             runner.tasks_skipped += 1

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from data_tools.errors import DataError
+from data_tools.pipeline import tokenize_stage
 from data_tools.pipeline.document import cluster_size, read_documents
 from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
-from data_tools.pipeline.runner import Share
+from data_tools.pipeline.runner import Runner, Share
+from data_tools.pipeline.task import Task, read_manifest
 from data_tools.tokenize import TokenizeOptions, tokenize
 from data_tools.verify import verify
 
@@ -239,10 +242,30 @@ def test_array_jobs_share_the_work(tmp_path: Path, write_pipeline: Callable[...,
     assert {name for name, content in alone.items() if shared.get(name) != content} == set()
 
 
-def test_a_shard_that_waits_in_vain_says_for_whom(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
-    from data_tools.pipeline.runner import Runner
-    from data_tools.pipeline.task import Task
+def test_a_shard_that_comes_late_takes_the_corpus_as_it_is(
+    tmp_path: Path, write_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_input(tmp_path / "web.jsonl", [english(number % 90) for number in range(120)])
+    path = write_pipeline()
+    run(path, share=Share(0, 1))
+    folder = tmp_path / "out" / "stages" / "03-exact_dedup"
+    parts = [read_manifest(folder, one.name.split(".")[0]) for one in sorted(folder.glob("*.manifest.json"))]
+    sealed, hidden = tmp_path / "out" / "corpora" / "web.manifest.json", tmp_path / "hidden.json"
+    sealed.rename(hidden)
+    gather = tokenize_stage.gather_runs
 
+    def gather_late(*arguments: Any, **options: Any) -> Any:
+        # Between this job's look at what is finished and its gathering, another has sealed the corpus.
+        hidden.rename(sealed)
+        return gather(*arguments, **options)
+
+    monkeypatch.setattr(tokenize_stage, "gather_runs", gather_late)
+    runner = Runner(InProcessExecutor(), Share(1, 1000), wait_seconds=0.5)
+    (corpus,) = load_pipeline(path).stages[3].stage.run(runner, folder.parent / "04-tokenize", parts)
+    assert verify(corpus.values["prefix"]).num_documents == 90
+
+
+def test_a_shard_that_waits_in_vain_says_for_whom(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
     task = Task(operation="read", folder=str(tmp_path / "f"), name="part-000000", options={}, inputs=())
     runner = Runner(InProcessExecutor(), Share(1, 2), wait_seconds=0)
     with pytest.raises(DataError, match="part-000000: another shard has not finished it"):
