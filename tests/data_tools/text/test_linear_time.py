@@ -27,6 +27,7 @@ WORK: dict[str, Callable[[str], object]] = {
 # Row 24 of the project's list of faults.
 UNITS = {"a": "a", "spaces": " ", "marks": "\u0301\u0316", "joiners": "\u200d"}
 FLOOR_SECONDS = 0.01
+ATTEMPTS = 5
 
 
 def seconds(work: Callable[[str], object], text: str) -> float:
@@ -50,6 +51,12 @@ def test_a_megabyte_takes_at_most_twelve_times_as_long_as_a_tenth(name: str, uni
         return UNITS[unit] * (num_bytes // len(UNITS[unit].encode()))
 
     WORK[name]("warm")
-    short, long = (seconds(WORK[name], text(num_bytes)) for num_bytes in (100_000, 1_000_000))
-    # What takes no time at all cannot be compared.
-    assert long <= 12 * max(short, FLOOR_SECONDS / 12), f"{short:.4f} s and {long:.4f} s"
+    # A slow spell of the machine passes; work that grows with the square never gets below a hundred.
+    ratios = []
+    while len(ratios) < ATTEMPTS:
+        short, long = (seconds(WORK[name], text(num_bytes)) for num_bytes in (100_000, 1_000_000))
+        # What takes no time at all cannot be compared.
+        ratios.append(long / max(short, FLOOR_SECONDS / 12))
+        if ratios[-1] <= 12:
+            return
+    pytest.fail(f"{name}, {unit}: {ratios} times as long")
