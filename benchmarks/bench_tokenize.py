@@ -86,9 +86,8 @@ def megatron_fast(source: Path, prefix: Path) -> Callable[[], None]:
     import awkward  # type: ignore[import-not-found]
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    tokenizer = gigatoken()
-
     def run() -> None:
+        tokenizer = gigatoken()
         builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
 
         def flush(texts: list[str]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from training_step.contestants import MEMORY_BATCH, SEQUENCE, SPEED_BATCH, Work
 from training_step.processes import Block, measure
 from training_step.tables import machine_lines, memory_lines, speed_lines
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     parser.add_argument("--json", type=Path, help="write the raw times here")
     options = parser.parse_args()
-    lines = machine_lines(os.getloadavg()[0])
+    lines = machine_lines(psutil.cpu_percent(interval=2.0))
     raw: dict[str, Any] = {}
     rounds, steps = (2, 1) if options.quick else (options.rounds, options.steps)
 

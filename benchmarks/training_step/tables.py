@@ -63,14 +63,14 @@ def memory_lines(measured: Mapping[str, Block]) -> list[str]:
 
 
 def machine_lines(busy_before: float) -> list[str]:
-    """Where and when, and whether other work ran beside."""
+    """Where and when, and whether other work ran beside; ``busy_before``: per cent of all cores."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":")[1].strip() if names else model
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "megatron-core"))
     cores = len(os.sched_getaffinity(0))
-    state = "otherwise idle" if busy_before < 0.3 else f"BUSY with other work (load {busy_before:.1f} before the start)"
+    state = "otherwise idle" if busy_before < 5 else f"BUSY with other work ({busy_before:.0f} % before the start)"
     return [
         f"{datetime.now(UTC):%Y-%m-%d}; {model}, {cores} cores, machine {state}; {versions}.",
         f"hidden {HIDDEN}, {LAYERS} layers, ffn {FFN}, {HEADS} heads, sequence {SEQUENCE}, vocabulary {VOCAB:,},",
