@@ -2,10 +2,13 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_SYNCS_AT_ONCE = 8
 
 
 def sync_directory(directory: Path) -> None:
@@ -26,12 +29,25 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(paths: Sequence[Path]) -> None:
+    """Waits until the bytes of all of ``paths`` are on the disk; at once, because journals write for all that wait."""
+    if len(paths) == 1:
+        sync_file(paths[0])
+    elif paths:
+        with ThreadPoolExecutor(min(len(paths), _SYNCS_AT_ONCE)) as pool:
+            list(pool.map(sync_file, paths))
+
+
 @contextmanager
-def atomic_output(path: Path) -> Iterator[BinaryIO]:
+def atomic_output(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A stream whose content replaces ``path`` when the block ends; if it ends by an exception nothing changes.
 
     A reader sees the old file or the new one, never a part.
 
+    Args:
+        path: the file.
+        sync: whether a power cut after the block leaves ``path`` whole too. False for the outputs of a task: what
+            makes them valid is its manifest, before which they are synced (`pipeline.task.write_manifest`).
     Raises:
         OSError: the folder cannot be written to or the disk is full; ``path`` is then as it was before.
     """
@@ -41,14 +57,16 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         # mkstemp gives 0600; the file is meant to be read as widely as any other the user writes.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if sync:
+        sync_directory(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -56,10 +56,11 @@ class TiktokenEncoder:
 
 
 class GigatokenEncoder:
-    """The fast encoder: gigatoken (Rust).
+    """The fast encoder: gigatoken (Rust), on the thread that calls it.
 
-    It uses a thread for each core, in a worker process one thread. Its caches grow with the number of different words
-    seen and cannot be limited, so it is created anew when the process has grown by ``cache_limit_bytes``.
+    Text by text, because its batches come as awkward arrays, whose import and copies cost more than the calls do. Its
+    caches grow with the number of different words seen and cannot be limited, so it is created anew when the process
+    has grown by ``cache_limit_bytes``.
     """
 
     fingerprint = FINGERPRINT
@@ -85,10 +86,10 @@ class GigatokenEncoder:
         if _resident_bytes() - self._start_bytes > self._cache_limit_bytes:
             self._tokenizer = None  # Freed before the new one is built.
             self._start()
-        layout = self._tokenizer.encode_batch(list(texts)).layout.to_ListOffsetArray64(True)
-        offsets = np.asarray(layout.offsets.data)
-        tokens = np.asarray(layout.content.data)[: offsets[-1]]
-        return Ragged(tokens.view(np.int32), np.diff(offsets))
+        encode = self._tokenizer.encode
+        rows = [encode(text) for text in texts]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return Ragged(np.concatenate(rows).view(np.int32), lengths)
 
 
 ENCODERS = {"gigatoken": GigatokenEncoder, "tiktoken": TiktokenEncoder}

@@ -4,6 +4,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -74,12 +75,14 @@ def _write_files(corpora: Sequence[Corpus], folder: Path) -> dict[str, FileDiges
         for corpus in corpora:
             with corpus_path(corpus.prefix, "bin").open("rb", buffering=0) as source:
                 copy_file(source, stream, progress)
-    sync_file(corpus_path(target, "bin"))
     lengths = np.concatenate([_lengths(corpus) for corpus in corpora])
     dtype = corpora[0].sidecar.dtype
     path = corpus_path(target, "idx")
     _native.write_index(os.fsencode(path), lengths, DTYPE_CODES[dtype], np.dtype(dtype).itemsize)
-    checksums = _verified_checksums(corpora, corpus_path(target, "bin"))
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(sync_file, corpus_path(target, "bin"))
+        checksums = _verified_checksums(corpora, corpus_path(target, "bin"))
+        synced.result()
     write_atomically(corpus_path(target, "crc"), checksums.crc_bytes())
     digests = {"bin": FileDigest(size_bytes=checksums.size_bytes, sha256=checksums.sha256())}
     for suffix in ("idx", "crc"):

@@ -9,6 +9,10 @@ import unicodedata
 from functools import cache
 
 _LONG_RUN = 64
+# A mark is no word character and none of the first blocks; cheap to look for, before the marks themselves are listed.
+_MAYBE_MARKS = re.compile(rf"[^\w\s\x00-\u02ff]{{{_LONG_RUN}}}")
+# Marks lie in the first two planes.
+_LAST_MARK = 0x1FFFF
 
 
 def nfc(text: str) -> str:
@@ -18,7 +22,7 @@ def nfc(text: str) -> str:
     """
     if text.isascii() or unicodedata.is_normalized("NFC", text):
         return text
-    if len(text) >= _LONG_RUN:
+    if _MAYBE_MARKS.search(text):
         text = _long_mark_runs().sub(_sorted_marks, text)
     return unicodedata.normalize("NFC", text)
 
@@ -43,7 +47,7 @@ def _long_mark_runs() -> re.Pattern[str]:
     """Matches runs of characters whose decomposition is combining marks only."""
     ranges: list[list[int]] = []
     combining, decomposition = unicodedata.combining, unicodedata.decomposition
-    for code, character in enumerate(map(chr, range(0x110000))):
+    for code, character in enumerate(map(chr, range(_LAST_MARK + 1))):
         if not combining(character) and not decomposition(character):
             continue
         if all(map(combining, unicodedata.normalize("NFD", character))):

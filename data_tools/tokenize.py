@@ -45,7 +45,7 @@ class TokenizeOptions:
         text_key: key of the text in each record.
         seed: of the document order, 0 to 2^64 - 1.
         shuffle: False keeps the order of the input.
-        workers: processes that encode; 1 encodes in this process with a thread for each core.
+        workers: processes that encode; 1 encodes in this process.
         encoder: "gigatoken" (fast) or "tiktoken" (reference).
         check_interval: one record in this many is compared with tiktoken, and the first 64.
         max_document_bytes: a longer line is rejected.

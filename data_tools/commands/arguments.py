@@ -1,6 +1,7 @@
 """Values of the command line, checked while it is parsed so that a mistake exits with status 2."""
 
 import argparse
+import os
 import re
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -27,6 +28,12 @@ def byte_size(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes as 65536, 64K, 256M or 2G")
     return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    """Processes of this machine, by default as many as cores that this one may use."""
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=positive_int, default=cores, help=f"processes on this machine ({cores})")
 
 
 def _ranged_int(text: str, smallest: int, largest: int | None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.commands.arguments import positive_int
+from data_tools.commands.arguments import add_workers_argument
 from data_tools.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the tasks run and how many bad records are too many."""
-    parser.add_argument("--workers", type=positive_int, default=1, help="processes on this machine (1)")
+    add_workers_argument(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--shard", type=_share, metavar="I/N", help="do task numbers I, I + N, ... and wait for the other N - 1 jobs"

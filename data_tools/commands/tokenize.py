@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.commands.arguments import byte_size, positive_int, seed
+from data_tools.commands.arguments import add_workers_argument, byte_size, positive_int, seed
 from data_tools.errors import DataError
 from data_tools.jsonl import LARGEST_DOCUMENT_BYTES
 
@@ -42,9 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--text-key", default="text", metavar="KEY", help="key of the text in a record (text)")
     parser.add_argument("--seed", type=seed, default=1234, help="seed of the document order (1234)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the documents in the order of the input")
-    parser.add_argument(
-        "--workers", type=positive_int, default=1, help="encoding processes; 1 uses threads in this process (1)"
-    )
+    add_workers_argument(parser)
     parser.add_argument(
         "--encoder", choices=("gigatoken", "tiktoken"), default="gigatoken", help="fast, or reference (gigatoken)"
     )

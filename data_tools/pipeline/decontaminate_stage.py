@@ -105,7 +105,7 @@ def decontaminate_part(task: Task) -> TaskResult:
     folder, matches_name = Path(task.folder), f"{task.name}.matches.jsonl"
     records_in, num_cut = 0, 0
     found: dict[str, list[int]] = {}  # benchmark -> [documents, matches]
-    with atomic_output(folder / matches_name) as stream, ShardWriter(folder, task.name) as writer:
+    with atomic_output(folder / matches_name, sync=False) as stream, ShardWriter(folder, task.name) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             records_in += len(batch)
             for document, matches in zip(batch, index.find([one.text for one in batch]), strict=True):

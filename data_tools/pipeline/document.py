@@ -144,7 +144,7 @@ class ShardWriter:
         return self
 
     def _open(self, name: str) -> Any:
-        target = self._stack.enter_context(atomic_output(self._folder / name))
+        target = self._stack.enter_context(atomic_output(self._folder / name, sync=False))
         compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
         return self._stack.enter_context(compressor.stream_writer(target, closefd=False))
 

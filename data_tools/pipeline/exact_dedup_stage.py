@@ -94,7 +94,7 @@ def hash_part(task: Task) -> TaskResult:
         num_rows += len(batch)
     array = np.sort(np.concatenate(arrays), order=("first", "second", "rank", "row"))
     name = f"{task.name}.hashes"
-    with atomic_output(Path(task.folder, name)) as stream:
+    with atomic_output(Path(task.folder, name), sync=False) as stream:
         stream.write(array.tobytes())
     return TaskResult(outputs=[name], records_in=len(array), records_out=len(array))
 
@@ -129,7 +129,7 @@ def group_bucket(task: Task) -> TaskResult:
     clusters = clusters[np.diff(np.append(starts, len(entries))) > 1]
     names = [f"{task.name}.duplicates", f"{task.name}.clusters"]
     for name, array in zip(names, (found, clusters), strict=True):
-        with atomic_output(Path(task.folder, name)) as stream:
+        with atomic_output(Path(task.folder, name), sync=False) as stream:
             stream.write(np.sort(array, order=("part", "row")).tobytes())
     return TaskResult(outputs=names, values={"duplicates": len(found), "clusters": len(clusters)})
 

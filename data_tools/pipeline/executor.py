@@ -1,6 +1,7 @@
 """Where tasks run: in this process, or in processes of this machine.
 
-Each worker has a pipe of its own and at most one task. A worker that dies closes its pipe, so the parent never waits
+Each worker has a pipe of its own and at most one task at work; while the disk takes the outputs of a task, the worker
+begins the next. A worker that dies closes its pipe, so the parent never waits
 for it in vain (concurrent.futures can: its queue thread stays blocked in a large write to a worker that was killed); a
 worker whose parent dies ends.
 """
@@ -10,13 +11,17 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from data_tools.errors import DataError
 from data_tools.pipeline.task import Manifest, Task
+
+_T = TypeVar("_T")
 
 
 class Executor(Protocol):
@@ -57,22 +62,25 @@ class ProcessExecutor:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
         """See `Executor.run`."""
+        if len(tasks) == 1 and not self._workers:
+            yield from InProcessExecutor().run(tasks)  # Starting a process would take longer than most single tasks.
+            return
         waiting = deque(tasks)
         while len(self._workers) < min(self._num_workers, len(tasks)):
             self._workers.append(_Worker())
-        idle = list(self._workers)
-        busy: dict[Connection, _Worker] = {}
-        while waiting or busy:
-            while waiting and idle:
-                worker = idle.pop()
+        workers = {worker.connection: worker for worker in self._workers}
+        for worker in workers.values():
+            if waiting:
                 worker.send(waiting.popleft())
-                busy[worker.connection] = worker
-            for connection in wait(list(busy)):
+        while busy := [connection for connection, worker in workers.items() if worker.num_tasks]:
+            for connection in wait(busy):
                 assert isinstance(connection, Connection)
-                worker = busy.pop(connection)
+                worker = workers[connection]
                 manifest = worker.receive()
-                idle.append(worker)
-                yield manifest
+                if manifest is not None:
+                    yield manifest
+                elif waiting:
+                    worker.send(waiting.popleft())
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -96,19 +104,25 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         theirs.close()
         self._task = ""
+        self.num_tasks = 0  # whose manifests are to come
 
     def send(self, task: Task) -> None:
+        self.num_tasks += 1
         self._task = f"{task.folder}/{task.name}"
         try:
             self.connection.send(task)
         except OSError as error:
             raise self._died() from error
 
-    def receive(self) -> Manifest:
+    def receive(self) -> Manifest | None:
+        """The manifest of a task, or None: ready for the next."""
         try:
             result = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
+        if result is None:
+            return None
+        self.num_tasks -= 1
         if isinstance(result, DataError | OSError):
             raise result
         assert isinstance(result, Manifest)
@@ -134,23 +148,36 @@ class _Worker:
 
 
 def _work(connection: Connection) -> None:
-    from data_tools.pipeline.operations import perform
+    from data_tools.pipeline.operations import begin
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        try:
+    finisher = ThreadPoolExecutor(1)
+    before: Future[None] | None = None
+    try:
+        while True:
             task = connection.recv()
-        except (EOFError, OSError):
-            return  # The parent has gone.
-        assert isinstance(task, Task)
-        try:
-            result: Manifest | DataError | OSError = perform(task)
-        except (DataError, OSError) as error:
-            result = error
-        try:
-            connection.send(result)
-        except ConnectionError:
-            return
+            assert isinstance(task, Task)
+            finish = _tried(partial(begin, task))
+            if before is not None:
+                before.result()  # One task waits for the disk, no more.
+            if callable(finish):
+                connection.send(None)
+                before = finisher.submit(_send_result, connection, finish)
+            else:
+                connection.send(finish)
+    except (EOFError, OSError):
+        return  # The parent has gone.
+
+
+def _send_result(connection: Connection, finish: Callable[[], Manifest]) -> None:
+    connection.send(_tried(finish))
+
+
+def _tried(function: Callable[[], _T]) -> _T | DataError | OSError:
+    try:
+        return function()
+    except (DataError, OSError) as error:
+        return error
 
 
 def _end_with_parent() -> None:

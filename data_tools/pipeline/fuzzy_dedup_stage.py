@@ -162,7 +162,7 @@ def join_clusters(task: Task) -> TaskResult:
     survivors, sizes = found.cluster_sizes(np.concatenate([np.empty((0, 2), dtype=np.uint64), *copies]))
     clusters = np.stack([survivors, sizes.astype(np.uint64)], axis=1)
     for name, array in ((_REMOVED, found.removed), (_SIZES, clusters)):
-        with atomic_output(Path(task.folder, name)) as stream:
+        with atomic_output(Path(task.folder, name), sync=False) as stream:
             np.save(stream, array, allow_pickle=False)
     return TaskResult(outputs=[_REMOVED, _SIZES], values={"clusters": len(clusters), "removed": len(found.removed)})
 

@@ -81,7 +81,7 @@ def checked_edges(
 def find_candidates(task: Task) -> TaskResult:
     """The operation `fuzzy_candidates`: the documents that share a band key with another."""
     found = distinct_documents(read_edges(Path(one.path) for one in read_input_list(task.inputs[0])))
-    with atomic_output(Path(task.folder, _CANDIDATES)) as stream:
+    with atomic_output(Path(task.folder, _CANDIDATES), sync=False) as stream:
         np.save(stream, found, allow_pickle=False)
     return TaskResult(outputs=[_CANDIDATES], values={"candidates": len(found)})
 

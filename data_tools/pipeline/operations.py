@@ -1,36 +1,31 @@
 """The operations that tasks name, and how one task is done in whatever process it lands."""
 
+import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from data_tools.pipeline.decontaminate_stage import decontaminate_part
-from data_tools.pipeline.exact_dedup_stage import apply_part, group_bucket, hash_part
-from data_tools.pipeline.fuzzy_dedup_stage import apply_clusters, group_band, join_clusters, sign_part
-from data_tools.pipeline.jaccard_tasks import check_bucket, find_candidates, write_candidates
-from data_tools.pipeline.map_stage import map_part
-from data_tools.pipeline.read_stage import read_part
-from data_tools.pipeline.task import Manifest, Task, TaskResult, finished, write_manifest
-from data_tools.pipeline.tokenize_encode import encode_part
-from data_tools.pipeline.tokenize_gather import gather_bucket
-from data_tools.pipeline.tokenize_stage import seal_corpus
+from data_tools.pipeline.task import Manifest, Task, finished, write_manifest
 
-OPERATIONS: dict[str, Callable[[Task], TaskResult]] = {
-    "read": read_part,
-    "map": map_part,
-    "exact_dedup_hash": hash_part,
-    "exact_dedup_group": group_bucket,
-    "exact_dedup_apply": apply_part,
-    "fuzzy_sign": sign_part,
-    "fuzzy_group": group_band,
-    "fuzzy_candidates": find_candidates,
-    "fuzzy_shingles": write_candidates,
-    "fuzzy_check": check_bucket,
-    "fuzzy_join": join_clusters,
-    "fuzzy_apply": apply_clusters,
-    "decontaminate": decontaminate_part,
-    "tokenize_encode": encode_part,
-    "tokenize_bucket": gather_bucket,
-    "tokenize_seal": seal_corpus,
+# Module and function of each; imported when one is done, because a worker that encodes need not wait for the kernels
+# and libraries of all the others. The function takes a `Task` and gives a `TaskResult`.
+OPERATIONS = {
+    "read": ("read_stage", "read_part"),
+    "map": ("map_stage", "map_part"),
+    "exact_dedup_hash": ("exact_dedup_stage", "hash_part"),
+    "exact_dedup_group": ("exact_dedup_stage", "group_bucket"),
+    "exact_dedup_apply": ("exact_dedup_stage", "apply_part"),
+    "fuzzy_sign": ("fuzzy_dedup_stage", "sign_part"),
+    "fuzzy_group": ("fuzzy_dedup_stage", "group_band"),
+    "fuzzy_candidates": ("jaccard_tasks", "find_candidates"),
+    "fuzzy_shingles": ("jaccard_tasks", "write_candidates"),
+    "fuzzy_check": ("jaccard_tasks", "check_bucket"),
+    "fuzzy_join": ("fuzzy_dedup_stage", "join_clusters"),
+    "fuzzy_apply": ("fuzzy_dedup_stage", "apply_clusters"),
+    "decontaminate": ("decontaminate_stage", "decontaminate_part"),
+    "tokenize_encode": ("tokenize_encode", "encode_part"),
+    "tokenize_bucket": ("tokenize_gather", "gather_bucket"),
+    "tokenize_seal": ("tokenize_stage", "seal_corpus"),
 }
 
 
@@ -41,9 +36,16 @@ def perform(task: Task) -> Manifest:
         DataError: an input cannot be used.
         OSError: the disk is full or fails.
     """
+    return begin(task)()
+
+
+def begin(task: Task) -> Callable[[], Manifest]:
+    """Does ``task`` but for what waits for the disk, which the function that is returned does; see `perform`."""
     if (done := finished(task)) is not None:
-        return done
+        return lambda: done
     Path(task.folder).mkdir(parents=True, exist_ok=True)
     # Gone before the files change: a manifest never stands beside files of another run.
     task.manifest_path.unlink(missing_ok=True)
-    return write_manifest(task, OPERATIONS[task.operation](task))
+    module, function = OPERATIONS[task.operation]
+    operation = getattr(importlib.import_module(f"data_tools.pipeline.{module}"), function)
+    return partial(write_manifest, task, operation(task))

@@ -8,7 +8,6 @@ import orjson
 
 from data_tools.atomic_file import atomic_output
 from data_tools.errors import DataError
-from data_tools.jsonl import MAX_DOCUMENT_BYTES
 from data_tools.pipeline.document import Document, ShardWriter
 from data_tools.pipeline.planning import SPLIT_BYTES, plan_parts
 from data_tools.pipeline.quarantine import write_quarantine
@@ -18,6 +17,8 @@ from data_tools.readers.files import check_unchanged, find_files
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, format_of, reader_of
 
 _MAX_LISTED_EXAMPLES = 3
+# Stages hold a document whole, several times over and with up to four bytes a character: a worker stays below 1 GiB.
+_MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class ReadStage:
 
     inputs: tuple[DataSet, ...]
     split_bytes: int = SPLIT_BYTES
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    max_document_bytes: int = _MAX_DOCUMENT_BYTES
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Reads everything and writes the list of bad records."""
@@ -106,7 +107,10 @@ def read_part(task: Task) -> TaskResult:
     folder = Path(task.folder)
     bad_name = f"{task.name}.bad.jsonl"
     counts: list[int] = []
-    with atomic_output(folder / bad_name) as bad_stream, ShardWriter(folder, task.name, keep_dropped=False) as writer:
+    with (
+        atomic_output(folder / bad_name, sync=False) as bad_stream,
+        ShardWriter(folder, task.name, keep_dropped=False) as writer,
+    ):
         for number, part in enumerate(task.inputs):
             count = RangeCount()
             for record in reader(part, read_options, count):

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import sync_files, write_atomically
 from data_tools.checksums import sha256_of_file
 from data_tools.version import version
 
@@ -103,6 +103,7 @@ class TaskResult:
         examples: reason -> a few dropped documents.
         values: JSON object for the tasks of the next phase.
         digests: output -> size and SHA-256, where the operation knows them already.
+        written: files elsewhere that it wrote into.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ class TaskResult:
     examples: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    written: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class Manifest:
 
 
 def write_manifest(task: Task, result: TaskResult) -> Manifest:
-    """Checks the counts, takes checksums of the outputs and writes the manifest.
+    """Checks the counts, takes checksums of the outputs, waits until they are on the disk and writes the manifest.
 
     Raises:
         RuntimeError: records were lost or invented; a bug in the operation.
@@ -164,6 +166,7 @@ def write_manifest(task: Task, result: TaskResult) -> Manifest:
         path = Path(task.folder, name)
         size_bytes, sha256 = result.digests.get(name) or (path.stat().st_size, sha256_of_file(path))
         outputs[name] = {"size_bytes": size_bytes, "sha256": sha256}
+    sync_files([*(Path(task.folder, name) for name in result.outputs), *result.written])
     content: dict[str, Any] = {
         "key": task.key(),
         "name": task.name,

@@ -51,7 +51,7 @@ def encode_part(task: Task) -> TaskResult:
     rejected: Counter[str] = Counter()
     num_lines: list[int] = []
     bad_name = f"{task.name}.bad.jsonl"
-    with atomic_output(Path(task.folder, bad_name)) as stream:
+    with atomic_output(Path(task.folder, bad_name), sync=False) as stream:
         for number, (part, file_number) in enumerate(zip(task.inputs, options["files"], strict=True)):
             with open_input(part.path) as source:
                 lines = LineRange(source, part)
@@ -165,7 +165,7 @@ class RunWriter:
         name = self._next_name()
         length = 0
         digest = hashlib.sha256()
-        with atomic_output(self._folder / f"{name}.tokens") as stream:
+        with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
             for piece in pieces:
                 length += len(piece)
                 digest.update(piece.data)
@@ -189,7 +189,7 @@ class RunWriter:
         lengths = np.ascontiguousarray(entries["length"])
         name = self._next_name()
         digest = hashlib.sha256()
-        with atomic_output(self._folder / f"{name}.tokens") as stream:
+        with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
             tokens = self._buffer[: self._held_tokens]
             for piece in ordered_pieces(tokens, starts, lengths, order, END_OF_DOCUMENT):
                 digest.update(piece.data)
@@ -214,7 +214,7 @@ class RunWriter:
 
     def _write_index(self, name: str, entries: npt.NDArray[Any]) -> None:
         content = entries.tobytes()
-        with atomic_output(self._folder / f"{name}.index") as stream:
+        with atomic_output(self._folder / f"{name}.index", sync=False) as stream:
             stream.write(content)
         self.digests[f"{name}.index"] = (len(content), hashlib.sha256(content).hexdigest())
         self.names.append(name)

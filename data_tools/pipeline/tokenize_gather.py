@@ -24,6 +24,9 @@ from data_tools.pipeline.task import Manifest, Task, TaskResult
 from data_tools.pipeline.tokenize_encode import ENTRY
 from data_tools.tokenizer import END_OF_DOCUMENT
 
+# So many, to occupy the workers, if none becomes too small to be worth its files.
+_BUCKETS = 8
+_SMALLEST_BUCKET_TOKENS = 2 * 1024 * 1024
 # A longer document that is alone in its run is copied from there, not held in memory.
 _LARGE_TOKENS = 1024 * 1024
 
@@ -51,7 +54,8 @@ def gather_runs(
     run_list = write_input_list(folder / "runs.json", runs)
     num_tokens = sum(manifest.values["tokens"] for manifest in encoded)
     # Without a shuffle a bucket is a run: they are in order already.
-    num_buckets = max(1, -(-num_tokens // tokens_in_memory)) if shuffle else len(runs) // 2
+    bucket_tokens = min(tokens_in_memory, max(num_tokens // _BUCKETS, _SMALLEST_BUCKET_TOKENS))
+    num_buckets = -(-num_tokens // bucket_tokens) if shuffle else len(runs) // 2
     sizes = _bucket_tokens([Path(one.path) for one in runs[::2]], num_buckets, shuffle=shuffle)
     target = folder / f"tokens-{run_list.sha256}.bin"
     _forget_ranges_of_missing(target)
@@ -127,18 +131,18 @@ def gather_bucket(task: Task) -> TaskResult:
         if os.fstat(descriptor).st_size < 4 * options["total"]:
             os.ftruncate(descriptor, 4 * options["total"])
         edges = _write_range(descriptor, 4 * options["start"], bucket.pieces())
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
     contents = {f"{task.name}.lengths": bucket.lengths().tobytes(), f"{task.name}.edges": b"".join(edges)}
     for name, content in contents.items():
-        with atomic_output(Path(task.folder, name)) as stream:
+        with atomic_output(Path(task.folder, name), sync=False) as stream:
             stream.write(content)
     return TaskResult(
         outputs=list(contents),
         records_in=len(bucket.entries),
         records_out=len(bucket.entries),
         values={"start": 4 * options["start"], "stop": 4 * options["start"] + bucket.num_bytes, "head": len(edges[0])},
+        written=[target],
     )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,9 +46,12 @@ def seal(
     num_documents = sum(manifest.records_out for manifest in gathered)
     _put_in_edges(target, gathered)
     checksums = StreamChecksums()
-    for piece in read_pieces(target):
-        checksums.update(piece)
-        progress.advance(len(piece))
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(sync_file, target)
+        for piece in read_pieces(target):
+            checksums.update(piece)
+            progress.advance(len(piece))
+        synced.result()
     with scratch_folder(prefix) as folder:
         corpus = folder / "corpus"
         with atomic_output(corpus_path(corpus, "crc")) as stream:
@@ -94,4 +98,3 @@ def _put_in_edges(target: Path, gathered: Sequence[Manifest]) -> None:
             os.pwrite(descriptor, tail, manifest.values["stop"] - len(tail))
     finally:
         os.close(descriptor)
-    sync_file(target)
