@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from training_step.contestants import MEMORY_BATCH, SEQUENCE, SPEED_BATCH, Work
 from training_step.processes import Block, measure
 from training_step.tables import machine_lines, memory_lines, speed_lines
@@ -24,7 +25,9 @@ from training_step.tables import machine_lines, memory_lines, speed_lines
 from data_tools.atomic_file import write_atomically
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-MARK = "<!-- bench-train -->"
+# Results of different instruction sets stand side by side.
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+MARK = f"<!-- bench-train {CAPABILITY} -->"
 
 CONTESTANTS = {
     "ours fp32": Work(kind="ours", precision="fp32"),
@@ -77,7 +80,7 @@ def measure_memory() -> dict[str, Block]:
 def write_section(lines: list[str]) -> None:
     """Replaces this benchmark's part of docs/benchmarks.md, between its marks."""
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    section = "\n".join([MARK, "## Training step (`make bench-train`)", "", *lines]) + MARK + "\n"
+    section = "\n".join([MARK, f"## Training step on {CAPABILITY} (`make bench-train`)", "", *lines]) + MARK + "\n"
     if text.count(MARK) == 2:
         before, _, after = text.split(MARK)
         text = before + section.rstrip("\n") + after
@@ -90,6 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one thread, two rounds of one step, no memory")
     parser.add_argument("--only", choices=("threads", "pairs", "memory"), help="one part of it")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="only contestants of one precision; in bf16 torch itself takes minutes a step on AVX2",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of alternating contestants")
     parser.add_argument(
         "--steps", type=int, default=2, help="steps a contestant takes in a round, after one to warm up"
@@ -109,17 +117,22 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     for threads in (1,) if options.quick else (1, 2):
         if options.only in (None, "threads"):
-            contestants = {name: replace(work, threads=threads) for name, work in CONTESTANTS.items()}
+            contestants = {
+                name: replace(work, threads=threads)
+                for name, work in CONTESTANTS.items()
+                if options.precision is None or options.precision in name
+            }
+            ratios = [ratio for ratio in SPEED_RATIOS if contestants.keys() >= {*ratio[:2]}]
             blocks = measure_rounds(contestants, rounds, steps)
             # With two threads processor time would count those that spin while they wait for the other.
             clock = "cpu_seconds" if threads == 1 else "wall_seconds"
             title = f"Speed, {threads} thread{'s' if threads > 1 else ''}"
-            show(f"{threads} threads", blocks, speed_lines(title, blocks, SPEED_RATIOS, clock))
+            show(f"{threads} threads", blocks, speed_lines(title, blocks, ratios, clock))
     if options.only == "pairs" or (options.only is None and not options.quick):
         # One step: that of 8192 tokens takes eight times as long as the others.
         blocks = measure_rounds(PAIRS, rounds, 1)
         show("pairs", blocks, speed_lines("Two processes, one thread each", blocks, PAIR_RATIOS, "wall_seconds"))
-    if options.only == "memory" or (options.only is None and not options.quick):
+    if options.only == "memory" or (options.only is None and not options.quick and options.precision != "fp32"):
         measured = measure_memory()
         show("memory", measured, memory_lines(measured))
     if options.json is not None:
