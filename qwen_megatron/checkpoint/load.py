@@ -42,10 +42,16 @@ def find_newest(directory: Path) -> Path | None:
     Damaged ones are passed over with a warning.
 
     Raises:
-        CheckpointError: if there are checkpoints and none is whole: starting from scratch would lose the run silently.
+        CheckpointError: if there are checkpoints and none is whole, or all have gone that were here: starting from
+            scratch would lose the run silently.
     """
     candidates = list_checkpoints(directory)
     latest = read_latest(directory)
+    if latest is not None and not candidates:
+        raise CheckpointError(
+            f"{directory}: `latest` names {latest!r}, but there is no checkpoint here any more; put it back, or remove "
+            f"{directory / LATEST} to start from nothing"
+        )
     if latest is not None and latest not in {path.name for path in candidates}:
         log.warning(
             "%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest

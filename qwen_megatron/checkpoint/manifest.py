@@ -15,6 +15,8 @@ from qwen_megatron.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+# End of the hidden name of a checkpoint whose step is saved again.
+REPLACED = ".replaced"
 FORMAT = "qwen-megatron checkpoint"
 VERSION = 1
 FOLDER = re.compile(r"iter_(\d{7,})")
@@ -114,7 +116,7 @@ def publish(partial: Path, final: Path) -> None:
     """Gives a finished folder its name and lets `latest` say so."""
     if final.exists():
         # The same step saved again, by a run that went on from an older checkpoint.
-        discarded = final.with_name(f".{final.name}.replaced")
+        discarded = final.with_name(f".{final.name}{REPLACED}")
         shutil.rmtree(discarded, ignore_errors=True)
         os.replace(final, discarded)
         os.replace(partial, final)
@@ -123,6 +125,17 @@ def publish(partial: Path, final: Path) -> None:
         os.replace(partial, final)
     sync_folder(final.parent)
     write_synced(final.parent / LATEST, (final.name + "\n").encode())
+
+
+def restore_replaced(directory: Path) -> None:
+    """Gives back their names to checkpoints of a run that was killed between the two renames of `publish`.
+
+    Only while the run's lock is held.
+    """
+    for discarded in directory.glob(f".iter_*{REPLACED}"):
+        final = discarded.with_name(discarded.name.removeprefix(".").removesuffix(REPLACED))
+        if not final.exists():
+            os.replace(discarded, final)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from qwen_megatron.checkpoint.contents import plan_sections
 from qwen_megatron.checkpoint.hook import CheckpointHook
-from qwen_megatron.checkpoint.manifest import write_synced
+from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.checkpoint.save import Saver
@@ -102,11 +102,12 @@ def start_groups(plan: Plan, platform: Platform, job: Job) -> Groups:
 
 
 def take_folder(plan: Plan, held: contextlib.ExitStack) -> None:
-    """Rank 0 locks the run's folder for this job, and puts aside what an earlier part failed of."""
+    """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
     directory = Path(plan.checkpoint.directory)
     directory.mkdir(parents=True, exist_ok=True)
     held.enter_context(run_lock(directory))
     retire_failure(directory)
+    restore_replaced(directory)
 
 
 def build_run(plan: Plan, engine: Engine) -> Run:

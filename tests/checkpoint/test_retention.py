@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from qwen_megatron.checkpoint.manifest import LATEST, folder_name, hashed, list_checkpoints, write_manifest
+from qwen_megatron.checkpoint.load import find_newest
+from qwen_megatron.checkpoint.manifest import (
+    LATEST,
+    folder_name,
+    hashed,
+    list_checkpoints,
+    publish,
+    restore_replaced,
+    write_manifest,
+)
 from qwen_megatron.checkpoint.retention import Retention, remove_leftovers, step_of
+from qwen_megatron.errors import CheckpointError
 
 
 def write(directory: Path, step: int) -> Path:
@@ -82,3 +93,33 @@ def test_what_a_crash_left_is_removed_and_is_no_checkpoint(tmp_path: Path) -> No
     assert list_checkpoints(tmp_path) == [whole]
     remove_leftovers(tmp_path)
     assert kept(tmp_path) == [2]
+
+
+def test_killed_between_the_renames_of_a_step_saved_again_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = write(tmp_path, 4)
+    partial = write(tmp_path, 6).rename(tmp_path / ".iter_0000004.partial")
+    replace, calls = os.replace, []
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        publish(partial, only)
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path) == []
+    restore_replaced(tmp_path)
+    remove_leftovers(tmp_path)
+    assert list_checkpoints(tmp_path) == [only]
+
+
+def test_a_run_whose_checkpoints_have_gone_does_not_start_from_nothing(tmp_path: Path) -> None:
+    assert find_newest(tmp_path) is None
+    (tmp_path / "latest").write_text("iter_0000004\n")
+    with pytest.raises(CheckpointError, match=r"names 'iter_0000004', but there is no checkpoint here any more"):
+        find_newest(tmp_path)
