@@ -76,11 +76,11 @@ def write_failure(directory: Path, failure: Failure) -> None:
     """Keeps the failure, if no other rank was first; one that only lost its peer gives way to the culprit's own."""
     path = directory / FAILURE
     temporary = directory / f"{FAILURE}.rank{failure.rank}.partial"
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(dataclasses.asdict(failure), indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
     try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(dataclasses.asdict(failure), indent=2) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         # Unlike a rename, a link never replaces: the first one stays.
         os.link(temporary, path)
     except FileExistsError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,16 @@ def test_the_first_culprit_stays(tmp_path: Path, order: list[tuple[int, bool]], 
     written = read_failure(tmp_path)
     assert written == failure(kept, lost_peer=dict(order)[kept])
     assert [path.name for path in tmp_path.iterdir()] == [FAILURE]
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_failure(tmp_path, failure(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_start_that_cannot_help_is_refused_until_the_file_is_gone(tmp_path: Path) -> None:
