@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,30 @@ def test_custom_code_is_not_imported(folder: Path, tmp_path: Path) -> None:
     from_hf(folder, tmp_path / "out")
     assert not canary.exists()
     assert not [name for name in sys.modules if name.endswith(("configuration_qwen", "modeling_qwen"))]
+
+
+def test_no_connection_is_opened(folder: Path, tmp_path: Path) -> None:
+    """Python's own sockets end the process, imports included; libraries that go around Python are not seen."""
+    guard = (
+        "import os, sys\n"
+        "def guard(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto'):\n"
+        "        os.write(2, f'{event} {arguments}'.encode())\n"
+        "        os._exit(97)\n"
+        "sys.addaudithook(guard)\n"
+    )
+    convert = "from qwen_megatron.convert.from_hf import from_hf\nfrom pathlib import Path\nfrom_hf(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    connect = "import socket\nsocket.socket().connect(('127.0.0.1', 1))\n"
+    arguments = [str(folder), str(tmp_path / "out")]
+    statuses = []
+    for code in (connect, convert):
+        done = subprocess.run(
+            [sys.executable, "-c", guard + code, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+        statuses.append((done.returncode, done.stderr))
+    assert statuses[0][0] == 97, "the guard itself works"
+    assert statuses[1][0] == 0, statuses[1][1]
+    assert (tmp_path / "out").is_dir()
 
 
 def test_a_single_file_is_read_too(folder: Path) -> None:
