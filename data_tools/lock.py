@@ -1,4 +1,4 @@
-"""One writer at a time for a corpus."""
+"""One writer at a time for a corpus, or several that share the work."""
 
 import errno
 import fcntl
@@ -13,25 +13,31 @@ from data_tools.sidecar import corpus_path
 
 
 @contextmanager
-def corpus_lock(prefix: str | Path) -> Iterator[None]:
+def corpus_lock(prefix: str | Path, *, shared: bool = False) -> Iterator[None]:
     """Holds PREFIX.lock; the kernel gives it back when the process ends, however it ends.
 
+    Args:
+        prefix: what is written.
+        shared: whether others that share it too may work at the same time; the file then stays.
     Raises:
-        DataError: another process holds it (named by host and process id), or the folder cannot be written to.
+        DataError: another process holds it (named by host and process id, or as a run with ``--shard``), or the folder
+            cannot be written to.
     """
     path = corpus_path(prefix, "lock")
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
+        holder = "a run with --shard" if shared else f"process {os.getpid()} on {socket.gethostname()}"
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.pwrite(descriptor, holder.encode(), 0)
         yield
     finally:
-        # Removed while it is held: whoever opened it before sees in _acquire that the name is gone.
-        path.unlink(missing_ok=True)
+        if not shared:
+            # Removed while it is held: whoever opened it before sees in _acquire that the name is gone.
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, kind: int) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -40,7 +46,7 @@ def _acquire(path: Path) -> int:
                 f"{path}: cannot be created: {error.strerror}; the folder must exist and be writable"
             ) from (error)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", errors="replace")
             os.close(descriptor)

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,9 +66,11 @@ def run_pipeline(
         OSError: the disk is full or fails. Finished parts are kept in either case.
     """
     pipeline.output.mkdir(parents=True, exist_ok=True)
-    lock = "run" if share is None else f"shard-{share.index}-of-{share.count}"
-    with corpus_lock(pipeline.output / lock):
-        if share is None:
+    with ExitStack() as locks:
+        locks.enter_context(corpus_lock(pipeline.output / "run", shared=share is not None))
+        if share is not None:
+            locks.enter_context(corpus_lock(pipeline.output / f"shard-{share.index}-of-{share.count}"))
+        else:
             # Left by a killed run; nobody else writes here now.
             for leftover in pipeline.output.rglob(".*.tmp"):
                 leftover.unlink()

@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from data_tools.errors import DataError
+from data_tools.lock import corpus_lock
 from data_tools.pipeline import tokenize_stage
 from data_tools.pipeline.document import cluster_size, read_documents
 from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
@@ -230,6 +231,22 @@ def test_four_runs_on_one_output(tmp_path: Path, write_pipeline: Callable[..., P
     assert all(f"process {first.pid} on " in error for error in errors)
     assert first.wait(120) == 0
     assert verify(tmp_path / "out/corpora/web").num_documents == 3000
+
+
+def test_a_whole_run_and_shards_keep_each_other_out(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+    write_input(tmp_path / "web.jsonl", [english(number) for number in range(20)])
+    path, prefix = write_pipeline(), tmp_path / "out/run"
+    prefix.parent.mkdir()
+    with corpus_lock(prefix), pytest.raises(DataError, match=rf"run\.lock: process {os.getpid()} on .* is writing"):
+        run(path, share=Share(0, 1))
+    with corpus_lock(prefix, shared=True):
+        with pytest.raises(DataError, match=r"run\.lock: a run with --shard is writing this corpus"):
+            run(path)
+        run(path, share=Share(0, 1))
+        with pytest.raises(DataError, match="run with --shard"):  # One shard's end does not let a whole run in.
+            run(path)
+    run(path)
+    assert verify(tmp_path / "out/corpora/web").num_documents == 20
 
 
 def test_array_jobs_share_the_work(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
