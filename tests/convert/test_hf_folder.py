@@ -233,7 +233,11 @@ def test_no_connection_is_opened(folder: Path, tmp_path: Path) -> None:
         "        os._exit(97)\n"
         "sys.addaudithook(guard)\n"
     )
-    convert = "from qwen_megatron.convert.from_hf import from_hf\nfrom pathlib import Path\nfrom_hf(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    convert = (
+        "from pathlib import Path\n"
+        "from qwen_megatron.convert.from_hf import from_hf\n"
+        "from_hf(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
     connect = "import socket\nsocket.socket().connect(('127.0.0.1', 1))\n"
     arguments = [str(folder), str(tmp_path / "out")]
     statuses = []
