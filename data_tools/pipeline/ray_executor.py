@@ -21,7 +21,7 @@ class RayExecutor:
         try:
             import ray
         except ImportError as error:
-            raise DataError("--ray-address needs Ray; run: pip install 'qwen-megatron[ray]'") from error
+            raise DataError("--ray-address needs Ray; in the checkout run: pip install -e '.[ray]'") from error
         self._ray = ray
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)

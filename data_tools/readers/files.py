@@ -92,5 +92,5 @@ def _fsspec() -> Any:
     try:
         import fsspec
     except ImportError as error:
-        raise DataError("paths with :// need fsspec; run: pip install 'qwen-megatron[data]'") from error
+        raise DataError("paths with :// need fsspec; in the checkout run: pip install -e '.[data]'") from error
     return fsspec

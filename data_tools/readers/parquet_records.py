@@ -92,5 +92,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("Parquet needs pyarrow; run: pip install 'qwen-megatron[data]'") from error
+        raise DataError("Parquet needs pyarrow; in the checkout run: pip install -e '.[data]'") from error
     return pyarrow, pyarrow.parquet

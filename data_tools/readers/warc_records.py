@@ -9,7 +9,7 @@ from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
 EXTRACTORS = ("resiliparse", "trafilatura")
-_INSTALL = "run: pip install 'qwen-megatron[data]'"
+_INSTALL = "in the checkout run: pip install -e '.[data]'"
 
 
 def read_warc(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:

@@ -141,7 +141,7 @@ def check_packages(logging: LoggingConfig) -> list[str]:
     """Packages that are only needed if asked for."""
     if logging.wandb_project is None or find_spec("wandb") is not None:
         return []
-    rule = "the package wandb is not installed; pip install 'qwen-megatron[wandb]', or leave the key out"
+    rule = "the package wandb is not installed; in the checkout run: pip install -e '.[wandb]', or leave the key out"
     return [f"logging.wandb_project={logging.wandb_project}: {rule}"]
 
 

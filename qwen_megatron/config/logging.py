@@ -32,8 +32,8 @@ class LoggingConfig:
     wandb_project: str | None = field(
         default=None,
         metadata=about(
-            "Weights & Biases project to report to; needs the package (`pip install 'qwen-megatron[wandb]'`). Default: "
-            "none, the package is not imported."
+            "Weights & Biases project to report to; needs the package (in the checkout `pip install -e '.[wandb]'`). "
+            "Default: none, the package is not imported."
         ),
     )
     wandb_mode: str = field(

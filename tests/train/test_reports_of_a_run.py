@@ -151,7 +151,7 @@ def test_a_missing_package_is_told_before_the_start(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("qwen_megatron.cli.preflight.find_spec", lambda name: None)
     (problem,) = check_packages(LoggingConfig(wandb_project="llm"))
     assert problem == (
-        "logging.wandb_project=llm: the package wandb is not installed; pip install 'qwen-megatron[wandb]', or leave "
-        "the key out"
+        "logging.wandb_project=llm: the package wandb is not installed; in the checkout run: pip install -e "
+        "'.[wandb]', or leave the key out"
     )
     assert check_packages(LoggingConfig()) == []
