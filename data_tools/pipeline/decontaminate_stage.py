@@ -13,6 +13,7 @@ from data_tools.decontamination.benchmark_index import BenchmarkIndex, Benchmark
 from data_tools.decontamination.matches import remove_spans, report_line
 from data_tools.errors import DataError
 from data_tools.pipeline.document import Drop, ShardWriter, batches, read_documents
+from data_tools.pipeline.part_tasks import part_tasks
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
@@ -64,17 +65,8 @@ class DecontaminateStage:
             "benchmarks": [[benchmark.name, benchmark.text_key] for benchmark, _ in files],
             **{name: getattr(self, name) for name in ("remove", "margin", "num_words", "min_words")},
         }
-        tasks = [
-            Task(
-                operation="decontaminate",
-                folder=str(folder),
-                name=part.name,
-                options=options,
-                inputs=(part.output(f"{part.name}.jsonl.zst"), *(file for _, file in files)),
-            )
-            for part in inputs
-        ]
-        return runner.run(folder, tasks)
+        items = [file for _, file in files]
+        return runner.run(folder, part_tasks("decontaminate", folder, inputs, options, shared=items))
 
 
 @lru_cache(maxsize=1)

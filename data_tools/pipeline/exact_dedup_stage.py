@@ -16,8 +16,9 @@ import numpy.typing as npt
 from data_tools.atomic_file import atomic_output
 from data_tools.pipeline.document import CLUSTER_SIZE, Drop, ShardWriter, batches, cluster_size, read_documents
 from data_tools.pipeline.input_list import read_input_list, write_input_list
+from data_tools.pipeline.part_tasks import part_tasks
 from data_tools.pipeline.runner import Runner
-from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
+from data_tools.pipeline.task import Manifest, Task, TaskResult
 from data_tools.text.normalized import normalized_hashes
 
 _ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8"), ("size", "<u8")])
@@ -38,8 +39,7 @@ class ExactDedupStage:
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Three phases: hash each part, group each range of hashes, rewrite each part."""
-        shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
-        hashed = runner.run(folder / "hashes", _tasks("exact_dedup_hash", folder / "hashes", inputs, shards))
+        hashed = runner.run(folder / "hashes", part_tasks("exact_dedup_hash", folder / "hashes", inputs))
         num_buckets = max(1, -(-sum(part.records_out for part in inputs) // self.bucket_documents))
         hash_files = write_input_list(
             folder / "lists" / "hashes.json", [one.output(f"{one.name}.hashes") for one in hashed]
@@ -65,18 +65,11 @@ class ExactDedupStage:
                 folder=str(folder),
                 name=part.name,
                 options={"part": number},
-                inputs=(shard, *found),
+                inputs=(part.output(f"{part.name}.jsonl.zst"), *found),
             )
-            for number, (part, shard) in enumerate(zip(inputs, shards, strict=True))
+            for number, part in enumerate(inputs)
         ]
         return runner.run(folder, applied)
-
-
-def _tasks(operation: str, folder: Path, parts: Sequence[Manifest], shards: Sequence[TaskInput]) -> list[Task]:
-    return [
-        Task(operation=operation, folder=str(folder), name=part.name, options={}, inputs=(shard,))
-        for part, shard in zip(parts, shards, strict=True)
-    ]
 
 
 def hash_part(task: Task) -> TaskResult:

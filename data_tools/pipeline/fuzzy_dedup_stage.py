@@ -26,6 +26,7 @@ from data_tools.pipeline.document import (
 )
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.jaccard_tasks import checked_edges
+from data_tools.pipeline.part_tasks import part_tasks
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import Manifest, Task, TaskInput, TaskResult
@@ -68,20 +69,10 @@ class FuzzyDedupStage:
         }
         shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
         buckets = folder / "buckets"
-        signed = runner.run(
-            buckets,
-            [
-                Task(operation="fuzzy_sign", folder=str(buckets), name=part.name, options=options, inputs=(shard,))
-                for part, shard in zip(inputs, shards, strict=True)
-            ],
-        )
+        signed = runner.run(buckets, part_tasks("fuzzy_sign", buckets, inputs, options))
         clusters = self._clusters(runner, folder, shards, signed)
         found = (clusters.output(_REMOVED), clusters.output(_SIZES))
-        applied = [
-            Task(operation="fuzzy_apply", folder=str(folder), name=part.name, options={}, inputs=(shard, *found))
-            for part, shard in zip(inputs, shards, strict=True)
-        ]
-        return runner.run(folder, applied)
+        return runner.run(folder, part_tasks("fuzzy_apply", folder, inputs, shared=found))
 
     def _clusters(
         self, runner: Runner, folder: Path, shards: Sequence[TaskInput], signed: Sequence[Manifest]

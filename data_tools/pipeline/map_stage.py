@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.pipeline.document import Document, Drop, Repeat, ShardWriter, batches, read_documents
+from data_tools.pipeline.part_tasks import part_tasks
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.task import Manifest, Task, TaskResult
 from data_tools.pipeline.transforms import TRANSFORMS
@@ -16,17 +17,7 @@ def run_map(
     runner: Runner, folder: Path, inputs: Sequence[Manifest], transform: str, options: Mapping[str, Any]
 ) -> list[Manifest]:
     """One task for each part of ``inputs``."""
-    tasks = [
-        Task(
-            operation="map",
-            folder=str(folder),
-            name=part.name,
-            options={"transform": transform, "options": dict(options)},
-            inputs=(part.output(f"{part.name}.jsonl.zst"),),
-        )
-        for part in inputs
-    ]
-    return runner.run(folder, tasks)
+    return runner.run(folder, part_tasks("map", folder, inputs, {"transform": transform, "options": dict(options)}))
 
 
 def map_part(task: Task) -> TaskResult:

@@ -1,0 +1,35 @@
+"""Tasks that each take one part of what the stage before wrote."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.pipeline.task import Manifest, Task, TaskInput
+
+
+def part_tasks(
+    operation: str,
+    folder: Path,
+    parts: Sequence[Manifest],
+    options: Mapping[str, Any] | None = None,
+    shared: Sequence[TaskInput] = (),
+) -> list[Task]:
+    """One task for each part, with its name.
+
+    Args:
+        operation: what is done.
+        folder: where the tasks work.
+        parts: that hold documents.
+        options: of every task.
+        shared: what every task reads after the documents of its part.
+    """
+    return [
+        Task(
+            operation=operation,
+            folder=str(folder),
+            name=part.name,
+            options=dict(options or {}),
+            inputs=(part.output(f"{part.name}.jsonl.zst"), *shared),
+        )
+        for part in parts
+    ]
