@@ -24,7 +24,7 @@ WORK: dict[str, Callable[[str], object]] = {
     "decontamination": lambda text: BenchmarkIndex([BenchmarkItem("b", "1", ITEM)]).find([text]),
     "code": looks_like_code,
 }
-# Row 24 of the project's list of faults.
+# What once made a library or a kernel of this kind slow.
 UNITS = {"a": "a", "spaces": " ", "marks": "\u0301\u0316", "joiners": "\u200d"}
 FLOOR_SECONDS = 0.01
 ATTEMPTS = 5
