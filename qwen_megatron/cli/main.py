@@ -15,7 +15,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import cast
 
 from qwen_megatron.cli.launch import Launch, MachineError
@@ -29,6 +30,7 @@ from qwen_megatron.errors import (
 
 # How long a rank without a message waits for the one that has it.
 PATIENCE_SECONDS = 5.0
+GPU_DRIVER = Path("/dev/nvidiactl")
 
 COMMANDS = ("pretrain", "show_config", "certify", "trace", "report", "convert", "logits", "generate")
 
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    without_compiler(os.environ)
     try:
         args = parse(build_parser(), argv)
         return cast(int, args.run(args))
@@ -61,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("qwen-megatron: interrupted", file=sys.stderr)
         return 130
+
+
+def without_compiler(environment: MutableMapping[str, str]) -> None:
+    """Where there is no GPU, keeps torch.compile from loading its compiler.
+
+    Megatron-Core hands it functions while it is imported, and Inductor alone takes as long to import as all of torch. On
+    the CPU none of these functions is used. A value that the user has set stays.
+    """
+    if not GPU_DRIVER.exists():
+        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import pytest
 
 from data_tools.tokenize import tokenize
 from qwen_megatron.cli.launch import Launch
-from qwen_megatron.cli.main import main
+from qwen_megatron.cli.main import main, without_compiler
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, PlatformError, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -321,3 +321,26 @@ def test_help_has_examples(arguments: list[str], capsys: pytest.CaptureFixture[s
         main(arguments)
     assert raised.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_without_a_gpu_no_compiler_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from qwen_megatron.cli import main\n"
+        f"main.GPU_DRIVER = Path({str(tmp_path / 'none')!r})\n"
+        "main.without_compiler(os.environ)\n"
+        "import megatron.core.transformer\n"
+        "sys.exit('torch._inductor.compile_fx' in sys.modules)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_with_a_gpu_the_compiler_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "nvidiactl"
+    driver.touch()
+    monkeypatch.setattr("qwen_megatron.cli.main.GPU_DRIVER", driver)
+    environment: dict[str, str] = {}
+    without_compiler(environment)
+    assert environment == {}
