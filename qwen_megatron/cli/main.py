@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def without_compiler(environment: MutableMapping[str, str]) -> None:
     """Where there is no GPU, keeps torch.compile from loading its compiler.
 
-    Megatron-Core hands it functions while it is imported, and Inductor alone takes as long to import as all of torch. On
-    the CPU none of these functions is used. A value that the user has set stays.
+    Megatron-Core hands it functions while it is imported, and Inductor alone takes as long to import as all of torch.
+    On the CPU none of these functions is used. A value that the user has set stays.
     """
     if not GPU_DRIVER.exists():
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
