@@ -12,7 +12,7 @@ from qwen_megatron.report.run_files import read_run
 
 EPILOG = """examples:
   qwen-megatron report demo/run
-  qwen-megatron report demo/run --output /tmp/run.html
+  qwen-megatron report demo/run --output demo/report.html
 
 The page needs neither network nor scripts: losses, rate, gradient norm, speed, where a step's time goes, memory,
 starts, what changed between them, failures. It may be made while the run goes on.
