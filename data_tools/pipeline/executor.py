@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -170,7 +171,15 @@ def _work(connection: Connection) -> None:
 
 
 def _send_result(connection: Connection, finish: Callable[[], Manifest]) -> None:
-    connection.send(_tried(finish))
+    sent = False
+    try:
+        connection.send(_tried(finish))
+        sent = True
+    finally:
+        if not sent:
+            # A bug, or a parent that has gone: when this process ends, nobody waits for the result in vain.
+            traceback.print_exc()
+            os._exit(1)
 
 
 def _tried(function: Callable[[], _T]) -> _T | DataError | OSError:

@@ -282,6 +282,17 @@ def test_a_shard_that_comes_late_takes_the_corpus_as_it_is(
     assert verify(corpus.values["prefix"]).num_documents == 90
 
 
+def test_a_bug_while_a_part_is_finished_ends_its_worker() -> None:
+    code = (
+        "import multiprocessing\n"
+        "from data_tools.pipeline.executor import _send_result\n"
+        "_send_result(multiprocessing.Pipe()[0], lambda: 1 / 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+
+
 def test_a_shard_that_waits_in_vain_says_for_whom(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
     task = Task(operation="read", folder=str(tmp_path / "f"), name="part-000000", options={}, inputs=())
     runner = Runner(InProcessExecutor(), Share(1, 2), wait_seconds=0)
