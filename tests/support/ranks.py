@@ -36,7 +36,7 @@ class RankPool:
         self.pipes: list[multiprocessing.connection.Connection] = []
 
     def run(
-        self, world_size: int, job: Callable[..., Any], *, timeout_seconds: float = 120, **arguments: Any
+        self, world_size: int, job: Callable[..., Any], *, timeout_seconds: float = 900, **arguments: Any
     ) -> list[Any]:
         """Runs `job(**arguments)` on `world_size` ranks; returns their results in the order of ranks.
 

@@ -56,7 +56,7 @@ def pretrain_on_ranks(
     directory: Path,
     *overrides: str,
     base: Sequence[str] = SMALL,
-    timeout_seconds: float = 120,
+    timeout_seconds: float = 900,
 ) -> dict[int, dict[str, Any]]:
     """Trains and returns the step rows of the run's metrics.jsonl by step."""
     ranks.run(
