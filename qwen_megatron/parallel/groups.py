@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from qwen_megatron.parallel.gloo import one_event_loop
 from qwen_megatron.parallel.meeting import Job, join_job
 from qwen_megatron.platforms import Platform
 
@@ -102,15 +103,16 @@ def build_groups(
     """
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
-        context_parallel_size=context_parallel_size,
-        create_gloo_process_groups=False,
-        # Minutes to Megatron-Core, which makes a timedelta of them: fractions count.
-        distributed_timeout_minutes=timeout_seconds / 60,
-    )
+    with one_event_loop():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_model_parallel_size,
+            pipeline_model_parallel_size=pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
+            context_parallel_size=context_parallel_size,
+            create_gloo_process_groups=False,
+            # Minutes to Megatron-Core, which makes a timedelta of them: fractions count.
+            distributed_timeout_minutes=timeout_seconds / 60,
+        )
     return Groups(
         collection=ProcessGroupCollection.use_mpu_process_groups(),
         rank=dist.get_rank(),

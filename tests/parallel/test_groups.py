@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,26 @@ def test_ranks_stand_where_the_grid_puts_them(ranks: RankPool, grid: RankGrid) -
         assert place["first"] == (expected.pipeline == 0)
         assert place["last"] == (expected.pipeline == 1)
         assert place["last_rank"] == place["pp"][1][-1]
+
+
+def threads_job() -> tuple[int, set[int]]:
+    """Event loops of gloo on this rank, and sums over groups of either kind that share them."""
+    with groups_of(tensor_size=2) as groups:
+        names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+        sums = set()
+        for group in (groups.tp, groups.dp, dist.group.WORLD):
+            number = torch.tensor(1)
+            dist.all_reduce(number, group=group)
+            sums.add(int(number))
+        own = dist.new_group(range(4))
+        assert type(own._get_backend(torch.device("cpu"))) is dist.ProcessGroupGloo
+        return sum(name.startswith("gloo_tcp") for name in names), sums
+
+
+def test_all_groups_share_one_event_loop(ranks: RankPool) -> None:
+    """Each loop wakes a hundred times a second; one of every group of every earlier job slowed all tests threefold."""
+    for _ in range(2):
+        assert ranks.run(4, threads_job) == [(1, {2, 4})] * 4
 
 
 def waiting_job(wait_seconds: float) -> float:

@@ -7,6 +7,7 @@ then thrown away, because its peers may hang in a collective.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -110,6 +111,8 @@ def culprits_first(failures: dict[int, str]) -> list[tuple[int, str]]:
 
 def serve(pipe: multiprocessing.connection.Connection) -> None:
     """A rank: runs jobs until the pipe closes."""
+    # What was imported stays; collections need not look at it again.
+    gc.freeze()
     while True:
         try:
             environment, job, arguments = pipe.recv()
@@ -123,3 +126,5 @@ def serve(pipe: multiprocessing.connection.Connection) -> None:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            # An engine is full of cycles and holds groups, each with threads that wake a hundred times a second.
+            gc.collect()
