@@ -78,17 +78,17 @@ def measure_rank(directory: Path, rounds: int) -> None:
     from qwen_megatron.train.state import TrainState
 
     torch.set_num_threads(1)
-    plan = resolve(load_config(None, [*MODEL, f"checkpoint.directory={directory}"]), 2)
+    config = resolve(load_config(None, [*MODEL, f"checkpoint.directory={directory}"]), 2)
     machine = get_platform("cpu")
     machine.prepare()
     groups = build_groups(device=start_process_group(machine, 600), timeout_seconds=600)
-    engine = build_engine(plan, groups, machine)
+    engine = build_engine(config, groups, machine)
     # Allocates the moments.
     engine.optimizer.load_state_dict(engine.optimizer.state_dict())
     for state in engine.optimizer.optimizer.state.values():
         state["exp_avg"].normal_()
         state["exp_avg_sq"].normal_()
-    run: Any = Run(plan=plan, engine=engine, state=TrainState(), dataset=NoData(), loader=None)  # type: ignore[arg-type]
+    run: Any = Run(config=config, engine=engine, state=TrainState(), dataset=NoData(), loader=None)  # type: ignore[arg-type]
     savers = {
         name: Saver(
             asynchronous=name == "background",
@@ -115,7 +115,7 @@ def measure_rank(directory: Path, rounds: int) -> None:
     if groups.rank == 0:
         newest = directory / f"iter_{run.state.iteration:07d}"
         size = sum(path.stat().st_size for path in newest.iterdir())
-        result = {"seconds": seconds, "bytes": size, "parameters": plan.num_parameters}
+        result = {"seconds": seconds, "bytes": size, "parameters": config.num_parameters}
         (directory / "result.json").write_text(json.dumps(result))
     leave(groups)
 

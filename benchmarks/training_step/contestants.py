@@ -41,7 +41,7 @@ def build(work: Work) -> Callable[[], float]:
 
 
 def build_ours(work: Work) -> Callable[[], float]:
-    """Our engine, through the plan and the step of a real run."""
+    """Our engine, through the configuration and the step of a real run."""
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
     from qwen_megatron.parallel.groups import build_groups, start_process_group
@@ -65,12 +65,12 @@ def build_ours(work: Work) -> Callable[[], float]:
         "training.train_iters": 100,
         "optimizer.lr_warmup_iters": 0,
     }
-    plan = resolve(load_config(None, [f"{key}={value}" for key, value in shape.items()]), work.num_processes)
+    config = resolve(load_config(None, [f"{key}={value}" for key, value in shape.items()]), work.num_processes)
     machine = get_platform("cpu")
     machine.prepare()
     device = start_process_group(machine, 60)
     groups = build_groups(tensor_model_parallel_size=work.tensor_size, device=device, timeout_seconds=60)
-    engine = build_engine(plan, groups, machine)
+    engine = build_engine(config, groups, machine)
     batches = our_batches(work.micro_batch)
 
     def step() -> float:
@@ -82,7 +82,7 @@ def build_ours(work: Work) -> Callable[[], float]:
 def our_batches(batch: int) -> Iterator[Any]:
     """Endless micro-batches of the same random tokens that transformers gets."""
     from qwen_megatron.data.batch import make_batch
-    from qwen_megatron.data.dataset import SampleId
+    from qwen_megatron.data.pretraining.dataset import SampleId
 
     ids = [SampleId(corpus=0, sample=i, epoch=0) for i in range(batch)]
     while True:

@@ -17,7 +17,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from qwen_megatron.checkpoint.pieces import owned_tensors
 from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
 from qwen_megatron.errors import CheckpointError, ConfigError
 from qwen_megatron.model.builder import QwenModel
@@ -85,7 +85,7 @@ def small_state(run: Run) -> SmallState:
     return SmallState(
         train_state=run.state,
         optimizer=run.engine.optimizer.state_dict()["optimizer"]["param_groups"],
-        config=plan_sections(run.plan),
+        config=config_sections(run.config),
         data={
             prefix: {
                 "fingerprint": fingerprints[prefix],
@@ -98,10 +98,10 @@ def small_state(run: Run) -> SmallState:
     )
 
 
-def plan_sections(plan: Plan) -> dict[str, Any]:
+def config_sections(config: ResolvedConfig) -> dict[str, Any]:
     """The resolved configuration as plain data."""
     names = ("model", "parallel", "optimizer", "training", "data", "checkpoint", "logging")
-    return {name: to_dict(getattr(plan, name)) for name in names}
+    return {name: to_dict(getattr(config, name)) for name in names}
 
 
 def environment() -> dict[str, Any]:

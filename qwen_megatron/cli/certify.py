@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_megatron.cli.preflight import prepare_plan
 from qwen_megatron.cli.settings import add_settings, split_settings
-from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.errors import ConfigError, TrainingError
+from qwen_megatron.jobs.preflight import prepare_config
 
 EPILOG = """examples:
   qwen-megatron certify examples/demo.yaml
@@ -153,14 +153,14 @@ def parse_layout(text: str) -> Layout:
     return Layout(name=text.strip(), world_size=world_size, overrides=tuple(overrides))
 
 
-def checked(path: str | None, settings: list[str], job: Layout) -> Plan:
-    """The plan of a layout.
+def checked(path: str | None, settings: list[str], job: Layout) -> ResolvedConfig:
+    """The resolved configuration of a layout.
 
     Raises:
         ConfigError: with every problem, the layout named.
     """
     try:
-        return prepare_plan(path, settings, job.world_size, with_files=True)
+        return prepare_config(path, settings, job.world_size, with_files=True)
     except ConfigError as error:
         raise ConfigError([f"layout {job.name}: {problem}" for problem in error.problems]) from error
 

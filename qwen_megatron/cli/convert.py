@@ -153,7 +153,7 @@ def run_verify(args: argparse.Namespace) -> int:
     """Runs `convert verify`."""
     silence_libraries()
     from qwen_megatron.convert.verify import verify
-    from qwen_megatron.inference.session import single_process
+    from qwen_megatron.inference.loading import single_process
 
     with single_process() as groups:
         report = verify(args.checkpoint, args.folder, groups, tolerance=args.tolerance)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = tokenizer.encode(args.prompt)
     silence_libraries()
     from qwen_megatron.inference.generate import generate_greedy
-    from qwen_megatron.inference.session import load_for_inference, single_process
+    from qwen_megatron.inference.loading import load_for_inference, single_process
 
     with single_process() as groups:
         model = load_for_inference(args.source, groups)

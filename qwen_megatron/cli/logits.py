@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.is_dir():
         raise ConfigError(f"--output={args.output}: is a folder; name a file")
     silence_libraries()
-    from qwen_megatron.inference.session import load_for_inference, single_process
+    from qwen_megatron.inference.loading import load_for_inference, single_process
 
     with single_process() as groups:
         model = load_for_inference(args.source, groups)
@@ -100,7 +100,7 @@ def write_logits(model: Any, ids_bs: np.ndarray, path: Path) -> None:
     import torch
 
     from data_tools.atomic_file import atomic_output
-    from qwen_megatron.inference.session import logits
+    from qwen_megatron.inference.loading import logits
 
     shape = (*ids_bs.shape, model.num_tokens_in_vocabulary)
     device = next(model.parameters()).device

@@ -19,7 +19,6 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from qwen_megatron.cli.launch import Launch, MachineError
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +26,7 @@ from qwen_megatron.errors import (
     PlatformError,
     TrainingError,
 )
+from qwen_megatron.jobs.launcher import Launch, MachineError
 
 # How long a rank without a message waits for the one that has it.
 PATIENCE_SECONDS = 5.0

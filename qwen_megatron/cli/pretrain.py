@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from typing import Any
 
-from qwen_megatron.cli.launch import Launch
-from qwen_megatron.cli.plan_text import plan_summary
-from qwen_megatron.cli.preflight import prepare_plan
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.config.summary import summary
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.launcher import Launch
+from qwen_megatron.jobs.preflight import prepare_config
 
 EPILOG = """examples:
   check without training:
@@ -52,22 +51,22 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: with all problems.
         CheckpointError, DataError, PlatformError, TrainingError: from the run.
     """
-    launch = Launch.from_environment(os.environ)
+    launch = Launch.of_this_process()
     path, overrides = split_settings(args.settings)
-    plan = prepare_plan(path, overrides, launch.world_size, with_files=True)
+    config = prepare_config(path, overrides, launch.world_size, with_files=True)
     if args.dry_run:
         if launch.rank == 0:
-            print(plan_summary(plan))
+            print(summary(config))
         return 0
-    if plan.world_size > 1 and launch.world_size is None:
-        command = f"torchrun --nproc-per-node {plan.world_size} -m qwen_megatron pretrain {shlex.join(args.settings)}"
+    if config.world_size > 1 and launch.world_size is None:
+        command = f"torchrun --nproc-per-node {config.world_size} -m qwen_megatron pretrain {shlex.join(args.settings)}"
         raise ConfigError(
-            f"parallel.world_size={plan.world_size}: needs that many processes, but this is one without a launcher; "
+            f"parallel.world_size={config.world_size}: needs that many processes, but this is one without a launcher; "
             f"start on one machine with: {command}"
         )
     silence_libraries()
     # Only now: importing torch and Megatron-Core takes seconds on every rank.
-    from qwen_megatron.cli.run_pretrain import pretrain
+    from qwen_megatron.jobs.pretrain import pretrain
 
-    pretrain(plan)
+    pretrain(config)
     return 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qwen_megatron.cli.plan_text import plan_as_yaml
-from qwen_megatron.cli.preflight import prepare_plan
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.reference import reference
+from qwen_megatron.config.summary import as_yaml
+from qwen_megatron.jobs.preflight import prepare_config
 
 EPILOG = """examples:
   qwen-megatron show-config examples/qwen-7b.yaml parallel.world_size=64
@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
         print(reference(), end="")
         return 0
     path, overrides = split_settings(args.settings)
-    print(plan_as_yaml(prepare_plan(path, overrides, None, with_files=False)), end="")
+    print(as_yaml(prepare_config(path, overrides, None, with_files=False)), end="")
     return 0

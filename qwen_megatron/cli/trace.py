@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.corpus_index import CorpusIndex
-from qwen_megatron.cli.preflight import prepare_plan
-from qwen_megatron.data.dataset import SampleId, open_dataset
+from qwen_megatron.data.pretraining.dataset import SampleId, open_dataset
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.preflight import prepare_config
 
 EPILOG = """examples:
   qwen-megatron trace demo/run --step 40
@@ -47,21 +47,21 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.run_directory}: holds no config.yaml; name the folder of a run (checkpoint.directory)"
         )
-    plan = prepare_plan(str(configuration), (), None, with_files=False)
-    if not 1 <= args.step <= plan.num_steps:
-        ramp = f" = {plan.num_steps} steps with the ramp" if plan.num_steps != plan.training.train_iters else ""
+    config = prepare_config(str(configuration), (), None, with_files=False)
+    if not 1 <= args.step <= config.num_steps:
+        ramp = f" = {config.num_steps} steps with the ramp" if config.num_steps != config.training.train_iters else ""
         raise ConfigError(
-            f"--step {args.step}: must be between 1 and training.train_iters({plan.training.train_iters}){ramp}"
+            f"--step {args.step}: must be between 1 and training.train_iters({config.training.train_iters}){ramp}"
         )
     dataset = open_dataset(
-        plan.data.blend,
-        seq_length=plan.training.seq_length,
-        seed=plan.training.seed,
-        eval_samples=plan.data.eval_samples,
-        vocab_size=plan.model.vocab_size,
+        config.data.blend,
+        seq_length=config.training.seq_length,
+        seed=config.training.seed,
+        eval_samples=config.data.eval_samples,
+        vocab_size=config.model.vocab_size,
     )
     indexes = [CorpusIndex.open(prefix) for prefix in dataset.prefixes]
-    sizes = plan.training.batch_sizes
+    sizes = config.training.batch_sizes
     for number in range(sizes.samples_after(args.step - 1), sizes.samples_after(args.step)):
         sample = dataset.train_id(number)
         place = describe(number, sample, dataset.prefixes[sample.corpus], indexes[sample.corpus], dataset.seq_length)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.resolve import ResolvedConfig
 
 LOSS_CHUNK_TOKENS = 512
 
@@ -53,57 +53,57 @@ class RankMemory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss
 
 
-def rank_memory(plan: Plan) -> tuple[RankMemory, ...]:
+def rank_memory(config: ResolvedConfig) -> tuple[RankMemory, ...]:
     """Memory of one rank of each pipeline stage."""
-    return tuple(stage_memory(plan, stage) for stage in range(len(plan.layers_per_stage)))
+    return tuple(stage_memory(config, stage) for stage in range(len(config.layers_per_stage)))
 
 
-def stage_memory(plan: Plan, stage: int) -> RankMemory:
+def stage_memory(config: ResolvedConfig, stage: int) -> RankMemory:
     """Memory of one rank of a pipeline stage, the first is 0."""
-    is_bf16 = plan.training.precision == "bf16"
-    parameters = plan.num_parameters_per_rank[stage]
-    sharing = plan.data_parallel_size * plan.parallel.context_parallel_size
+    is_bf16 = config.training.precision == "bf16"
+    parameters = config.num_parameters_per_rank[stage]
+    sharing = config.data_parallel_size * config.parallel.context_parallel_size
     return RankMemory(
         weights=(2 if is_bf16 else 4) * parameters,
         gradients=4 * parameters,
         optimizer=-(-(12 if is_bf16 else 8) * parameters // sharing),
-        activations=activation_bytes(plan, stage),
-        loss=loss_bytes(plan) if stage == len(plan.layers_per_stage) - 1 else 0,
+        activations=activation_bytes(config, stage),
+        loss=loss_bytes(config) if stage == len(config.layers_per_stage) - 1 else 0,
     )
 
 
-def activation_bytes(plan: Plan, stage: int) -> int:
+def activation_bytes(config: ResolvedConfig, stage: int) -> int:
     """What the layers of a stage keep at the fullest moment."""
-    model, parallel = plan.model, plan.parallel
-    tensor_size, num_stages = parallel.tensor_model_parallel_size, len(plan.layers_per_stage)
+    model, parallel = config.model, config.parallel
+    tensor_size, num_stages = parallel.tensor_model_parallel_size, len(config.layers_per_stage)
     split_hidden = tensor_size if parallel.sequence_parallel else 1
     query, key = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
     layer = 4 * model.hidden_size / split_hidden + (2 * query + 2 * key + 3 * model.ffn_hidden_size) / tensor_size
     kept, working = layer, 0.0
     if parallel.recompute_granularity == "full":
         kept, working = model.hidden_size / split_hidden, layer
-    in_flight = float(min(num_stages - stage, plan.num_microbatches))
+    in_flight = float(min(num_stages - stage, config.num_microbatches))
     pieces = parallel.virtual_pipeline_model_parallel_size
     if pieces is not None:
         in_flight = num_stages * (1 + (num_stages - 1) / (num_stages * pieces))
     embedded = model.hidden_size / split_hidden if stage == 0 else 0.0
-    numbers = in_flight * (plan.layers_per_stage[stage] * kept + embedded) + working
-    return round(numbers * tokens_of_microbatch(plan) * bytes_per_number(plan))
+    numbers = in_flight * (config.layers_per_stage[stage] * kept + embedded) + working
+    return round(numbers * tokens_of_microbatch(config) * bytes_per_number(config))
 
 
-def loss_bytes(plan: Plan) -> int:
+def loss_bytes(config: ResolvedConfig) -> int:
     """Logits of a chunk, and the last hidden states with their gradient."""
-    rows = plan.padded_vocab_size // plan.parallel.tensor_model_parallel_size
-    chunk = min(LOSS_CHUNK_TOKENS, tokens_of_microbatch(plan))
-    hidden = 3 * tokens_of_microbatch(plan) * plan.model.hidden_size
-    return (chunk * rows + hidden) * bytes_per_number(plan)
+    rows = config.padded_vocab_size // config.parallel.tensor_model_parallel_size
+    chunk = min(LOSS_CHUNK_TOKENS, tokens_of_microbatch(config))
+    hidden = 3 * tokens_of_microbatch(config) * config.model.hidden_size
+    return (chunk * rows + hidden) * bytes_per_number(config)
 
 
-def tokens_of_microbatch(plan: Plan) -> int:
+def tokens_of_microbatch(config: ResolvedConfig) -> int:
     """Tokens of a micro-batch on one context-parallel rank."""
-    return plan.training.micro_batch_size * plan.training.seq_length // plan.parallel.context_parallel_size
+    return config.training.micro_batch_size * config.training.seq_length // config.parallel.context_parallel_size
 
 
-def bytes_per_number(plan: Plan) -> int:
+def bytes_per_number(config: ResolvedConfig) -> int:
     """Of weights and activations."""
-    return 2 if plan.training.precision == "bf16" else 4
+    return 2 if config.training.precision == "bf16" else 4

@@ -1,4 +1,4 @@
-"""From what a user gave to the plan of a run: every value fixed, every rule checked, sizes worked out."""
+"""From what a user gave to a resolved configuration: every value fixed, every rule checked, sizes worked out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwen_megatron.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ResolvedConfig:
     """A run, worked out.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
         return batch_size // (self.training.micro_batch_size * self.data_parallel_size)
 
 
-def resolve(config: Config, world_size: int | None = None) -> Plan:
+def resolve(config: Config, world_size: int | None = None) -> ResolvedConfig:
     """Fixes every value and checks every rule; changes nothing.
 
     Args:
@@ -79,7 +79,7 @@ def resolve(config: Config, world_size: int | None = None) -> Plan:
     sections = examine(config, world_size, problems)
     if problems.messages:
         raise ConfigError(problems.messages)
-    return plan_of(sections)
+    return resolved_config(sections)
 
 
 def examine(config: Config, world_size: int | None, problems: Problems) -> Sections:
@@ -96,8 +96,8 @@ def examine(config: Config, world_size: int | None, problems: Problems) -> Secti
     return sections
 
 
-def plan_of(sections: Sections) -> Plan:
-    """The plan of sections that break no rule."""
+def resolved_config(sections: Sections) -> ResolvedConfig:
+    """The resolved configuration of sections that break no rule."""
     model, parallel, training = sections.model, sections.parallel, sections.training
     tensor_size, num_stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     data_parallel_size = parallel.world_size // parallel.replica_size
@@ -108,7 +108,7 @@ def plan_of(sections: Sections) -> Plan:
         parallel.num_layers_in_last_pipeline_stage,
     )
     padded_vocab_size = -(-model.vocab_size // tensor_size) * tensor_size
-    return Plan(
+    return ResolvedConfig(
         model=model,
         parallel=parallel,
         optimizer=sections.optimizer,

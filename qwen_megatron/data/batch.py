@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.data.dataset import SampleId
+from qwen_megatron.data.pretraining.dataset import SampleId
 from qwen_megatron.parallel.context import take_chunks
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from qwen_megatron.data.batch import Batch, make_batch
-from qwen_megatron.data.dataset import BlendedDataset, SampleId
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId
 
 
 class Loader:

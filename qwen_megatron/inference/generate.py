@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS
-from qwen_megatron.inference.session import logits
+from qwen_megatron.inference.loading import logits
 from qwen_megatron.model.builder import QwenModel
 
 

@@ -11,7 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
@@ -55,49 +55,49 @@ class Engine:
         return [unwrapped(chunk) for chunk in self.chunks]
 
 
-def build_engine(plan: Plan, groups: Groups, platform: Platform) -> Engine:
+def build_engine(config: ResolvedConfig, groups: Groups, platform: Platform) -> Engine:
     """Builds and initialises this rank's share of the model and its optimizer.
 
     Raises:
         PlatformError: if the implementation asked for cannot run here.
     """
-    num_virtual_stages = plan.parallel.virtual_pipeline_model_parallel_size
+    num_virtual_stages = config.parallel.virtual_pipeline_model_parallel_size
     models = [
         build_model(
-            plan.model,
+            config.model,
             groups,
-            precision=plan.training.precision,
-            sequence_parallel=plan.parallel.sequence_parallel,
-            recompute=plan.parallel.recompute_granularity,
+            precision=config.training.precision,
+            sequence_parallel=config.parallel.sequence_parallel,
+            recompute=config.parallel.recompute_granularity,
             virtual_stage=stage,
             num_virtual_stages=num_virtual_stages,
-            layers_in_first_stage=plan.parallel.num_layers_in_first_pipeline_stage,
-            layers_in_last_stage=plan.parallel.num_layers_in_last_pipeline_stage,
-            seed=plan.training.seed,
+            layers_in_first_stage=config.parallel.num_layers_in_first_pipeline_stage,
+            layers_in_last_stage=config.parallel.num_layers_in_last_pipeline_stage,
+            seed=config.training.seed,
         )
         for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
     ]
     chunks = wrap(
         models,
         groups,
-        overlap_grad_reduce=plan.parallel.overlap_grad_reduce,
-        overlap_param_gather=plan.parallel.overlap_param_gather,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
     )
-    optimizer = build_optimizer(chunks, plan.optimizer, plan.training.precision)
+    optimizer = build_optimizer(chunks, config.optimizer, config.training.precision)
     phases = Phases()
-    for config in (optimizer.config, *(unwrapped(chunk).config for chunk in chunks)):
-        config.timers = phases
+    for megatron_config in (optimizer.config, *(unwrapped(chunk).config for chunk in chunks)):
+        megatron_config.timers = phases
     listen(functools.partial(phases.enter, "communication"))
     return Engine(
         chunks=chunks,
         optimizer=optimizer,
         groups=groups,
         platform=platform,
-        seq_length=plan.training.seq_length,
-        micro_batch_size=plan.training.micro_batch_size,
-        num_microbatches=plan.num_microbatches,
-        mask_documents=plan.data.mask_documents,
-        dropout_seed=plan.training.seed if plan.model.hidden_dropout or plan.model.attention_dropout else None,
+        seq_length=config.training.seq_length,
+        micro_batch_size=config.training.micro_batch_size,
+        num_microbatches=config.num_microbatches,
+        mask_documents=config.data.mask_documents,
+        dropout_seed=config.training.seed if config.model.hidden_dropout or config.model.attention_dropout else None,
         phases=phases,
     )
 

@@ -41,9 +41,9 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
 
 def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -> StepRecord:
     """Takes one step and counts it."""
-    step, training = run.state.iteration + 1, run.plan.training
+    step, training = run.state.iteration + 1, run.config.training
     batch_size = training.batch_sizes.at(run.state.consumed_samples)
-    rate = learning_rate((run.state.consumed_samples + batch_size) / training.global_batch_size, run.plan.optimizer)
+    rate = learning_rate((run.state.consumed_samples + batch_size) / training.global_batch_size, run.config.optimizer)
     run.engine.platform.synchronize()
     # What came between the steps is nobody's.
     run.engine.phases.take()
@@ -52,9 +52,9 @@ def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -
         run.engine,
         batches,
         step=step,
-        num_microbatches=run.plan.microbatches_of(batch_size),
+        num_microbatches=run.config.microbatches_of(batch_size),
         learning_rate=rate,
-        clip_grad=run.plan.optimizer.clip_grad,
+        clip_grad=run.config.optimizer.clip_grad,
         loss_function=loss_function,
         judge=run.judge,
     )
@@ -94,9 +94,9 @@ def step_record(
     own_seconds: float,
 ) -> StepRecord:
     """Adds counters and speed to a step's result."""
-    plan, groups = run.plan, run.engine.groups
-    tokens = batch_size * plan.training.seq_length
-    peak = plan.logging.peak_tflops_per_rank
+    config, groups = run.config, run.engine.groups
+    tokens = batch_size * config.training.seq_length
+    peak = config.logging.peak_tflops_per_rank
     return StepRecord(
         step=run.state.iteration,
         loss=result.loss,
@@ -109,7 +109,7 @@ def step_record(
         phase_seconds=phase_seconds,
         tokens_per_second=tokens / seconds,
         model_flops_utilization=(
-            None if peak is None else plan.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)
+            None if peak is None else config.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)
         ),
         peak_memory_bytes=peak_bytes,
         own_seconds=own_seconds,

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_megatron.config.resolve import Plan
-from qwen_megatron.data.dataset import BlendedDataset
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.loader import Loader
+from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.state import TrainState
@@ -97,7 +97,7 @@ class Run:
     """The parts of a run.
 
     Attributes:
-        plan: Resolved configuration.
+        config: Resolved configuration.
         engine: Model and optimizer.
         state: Counters.
         dataset: Samples.
@@ -107,7 +107,7 @@ class Run:
         stopping: Why the run ends after the current step, if it does.
     """
 
-    plan: Plan
+    config: ResolvedConfig
     engine: Engine
     state: TrainState
     dataset: BlendedDataset
@@ -119,7 +119,7 @@ class Run:
     @property
     def directory(self) -> Path:
         """The run's folder."""
-        return Path(self.plan.checkpoint.directory)
+        return Path(self.config.checkpoint.directory)
 
     @property
     def is_main(self) -> bool:
@@ -129,11 +129,11 @@ class Run:
     @property
     def num_steps(self) -> int:
         """Number of the schedule's last step: those taken, and as many as the samples left over make."""
-        training, state = self.plan.training, self.state
+        training, state = self.config.training, self.state
         return state.iteration + training.batch_sizes.steps_between(state.consumed_samples, training.samples_in_all)
 
     @property
     def last_step(self) -> int:
         """Number of the step this run stops after."""
-        exit_iter = self.plan.training.exit_iter
+        exit_iter = self.config.training.exit_iter
         return self.num_steps if exit_iter is None else min(exit_iter, self.num_steps)

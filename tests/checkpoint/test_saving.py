@@ -32,21 +32,21 @@ def save_twice(overrides: list[str], directory: str) -> None:
 
     from qwen_megatron.checkpoint.retention import Retention
     from qwen_megatron.checkpoint.save import Saver
-    from qwen_megatron.cli.run_pretrain import build_run
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
-    from qwen_megatron.data.dataset import BlendedDataset  # noqa: F401 - imported before the clock of the job runs
+    from qwen_megatron.data.pretraining.dataset import BlendedDataset  # noqa: F401 - imported before the clock of the job runs
+    from qwen_megatron.jobs.pretrain import build_run
     from qwen_megatron.parallel.groups import leave
     from qwen_megatron.train.engine import build_engine
     from qwen_megatron.train.loop import next_step
     from qwen_megatron.train.step import pretraining_loss
     from tests.support.engines import groups_of
 
-    plan = resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"]))
+    config = resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"]))
     with groups_of() as groups:
         from qwen_megatron.platforms import get_platform
 
-        run = build_run(plan, build_engine(plan, groups, get_platform("cpu")))
+        run = build_run(config, build_engine(config, groups, get_platform("cpu")))
         batches = run.loader.training(0)
         for _ in range(2):
             next_step(run, batches, pretraining_loss)

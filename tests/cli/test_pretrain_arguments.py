@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from data_tools.tokenize import tokenize
-from qwen_megatron.cli.launch import Launch
 from qwen_megatron.cli.main import main, without_compiler
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, PlatformError, TrainingError
+from qwen_megatron.jobs.launcher import Launch
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -286,7 +286,7 @@ def test_what_a_run_raises_becomes_a_message_and_a_status(
     def fail(*arguments: object, **named: object) -> None:
         raise raised
 
-    monkeypatch.setattr("qwen_megatron.cli.pretrain.prepare_plan", fail)
+    monkeypatch.setattr("qwen_megatron.cli.pretrain.prepare_config", fail)
     assert main(["pretrain", *good]) == status
     err = capsys.readouterr().err
     assert err.startswith("qwen-megatron: ")

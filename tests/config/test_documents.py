@@ -37,14 +37,14 @@ def test_the_reference_has_every_setting_with_a_meaning() -> None:
 @pytest.mark.parametrize("size", RELEASED)
 def test_a_recipe_is_a_preset_and_the_reports_values(size: str) -> None:
     path = ROOT / "examples" / f"qwen-{size}.yaml"
-    plan = resolve(load_config(path))
+    resolved = resolve(load_config(path))
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["model"] == {"preset": f"qwen-{size}"}
-    assert plan.training.seq_length == 2048
-    assert plan.tokens_per_step == 4 * 1024 * 1024
-    assert plan.optimizer.lr == 3e-4
-    assert plan.training.precision == "bf16"
-    assert plan.optimizer.lr_warmup_iters == 2000
-    assert plan.data.eval_samples > 0
+    assert resolved.training.seq_length == 2048
+    assert resolved.tokens_per_step == 4 * 1024 * 1024
+    assert resolved.optimizer.lr == 3e-4
+    assert resolved.training.precision == "bf16"
+    assert resolved.optimizer.lr_warmup_iters == 2000
+    assert resolved.data.eval_samples > 0
 
 
 @pytest.mark.parametrize("size", RELEASED)
@@ -53,14 +53,14 @@ def test_a_recipe_fits_any_usual_number_of_replicas(size: str, replicas: int) ->
     config = load_config(ROOT / "examples" / f"qwen-{size}.yaml")
     parallel = config.parallel
     replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    plan = resolve(config, world_size=replicas * replica)
-    assert plan.data_parallel_size == replicas
-    assert plan.num_microbatches >= parallel.pipeline_model_parallel_size
+    resolved = resolve(config, world_size=replicas * replica)
+    assert resolved.data_parallel_size == replicas
+    assert resolved.num_microbatches >= parallel.pipeline_model_parallel_size
 
 
 def test_the_demo_recipe_resolves() -> None:
-    plan = resolve(load_config(ROOT / "examples" / "demo.yaml"))
-    assert (plan.world_size, plan.data_parallel_size) == (8, 2)
+    resolved = resolve(load_config(ROOT / "examples" / "demo.yaml"))
+    assert (resolved.world_size, resolved.data_parallel_size) == (8, 2)
 
 
 def test_the_package_imports_neither_torch_nor_megatron() -> None:

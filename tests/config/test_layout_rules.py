@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.errors import ConfigError
 
 TINY = (
@@ -18,7 +18,7 @@ TINY = (
 PP2 = "parallel.pipeline_model_parallel_size=2"
 
 
-def plan_of(*overrides: str) -> Plan:
+def resolved_config(*overrides: str) -> ResolvedConfig:
     return resolve(load_config(None, [*TINY, *overrides]))
 
 
@@ -99,17 +99,17 @@ def plan_of(*overrides: str) -> Plan:
 )
 def test_a_broken_rule_names_key_value_and_nearest_good_value(overrides: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        plan_of(*overrides)
+        resolved_config(*overrides)
     assert raised.value.problems == [problem]
 
 
 def test_context_parallel_ranks_share_samples() -> None:
-    plan = plan_of("parallel.context_parallel_size=2", PP2, "parallel.world_size=8")
-    assert (plan.data_parallel_size, plan.num_microbatches) == (2, 4)
+    resolved = resolved_config("parallel.context_parallel_size=2", PP2, "parallel.world_size=8")
+    assert (resolved.data_parallel_size, resolved.num_microbatches) == (2, 4)
 
 
 def test_torch_kernels_mask_documents_and_drop_on_every_layout() -> None:
     layout = ("parallel.context_parallel_size=2", PP2, "data.mask_documents=true", "model.attention_dropout=0.1")
     for kernels in ("model.implementation=torch", "parallel.platform=cpu"):
-        plan = plan_of(*layout, kernels)
-        assert (plan.data.mask_documents, plan.model.attention_dropout) == (True, 0.1)
+        resolved = resolved_config(*layout, kernels)
+        assert (resolved.data.mask_documents, resolved.model.attention_dropout) == (True, 0.1)

@@ -267,13 +267,13 @@ VALUES = st.one_of(
 @given(st.lists(st.tuples(KEYS, VALUES).map("=".join), max_size=6))
 def test_whatever_is_typed_gives_a_plan_or_problems(overrides: list[str]) -> None:
     try:
-        plan = resolve(load_config(None, ["model.preset=tiny", *overrides]))
+        resolved = resolve(load_config(None, ["model.preset=tiny", *overrides]))
     except ConfigError as error:
         found = error.problems
     else:
-        found = [f": {plan.world_size}"]
-        assert plan.num_microbatches * plan.training.micro_batch_size * plan.data_parallel_size == (
-            plan.training.global_batch_size
+        found = [f": {resolved.world_size}"]
+        assert resolved.num_microbatches * resolved.training.micro_batch_size * resolved.data_parallel_size == (
+            resolved.training.global_batch_size
         )
     assert found
     assert all(": " in problem for problem in found)

@@ -10,7 +10,7 @@ import torch
 
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.memory import rank_memory
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.train.step import pretraining_loss, run_microbatches, train_step
 from tests.support.engines import TINY, random_batches, tiny_engine
 from tests.support.ranks import RankPool
@@ -57,7 +57,7 @@ def saved_bytes(overrides: tuple[str, ...]) -> int:
         return sum(kept.values())
 
 
-def planned(world_size: int, overrides: tuple[str, ...]) -> Plan:
+def planned(world_size: int, overrides: tuple[str, ...]) -> ResolvedConfig:
     return resolve(load_config(None, [*TINY, *overrides]), world_size)
 
 
@@ -112,17 +112,17 @@ def test_every_layout_of_the_table_resolves_and_fits(row: list[str]) -> None:
     sizes = {part.rstrip("0123456789"): int(part.lstrip("TPVCDS")) for part in layout.split(" x ") if part != "SP"}
     overrides = [f"{KEYS[axis]}={size}" for axis, size in sizes.items()]
     overrides += [f"training.micro_batch_size={micro}", f"parallel.sequence_parallel={str('SP' in layout).lower()}"]
-    plan = resolve(load_config(recipe, overrides), int(processes))
-    assert (plan.data_parallel_size, plan.num_microbatches) == (int(dp), int(steps))
-    largest = max(stage.total for stage in rank_memory(plan)) / 2**30
+    resolved = resolve(load_config(recipe, overrides), int(processes))
+    assert (resolved.data_parallel_size, resolved.num_microbatches) == (int(dp), int(steps))
+    largest = max(stage.total for stage in rank_memory(resolved)) / 2**30
     assert f"{largest:.1f}" == memory
     stages, pieces = sizes.get("PP", 1), sizes.get("VPP", 1)
-    idle = (stages - 1) / (pieces * plan.num_microbatches + stages - 1)
+    idle = (stages - 1) / (pieces * resolved.num_microbatches + stages - 1)
     assert f"{idle:.1%}" == bubble
     assert status == ("tested on CPUs" if "demo" in link else "computed")
     if "demo" not in link:
         assert largest < 64, "80 GB less the device's context, the collectives' buffers and fragmentation"
-        assert plan.tokens_per_step == 4 * 1024 * 1024
+        assert resolved.tokens_per_step == 4 * 1024 * 1024
 
 
 def test_the_table_has_every_size_and_count() -> None:

@@ -76,8 +76,8 @@ def test_there_is_a_preset_for_every_choice() -> None:
 
 @pytest.mark.parametrize("name", RELEASED_PARAMETERS)
 def test_a_preset_has_the_released_dimensions_and_parameters(name: str) -> None:
-    plan = resolve(load_config(None, [f"model.preset={name}"]))
-    model = plan.model
+    resolved = resolve(load_config(None, [f"model.preset={name}"]))
+    model = resolved.model
     assert model == PRESETS[name]
     assert (
         model.hidden_size,
@@ -93,8 +93,8 @@ def test_a_preset_has_the_released_dimensions_and_parameters(name: str) -> None:
     assert model.use_dynamic_ntk == model.use_logn_attn
     assert model.num_query_groups == model.num_attention_heads
     assert model.kv_channels * model.num_attention_heads == model.hidden_size
-    assert plan.num_parameters == RELEASED_PARAMETERS[name]
-    assert plan.num_parameters_per_rank == (RELEASED_PARAMETERS[name],)
+    assert resolved.num_parameters == RELEASED_PARAMETERS[name]
+    assert resolved.num_parameters_per_rank == (RELEASED_PARAMETERS[name],)
 
 
 def test_options_and_resolved_model_have_the_same_fields() -> None:
@@ -139,9 +139,9 @@ def test_operations_are_those_of_the_products_counted_one_by_one(model: ModelCon
 
 def test_operations_of_the_7b_model() -> None:
     # 6 x (7,721,324,544 - 622,329,856 of the embedding - norms and biases) + causal attention at 2048.
-    plan = resolve(load_config(None, ["model.preset=qwen-7b"]))
+    resolved = resolve(load_config(None, ["model.preset=qwen-7b"]))
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 151936 * 4096
-    assert plan.flops_per_token == 6 * matrices + 6 * 2048 * 4096 * 32
+    assert resolved.flops_per_token == 6 * matrices + 6 * 2048 * 4096 * 32
 
 
 def test_the_printed_formula_gives_the_number() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.ramp import BatchSizes
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.train.schedule import learning_rate
 
@@ -23,7 +23,7 @@ SETTINGS = (
 )
 
 
-def plan_of(*overrides: str) -> Plan:
+def resolved_config(*overrides: str) -> ResolvedConfig:
     return resolve(load_config(None, [*SETTINGS, *overrides]))
 
 
@@ -66,25 +66,25 @@ def test_a_long_ramp_is_counted_without_walking() -> None:
 
 
 def test_the_plan_counts_the_ramps_steps() -> None:
-    plan = plan_of()
+    resolved = resolved_config()
     # 600 samples in 6 parts of 100: 13 steps of 8, 8 of 12, 7 of 16, 5 of 20, 4 of 24, 4 of 28, then 32.
-    assert [stretch.steps for stretch in plan.training.batch_sizes.stretches(0, 3200)] == [13, 8, 7, 5, 4, 4, 81]
-    assert plan.num_steps == 122
-    assert plan.microbatches_of(8) == 8
-    assert plan_of("training.exit_iter=122").training.exit_iter == 122
+    assert [stretch.steps for stretch in resolved.training.batch_sizes.stretches(0, 3200)] == [13, 8, 7, 5, 4, 4, 81]
+    assert resolved.num_steps == 122
+    assert resolved.microbatches_of(8) == 8
+    assert resolved_config("training.exit_iter=122").training.exit_iter == 122
     with pytest.raises(ConfigError, match=r"at most training.train_iters\(100\) = 122 steps with the ramp; use 122"):
-        plan_of("training.exit_iter=123")
+        resolved_config("training.exit_iter=123")
 
 
 def test_without_a_ramp_every_step_is_full_and_the_rate_keeps_its_bits() -> None:
-    plan = resolve(load_config(None, ["model.preset=qwen-7b", "parallel.world_size=1"]))
-    sizes = plan.training.batch_sizes
+    resolved = resolve(load_config(None, ["model.preset=qwen-7b", "parallel.world_size=1"]))
+    sizes = resolved.training.batch_sizes
     assert (sizes.at(0), sizes.at(10**15)) == (2048, 2048)
-    assert plan.num_steps == plan.training.train_iters == 572_205
+    assert resolved.num_steps == resolved.training.train_iters == 572_205
     for step in [*range(1, 3000), 300_000, 572_205]:
         assert sizes.samples_after(step) == 2048 * step
-        rate = learning_rate(2048 * step / 2048, plan.optimizer)
-        assert rate.hex() == learning_rate(step, plan.optimizer).hex()
+        rate = learning_rate(2048 * step / 2048, resolved.optimizer)
+        assert rate.hex() == learning_rate(step, resolved.optimizer).hex()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_without_a_ramp_every_step_is_full_and_the_rate_keeps_its_bits() -> None
 )
 def test_a_bad_ramp_names_key_value_and_nearest_good_value(overrides: tuple[str, ...], problems: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
-        plan_of(*overrides)
+        resolved_config(*overrides)
     assert raised.value.problems == problems
 
 
@@ -175,8 +175,8 @@ def test_every_suggested_value_is_good() -> None:
     for layout in ((), ("parallel.world_size=4",), ("training.micro_batch_size=4",)):
         for increment in (3, 7, 10, 23, 30):
             try:
-                plan_of(*layout, f"training.rampup_batch_size_increment={increment}")
+                resolved_config(*layout, f"training.rampup_batch_size_increment={increment}")
             except ConfigError as error:
                 (problem,) = error.problems
                 for value in problem.rpartition("; use ")[2].split(" or "):
-                    plan_of(*layout, f"training.rampup_batch_size_increment={value}")
+                    resolved_config(*layout, f"training.rampup_batch_size_increment={value}")

@@ -8,19 +8,19 @@ import math
 import pytest
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.errors import ConfigError
 
 TINY = ("model.preset=tiny", "training.train_iters=100", "training.global_batch_size=8")
 
 
-def plan_of(*overrides: str, world_size: int | None = None) -> Plan:
+def resolved_config(*overrides: str, world_size: int | None = None) -> ResolvedConfig:
     return resolve(load_config(None, [*TINY, *overrides]), world_size)
 
 
 def problems_of(*overrides: str, world_size: int | None = None) -> list[str]:
     with pytest.raises(ConfigError) as raised:
-        plan_of(*overrides, world_size=world_size)
+        resolved_config(*overrides, world_size=world_size)
     return raised.value.problems
 
 
@@ -219,16 +219,16 @@ def test_an_architecture_that_is_not_whole_names_what_is_missing() -> None:
 
 
 def test_world_size_of_the_launcher_wins_over_none_and_must_equal_the_given_one() -> None:
-    assert plan_of(world_size=4).data_parallel_size == 4
-    assert plan_of("parallel.world_size=4", world_size=4).world_size == 4
-    assert plan_of("parallel.tensor_model_parallel_size=2").world_size == 2
+    assert resolved_config(world_size=4).data_parallel_size == 4
+    assert resolved_config("parallel.world_size=4", world_size=4).world_size == 4
+    assert resolved_config("parallel.tensor_model_parallel_size=2").world_size == 2
     assert problems_of("parallel.world_size=8", world_size=4) == [
         "parallel.world_size=8: but torchrun started 4 processes; use 4, or leave it out"
     ]
 
 
 def test_plan_of_a_layout() -> None:
-    plan = plan_of(
+    resolved = resolved_config(
         "parallel.tensor_model_parallel_size=4",
         "parallel.pipeline_model_parallel_size=2",
         "parallel.world_size=16",
@@ -238,55 +238,67 @@ def test_plan_of_a_layout() -> None:
         "training.micro_batch_size=2",
         "training.global_batch_size=12",
     )
-    assert plan.data_parallel_size == 2
-    assert plan.num_microbatches == 3
-    assert plan.padded_vocab_size == 1004
-    assert plan.layers_per_stage == (3, 3)
-    assert plan.world_size == plan.parallel.world_size == 16
-    assert plan.tokens_per_step == 12 * 256
+    assert resolved.data_parallel_size == 2
+    assert resolved.num_microbatches == 3
+    assert resolved.padded_vocab_size == 1004
+    assert resolved.layers_per_stage == (3, 3)
+    assert resolved.world_size == resolved.parallel.world_size == 16
+    assert resolved.tokens_per_step == 12 * 256
 
 
 def test_values_left_open_follow_from_others() -> None:
-    plan = plan_of("training.train_iters=500", "optimizer.lr=1e-2")
-    assert plan.optimizer.lr_decay_iters == 500
-    assert plan.optimizer.lr_warmup_iters == 5
-    assert plan.optimizer.min_lr == pytest.approx(1e-3)
-    assert plan.training.seq_length == 256
-    assert plan.model.kv_channels == 16
-    long = plan_of("model.preset=qwen-7b", "training.train_iters=1000000")
+    resolved = resolved_config("training.train_iters=500", "optimizer.lr=1e-2")
+    assert resolved.optimizer.lr_decay_iters == 500
+    assert resolved.optimizer.lr_warmup_iters == 5
+    assert resolved.optimizer.min_lr == pytest.approx(1e-3)
+    assert resolved.training.seq_length == 256
+    assert resolved.model.kv_channels == 16
+    long = resolved_config("model.preset=qwen-7b", "training.train_iters=1000000")
     assert long.optimizer.lr_warmup_iters == 2000
     assert long.training.seq_length == 2048
 
 
 def test_a_changed_width_changes_what_follows_from_it() -> None:
-    assert plan_of("model.hidden_size=128").model.kv_channels == 32
-    assert plan_of("model.num_attention_heads=8").model.num_query_groups == 8
-    assert plan_of("model.num_attention_heads=8").model.kv_channels == 8
-    assert plan_of("model.hidden_size=128", "model.kv_channels=16").model.kv_channels == 16
+    assert resolved_config("model.hidden_size=128").model.kv_channels == 32
+    assert resolved_config("model.num_attention_heads=8").model.num_query_groups == 8
+    assert resolved_config("model.num_attention_heads=8").model.kv_channels == 8
+    assert resolved_config("model.hidden_size=128", "model.kv_channels=16").model.kv_channels == 16
 
 
 def test_nothing_is_left_open_and_the_input_is_unchanged() -> None:
     config = load_config(None, [*TINY, "data.blend=[b, a]"])
     before = dataclasses.asdict(config)
-    plan = resolve(config)
+    resolved = resolve(config)
     assert dataclasses.asdict(config) == before
     open_by_nature = {"exit_iter", "init_from", "peak_tflops_per_rank", "virtual_pipeline_model_parallel_size"}
     open_by_nature |= {"wandb_project", "profile_steps"}
     open_by_nature |= {"save_interval_minutes", "keep_last", "keep_every", "exit_duration_minutes"}
     open_by_nature |= {"num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"}
     open_by_nature |= {"rampup_start_batch_size", "rampup_batch_size_increment", "rampup_samples"}
-    for section in (plan.model, plan.parallel, plan.optimizer, plan.training, plan.data, plan.checkpoint, plan.logging):
+    for section in (
+        resolved.model,
+        resolved.parallel,
+        resolved.optimizer,
+        resolved.training,
+        resolved.data,
+        resolved.checkpoint,
+        resolved.logging,
+    ):
         empty = {field.name for field in dataclasses.fields(section) if getattr(section, field.name) is None}
         assert empty <= open_by_nature
-    assert plan.data.blend == ("b", "a")
+    assert resolved.data.blend == ("b", "a")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.world_size = 2  # type: ignore[misc]
+        resolved.world_size = 2  # type: ignore[misc]
 
 
 def test_defaults_are_the_reports() -> None:
-    plan = resolve(load_config(None, ["model.preset=qwen-7b"]))
-    assert (plan.training.seq_length, plan.training.precision, plan.optimizer.lr) == (2048, "bf16", 3e-4)
-    assert plan.tokens_per_step == 4 * 1024 * 1024
-    assert (plan.optimizer.adam_beta1, plan.optimizer.adam_beta2, plan.optimizer.adam_eps) == (0.9, 0.95, 1e-8)
-    assert (plan.optimizer.weight_decay, plan.optimizer.clip_grad) == (0.1, 1.0)
-    assert math.isclose(plan.optimizer.min_lr, 3e-5)
+    resolved = resolve(load_config(None, ["model.preset=qwen-7b"]))
+    assert (resolved.training.seq_length, resolved.training.precision, resolved.optimizer.lr) == (2048, "bf16", 3e-4)
+    assert resolved.tokens_per_step == 4 * 1024 * 1024
+    assert (resolved.optimizer.adam_beta1, resolved.optimizer.adam_beta2, resolved.optimizer.adam_eps) == (
+        0.9,
+        0.95,
+        1e-8,
+    )
+    assert (resolved.optimizer.weight_decay, resolved.optimizer.clip_grad) == (0.1, 1.0)
+    assert math.isclose(resolved.optimizer.min_lr, 3e-5)

@@ -33,15 +33,15 @@ KINDS = {
 @pytest.mark.parametrize("blend", ["[a/b, c]", "{a/b: 0.25, c: 3}", "[]"])
 def test_every_section_survives_json(blend: str) -> None:
     overrides = [f"data.blend={blend}", "model.preset=qwen-14b", "training.exit_iter=7", "optimizer.lr=0.1"]
-    plan = resolve(load_config(None, overrides))
+    resolved = resolve(load_config(None, overrides))
     for name, kind in KINDS.items():
-        section = getattr(plan, name)
+        section = getattr(resolved, name)
         assert from_dict(kind, json.loads(json.dumps(to_dict(section))), name) == section
 
 
 def test_a_whole_plan_is_plain_data() -> None:
-    plan = resolve(load_config(None, ["model.preset=tiny", "data.blend={a: 1}"]))
-    content = json.loads(json.dumps(to_dict(plan)))
+    resolved = resolve(load_config(None, ["model.preset=tiny", "data.blend={a: 1}"]))
+    content = json.loads(json.dumps(to_dict(resolved)))
     assert content["model"]["hidden_size"] == 64
     assert content["layers_per_stage"] == [4]
     assert content["data"]["blend"] == {"a": 1.0}

@@ -12,14 +12,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.parameters import count_parameters
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.config.stages import layers_per_stage
 from qwen_megatron.errors import ConfigError
 
 BASE = load_config(None, ["model.preset=tiny", "training.train_iters=100", "training.global_batch_size=24"])
 
 
-def plan_of(num_layers: int, **parallel: int | None) -> Plan:
+def resolved_config(num_layers: int, **parallel: int | None) -> ResolvedConfig:
     return resolve(changed(BASE, model={"num_layers": num_layers}, parallel=parallel))
 
 
@@ -66,27 +66,27 @@ def test_stages_are_megatrons_and_so_are_refusals() -> None:
         }
         tried += 1
         if expected is not None and min(expected) > 0:
-            plan = plan_of(num_layers, **settings)
-            assert plan.layers_per_stage == expected
+            resolved = resolved_config(num_layers, **settings)
+            assert resolved.layers_per_stage == expected
             accepted += 1
         else:
             with pytest.raises(ConfigError) as raised:
-                plan_of(num_layers, **settings)
+                resolved_config(num_layers, **settings)
             assert len(raised.value.problems) == 1
     assert tried == 192
     assert accepted > 30
 
 
 def test_parameters_of_uneven_stages() -> None:
-    plan = plan_of(
+    resolved = resolved_config(
         9,
         pipeline_model_parallel_size=4,
         num_layers_in_first_pipeline_stage=2,
         num_layers_in_last_pipeline_stage=1,
     )
-    assert plan.layers_per_stage == (2, 3, 3, 1)
-    assert sum(plan.num_parameters_per_rank) == plan.num_parameters == count_parameters(plan.model)
-    first, second, third, last = plan.num_parameters_per_rank
+    assert resolved.layers_per_stage == (2, 3, 3, 1)
+    assert sum(resolved.num_parameters_per_rank) == resolved.num_parameters == count_parameters(resolved.model)
+    first, second, third, last = resolved.num_parameters_per_rank
     layer = second - first + 151936 * 64
     assert second == third == 3 * layer
     assert last == layer + 151936 * 64 + 64
@@ -152,7 +152,7 @@ def test_a_bad_division_names_the_nearest_good_one(
     layers: int, stages: int, first: int | None, last: int | None, problem: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        plan_of(
+        resolved_config(
             layers,
             pipeline_model_parallel_size=stages,
             num_layers_in_first_pipeline_stage=first,
@@ -168,7 +168,7 @@ def test_interleaved_pieces_divide_every_stage() -> None:
         "num_layers_in_first_pipeline_stage": 2,
     }
     with pytest.raises(ConfigError) as raised:
-        plan_of(6, **settings)
+        resolved_config(6, **settings)
     assert raised.value.problems == [
         ("parallel.virtual_pipeline_model_parallel_size=4: must divide the layers of every stage (2, 4); use 2")
     ]

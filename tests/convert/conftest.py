@@ -28,9 +28,9 @@ def imported_mini(qwen1_mini: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def trained_bf16(byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a bf16 run: its fp32 master weights differ from the weights the model computes with."""
-    from qwen_megatron.cli.run_pretrain import pretrain
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
+    from qwen_megatron.jobs.pretrain import pretrain
     from tests.support.training import SMALL
 
     directory = tmp_path_factory.mktemp("trained")

@@ -13,7 +13,7 @@ from qwen_megatron.convert.from_hf import from_hf
 from qwen_megatron.convert.name_map import Format
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.convert.verify import verify
-from qwen_megatron.inference.session import single_process
+from qwen_megatron.inference.loading import single_process
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:

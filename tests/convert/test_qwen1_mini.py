@@ -20,7 +20,7 @@ from qwen_megatron.convert.into_model import fill_model
 from qwen_megatron.convert.name_map import TABLE, Format
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.data.batch import Batch
-from qwen_megatron.inference.session import load_for_inference, logits, single_process
+from qwen_megatron.inference.loading import load_for_inference, logits, single_process
 from qwen_megatron.model.builder import build_model
 from qwen_megatron.platforms import get_platform
 from qwen_megatron.train.engine import build_engine
@@ -111,9 +111,9 @@ def trained_step(
     settings += ["training.micro_batch_size=2", "training.global_batch_size=2", "training.train_iters=10"]
     # The fixture's own settings, which stretch positions beyond 24 tokens: training must not.
     model = saved_model_config(imported_mini)
-    plan = dataclasses.replace(resolve(load_config(None, settings), 1), model=model)
+    config = dataclasses.replace(resolve(load_config(None, settings), 1), model=model)
     with single_process("cpu") as groups:
-        engine = build_engine(plan, groups, get_platform("cpu"))
+        engine = build_engine(config, groups, get_platform("cpu"))
         load_weights(imported_mini, engine)
         result = train_step(engine, iter([batch]), step=1, learning_rate=0.0, clip_grad=0.0)
         gradients = {}

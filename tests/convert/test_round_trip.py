@@ -19,7 +19,7 @@ from qwen_megatron.convert.into_model import fill_model
 from qwen_megatron.convert.name_map import Format, Part, entries, parts
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.inference.session import single_process
+from qwen_megatron.inference.loading import single_process
 from qwen_megatron.model.builder import build_model, unwrapped
 from tests.convert.random_weights import TINY, RandomWeights
 from tests.convert.round_trip import assert_same_tensors, check_conversion, load_folder

@@ -16,7 +16,7 @@ from qwen_megatron.convert.name_map import Format
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.convert.verify import Report, verify
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.inference.session import single_process
+from qwen_megatron.inference.loading import single_process
 from tests.convert.random_weights import TINY, RandomWeights
 
 

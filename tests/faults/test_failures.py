@@ -20,7 +20,7 @@ PP2 = "parallel.pipeline_model_parallel_size=2"
     [
         pytest.param("qwen_megatron.train.step:forward_step", (10,), marks=pytest.mark.faults),
         # In a thread that reads ahead: sample 16 is read for step 5.
-        ("qwen_megatron.data.dataset:BlendedDataset.tokens", (17,)),
+        ("qwen_megatron.data.pretraining.dataset:BlendedDataset.tokens", (17,)),
     ],
     ids=["main thread", "loader thread"],
 )

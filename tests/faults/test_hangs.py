@@ -77,7 +77,7 @@ def test_a_silent_rank_is_named_among_four(byte_corpus: Path, tmp_path: Path) ->
 
 
 def test_a_rank_that_never_joins_is_named(byte_corpus: Path, tmp_path: Path) -> None:
-    fault = Fault(rank=1, at="qwen_megatron.cli.run_pretrain:join_job", do="sleep", seconds=3600)
+    fault = Fault(rank=1, at="qwen_megatron.jobs.pretrain:join_job", do="sleep", seconds=3600)
     settings = ("parallel.pipeline_model_parallel_size=2", f"parallel.start_timeout_seconds={SECONDS}")
     with Job(tmp_path / "run", byte_corpus, 2, *settings, faults=[fault]) as job:
         assert job.wait() != 0

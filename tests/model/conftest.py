@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def groups() -> Iterator["Groups"]:  # noqa: UP037 - imported late: it brings torch and Megatron
     """A job of one process on the CPU."""
-    from qwen_megatron.inference.session import single_process
+    from qwen_megatron.inference.loading import single_process
 
     with single_process("cpu") as groups:
         yield groups

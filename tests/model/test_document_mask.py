@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.inference.session import single_process
+from qwen_megatron.inference.loading import single_process
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.model.row_context import RowContext
 from qwen_megatron.parallel.context import take_chunks

@@ -257,10 +257,10 @@ def test_logits_are_never_whole(groups: Groups, monkeypatch: pytest.MonkeyPatch,
 def test_evaluation_and_logits_take_the_same_head(groups: Groups) -> None:
     """The model gives logits without labels, and the same losses with and without a mask to fuse by."""
     from qwen_megatron.model.builder import build_model, unwrapped
-    from tests.support.engines import tiny_plan
+    from tests.support.engines import tiny_config
 
-    plan = tiny_plan()
-    model = unwrapped(build_model(plan.model, groups, precision="fp32", seed=1))
+    config = tiny_config()
+    model = unwrapped(build_model(config.model, groups, precision="fp32", seed=1))
     tokens = torch.arange(32).view(2, 16)
     labels = tokens + 1
     mask = torch.ones(2, 16)

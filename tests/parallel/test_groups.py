@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from qwen_megatron.config.rank_grid import RankGrid
 from qwen_megatron.errors import PlatformError
-from qwen_megatron.inference.session import single_process
+from qwen_megatron.inference.loading import single_process
 from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
 from qwen_megatron.platforms import get_platform
 from tests.support.engines import groups_of

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.data.batch import Batch, make_batch
-from qwen_megatron.data.dataset import SampleId
+from qwen_megatron.data.pretraining.dataset import SampleId
 from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
 from qwen_megatron.platforms import get_platform
 from qwen_megatron.train.engine import Engine, build_engine
@@ -34,8 +34,8 @@ TINY = (
 )
 
 
-def tiny_plan(*overrides: str) -> Plan:
-    """The plan of a tiny run on as many ranks as this job has."""
+def tiny_config(*overrides: str) -> ResolvedConfig:
+    """The configuration of a tiny run, resolved on as many ranks as this job has."""
     return resolve(load_config(None, [*TINY, *overrides]), int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -64,16 +64,16 @@ def groups_of(
 
 @contextlib.contextmanager
 def tiny_engine(*overrides: str) -> Iterator[Engine]:
-    """This rank's engine of `tiny_plan`."""
-    plan = tiny_plan(*overrides)
-    parallel = plan.parallel
+    """This rank's engine of `tiny_config`."""
+    config = tiny_config(*overrides)
+    parallel = config.parallel
     with groups_of(
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         parallel.context_parallel_size,
         parallel.virtual_pipeline_model_parallel_size,
     ) as groups:
-        yield build_engine(plan, groups, get_platform("cpu"))
+        yield build_engine(config, groups, get_platform("cpu"))
 
 
 def random_batches(engine: Engine, vocab_size: int, seed: int = 0) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-PRELOAD = ["qwen_megatron.cli.run_pretrain", "tests.support.ranks"]
+PRELOAD = ["qwen_megatron.jobs.pretrain", "tests.support.ranks"]
 
 
 class RankFailed(AssertionError):

@@ -92,9 +92,9 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
 
     import torch
 
-    from qwen_megatron.cli.run_pretrain import build_run
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
+    from qwen_megatron.jobs.pretrain import build_run
     from qwen_megatron.platforms import get_platform
     from qwen_megatron.train.engine import build_engine
     from qwen_megatron.train.loop import train
@@ -108,15 +108,15 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
             steps.append((record.consumed_samples, record.loss, record.grad_norm))
 
     torch.set_num_threads(1)
-    plan = resolve(load_config(recipe, [*overrides, "checkpoint.load=none"]), int(os.environ["WORLD_SIZE"]))
-    parallel = plan.parallel
+    config = resolve(load_config(recipe, [*overrides, "checkpoint.load=none"]), int(os.environ["WORLD_SIZE"]))
+    parallel = config.parallel
     with groups_of(
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         parallel.context_parallel_size,
         parallel.virtual_pipeline_model_parallel_size,
     ) as groups:
-        run = build_run(plan, build_engine(plan, groups, get_platform("cpu")))
+        run = build_run(config, build_engine(config, groups, get_platform("cpu")))
         run.hooks = [Recorder()]
         train(run)
     return steps
@@ -131,8 +131,8 @@ def pretrain_job(overrides: list[str]) -> None:
     """What `qwen-megatron pretrain KEY=VALUE...` does after the checks, on one rank."""
     import os
 
-    from qwen_megatron.cli.run_pretrain import pretrain
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
+    from qwen_megatron.jobs.pretrain import pretrain
 
     pretrain(resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"])))

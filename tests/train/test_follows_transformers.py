@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from tests.support.ranks import RankPool
 from tests.support.training import pretrain_on_ranks
 
@@ -32,16 +32,16 @@ TRAINING = (
 )
 
 
-def transformers_losses(plan: Plan, folder: Path) -> list[float]:
+def transformers_losses(config: ResolvedConfig, folder: Path) -> list[float]:
     """The same training in plain torch: AdamW without decay on norms and biases, exact norm clipping, cosine."""
     from transformers import Qwen2ForCausalLM
 
-    from qwen_megatron.data.dataset import open_dataset
+    from qwen_megatron.data.pretraining.dataset import open_dataset
     from qwen_megatron.train.schedule import learning_rate
 
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.train()
-    options = plan.optimizer
+    options = config.optimizer
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": options.weight_decay},
@@ -51,13 +51,13 @@ def transformers_losses(plan: Plan, folder: Path) -> list[float]:
         eps=options.adam_eps,
     )
     dataset = open_dataset(
-        plan.data.blend,
-        seq_length=plan.training.seq_length,
-        seed=plan.training.seed,
+        config.data.blend,
+        seq_length=config.training.seq_length,
+        seed=config.training.seed,
         eval_samples=0,
-        vocab_size=plan.model.vocab_size,
+        vocab_size=config.model.vocab_size,
     )
-    batch_size = plan.training.global_batch_size
+    batch_size = config.training.global_batch_size
     losses = []
     for step in range(1, STEPS + 1):
         numbers = range((step - 1) * batch_size, step * batch_size)
@@ -97,11 +97,11 @@ def test_ours_follows_transformers(ranks: RankPool, byte_corpus: Path, tmp_path:
     )
     model.save_pretrained(hf)
     overrides = [*TRAINING, f"data.blend=[{byte_corpus}]", f"checkpoint.directory={tmp_path / 'run'}"]
-    plan = resolve(load_config(None, overrides))
+    config = resolve(load_config(None, overrides))
     ours = pretrain_on_ranks(
         ranks, 1, byte_corpus, tmp_path / "run", f"checkpoint.init_from={hf}", base=TRAINING, timeout_seconds=300
     )
-    theirs = transformers_losses(plan, hf)
+    theirs = transformers_losses(config, hf)
     assert ours[1]["loss"] == pytest.approx(theirs[0], rel=1e-5)
     # The last losses are of single batches; the mean of the last ten is steadier, but each must hold.
     for step in range(STEPS - 9, STEPS + 1):

@@ -55,9 +55,9 @@ def make_run(directory: Path, *overrides: str, iteration: int = 0, rank: int = 0
     given = ["model.preset=tiny", "training.train_iters=1000", f"checkpoint.directory={directory}", *overrides]
     engine: Any = SimpleNamespace(groups=SimpleNamespace(rank=rank), phases=Phases())
     unused: Any = None
-    plan = resolve(load_config(None, given))
-    state = TrainState(iteration=iteration, consumed_samples=plan.training.batch_sizes.samples_after(iteration))
-    return Run(plan=plan, engine=engine, state=state, dataset=unused, loader=unused, hooks=hooks)
+    config = resolve(load_config(None, given))
+    state = TrainState(iteration=iteration, consumed_samples=config.training.batch_sizes.samples_after(iteration))
+    return Run(config=config, engine=engine, state=state, dataset=unused, loader=unused, hooks=hooks)
 
 
 def record(step: int, **others: Any) -> StepRecord:

@@ -17,7 +17,7 @@ from qwen_megatron.train.loop import train
 from qwen_megatron.train.run import Hook, Run, StepRecord
 from qwen_megatron.train.state import TrainState
 from qwen_megatron.train.step import pretraining_loss
-from tests.support.engines import parameter_bytes, random_batches, tiny_engine, tiny_plan
+from tests.support.engines import parameter_bytes, random_batches, tiny_config, tiny_engine
 
 VOCAB = 161
 
@@ -77,15 +77,15 @@ def tiny_run(
 ) -> Iterator[Any]:
     """A run on one rank whose two hooks keep a journal; the first may fail."""
     with tiny_engine(*overrides) as engine:
-        plan, calls = tiny_plan(*overrides), []
-        samples = iteration * plan.training.global_batch_size
+        config, calls = tiny_config(*overrides), []
+        samples = iteration * config.training.global_batch_size
         state = TrainState(
-            iteration=iteration, consumed_samples=samples, consumed_tokens=samples * plan.training.seq_length
+            iteration=iteration, consumed_samples=samples, consumed_tokens=samples * config.training.seq_length
         )
         hooks = (Journal("a", calls, fail_in), Journal("b", calls))
         loader: Any = RandomLoader(engine, fail_at)
         unused: Any = None
-        yield Run(plan=plan, engine=engine, state=state, dataset=unused, loader=loader, hooks=hooks), calls
+        yield Run(config=config, engine=engine, state=state, dataset=unused, loader=loader, hooks=hooks), calls
 
 
 THREE = "training.train_iters=3"
@@ -119,7 +119,7 @@ def test_utilization_is_the_share_of_the_configured_peak() -> None:
     with tiny_run("training.train_iters=1", "logging.peak_tflops_per_rank=2.0") as (run, _):
         train(run)
         (record,) = run.hooks[0].records
-        achieved = run.plan.flops_per_token * record.tokens_per_second
+        achieved = run.config.flops_per_token * record.tokens_per_second
     assert record.model_flops_utilization == pytest.approx(achieved / 2e12)
 
 
@@ -136,7 +136,7 @@ def test_going_on_equals_an_uninterrupted_run() -> None:
         train(run)
         # Whatever draws in between must not matter.
         torch.manual_seed(5)
-        run.plan = tiny_plan(*dropout)
+        run.config = tiny_config(*dropout)
         train(run)
         assert run.loader.started_at == 24
         assert [(record.loss, record.grad_norm) for record in run.hooks[0].records] == whole
@@ -147,7 +147,7 @@ def test_dropout_differs_from_step_to_step_and_seed_to_seed() -> None:
     losses = []
     for seed in (1, 2):
         with tiny_run("model.hidden_dropout=0.5", THREE, "optimizer.lr=1e-30", f"training.seed={seed}") as (run, _):
-            engine = build_engine(tiny_plan("model.hidden_dropout=0.5"), run.engine.groups, run.engine.platform)
+            engine = build_engine(tiny_config("model.hidden_dropout=0.5"), run.engine.groups, run.engine.platform)
             run.engine = dataclasses.replace(engine, dropout_seed=run.engine.dropout_seed)
             batch = next(random_batches(run.engine, VOCAB))
             run.loader.training = lambda consumed, batch=batch: iter([batch] * 100)

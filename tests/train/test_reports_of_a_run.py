@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from qwen_megatron.cli.preflight import check_packages
-from qwen_megatron.cli.starts import STARTS
 from qwen_megatron.config.logging import LoggingConfig
+from qwen_megatron.jobs.history import STARTS
+from qwen_megatron.jobs.preflight import check_packages
 from qwen_megatron.train.hooks.wandb import WandbHook, run_id
 from qwen_megatron.train.phases import STEP_PHASES
 from tests.support.corpora import write_byte_corpus
@@ -148,7 +148,7 @@ def test_the_package_writes_offline_or_is_asked_for(tmp_path: Path, monkeypatch:
 
 
 def test_a_missing_package_is_told_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_megatron.cli.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("qwen_megatron.jobs.preflight.find_spec", lambda name: None)
     (problem,) = check_packages(LoggingConfig(wandb_project="llm"))
     assert problem == (
         "logging.wandb_project=llm: the package wandb is not installed; in the checkout run: pip install -e "

@@ -16,7 +16,7 @@ from qwen_megatron.data.batch import Batch
 from qwen_megatron.errors import TrainingError
 from qwen_megatron.train.engine import Engine, build_engine
 from qwen_megatron.train.step import evaluate, pretraining_loss, train_step
-from tests.support.engines import parameter_bytes, random_batches, tiny_engine, tiny_plan, weights_of
+from tests.support.engines import parameter_bytes, random_batches, tiny_config, tiny_engine, weights_of
 from tests.support.ranks import RankPool
 
 VOCAB = 161
@@ -65,7 +65,7 @@ def engine() -> Iterator[Engine]:
 
 def second_engine(engine: Engine) -> Engine:
     """Another one, untrained, on the same groups."""
-    return build_engine(tiny_plan(), engine.groups, engine.platform)
+    return build_engine(tiny_config(), engine.groups, engine.platform)
 
 
 def step(

@@ -26,7 +26,7 @@ class ConsoleHook(Hook):
     def on_step(self, run: Run, record: StepRecord) -> None:
         is_first = not self.recent
         self.recent.append(record)
-        last, sizes = run.num_steps, run.plan.training.batch_sizes
+        last, sizes = run.num_steps, run.config.training.batch_sizes
         wanted = is_first or record.step % self.interval == 0 or record.step == run.last_step
         wanted = wanted or record.spike is not None or not math.isfinite(record.loss + record.grad_norm)
         if not (run.is_main and wanted):

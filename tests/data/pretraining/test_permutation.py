@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_megatron.data.permutation import KeyedPermutation
+from qwen_megatron.data.pretraining.permutation import KeyedPermutation
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,7 +7,7 @@ import os
 import socket
 from datetime import UTC, datetime
 
-from qwen_megatron.checkpoint.contents import environment, plan_sections
+from qwen_megatron.checkpoint.contents import config_sections, environment
 from qwen_megatron.train.run import Run
 
 STARTS = "starts.jsonl"
@@ -19,9 +19,9 @@ def record_start(run: Run) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": run.state.iteration,
         "host": socket.gethostname(),
-        "world_size": run.plan.world_size,
+        "world_size": run.config.world_size,
         "environment": environment(),
-        "config": plan_sections(run.plan),
+        "config": config_sections(run.config),
     }
     path = run.directory / STARTS
     # A row that a crash cut short must not swallow the next one.

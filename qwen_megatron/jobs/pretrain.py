@@ -12,26 +12,27 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from qwen_megatron.checkpoint.contents import plan_sections
+from qwen_megatron.checkpoint.contents import config_sections
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.checkpoint.save import Saver
-from qwen_megatron.cli.failure_report import FailureReport
-from qwen_megatron.cli.launch import restart_count
-from qwen_megatron.cli.restore import restore
-from qwen_megatron.cli.starts import record_start
 from qwen_megatron.config.flops import flops_formula, utilization_formula
 from qwen_megatron.config.logging import numbers_in
-from qwen_megatron.config.resolve import Plan
-from qwen_megatron.data.dataset import open_dataset
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.loader import Loader
+from qwen_megatron.data.pretraining.dataset import open_dataset
+from qwen_megatron.jobs.failure import retire_failure
+from qwen_megatron.jobs.failure_report import FailureReport
+from qwen_megatron.jobs.history import record_start
+from qwen_megatron.jobs.launcher import Launch
+from qwen_megatron.jobs.resume import restore
+from qwen_megatron.jobs.watchdog import Watchdog
 from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
 from qwen_megatron.parallel.meeting import Job, join_job
 from qwen_megatron.platforms import Platform, get_platform
 from qwen_megatron.train.engine import Engine, build_engine
-from qwen_megatron.train.failure import retire_failure
 from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.leave import LeaveHook
@@ -43,37 +44,37 @@ from qwen_megatron.train.hooks.wandb import WandbHook
 from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.loop import train
 from qwen_megatron.train.run import Hook, Run
-from qwen_megatron.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
 
-def pretrain(plan: Plan) -> None:
-    """Runs the plan on this rank, from the newest checkpoint where there is one.
+def pretrain(config: ResolvedConfig) -> None:
+    """Runs a configuration on this rank, from the newest checkpoint where there is one.
 
     Raises:
         DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
     """
-    configure_logging()
-    limit_threads(plan.world_size)
-    platform = get_platform(plan.parallel.platform)
+    launch = Launch.of_this_process()
+    configure_logging(launch)
+    limit_threads(launch.local_world_size or config.world_size)
+    platform = get_platform(config.parallel.platform)
     shims = platform.prepare()
-    job = join_job(platform, plan.parallel.start_timeout_seconds)
-    report = FailureReport(Path(plan.checkpoint.directory), job, restart_count(os.environ))
-    with Watch(job.store, job.rank, job.world_size, plan.parallel, report.stuck) as watch:
+    job = join_job(platform, config.parallel.start_timeout_seconds)
+    report = FailureReport(Path(config.checkpoint.directory), job, launch.restarts)
+    with Watchdog(job.store, job.rank, job.world_size, config.parallel, report.stuck) as watch:
         report.watch = watch
         groups: Groups | None = None
         try:
-            groups = start_groups(plan, platform, job)
+            groups = start_groups(config, platform, job)
             with contextlib.ExitStack() as held:
                 if groups.rank == 0:
-                    take_folder(plan, held)
+                    take_folder(config, held)
                 # Only now does every rank know that the folder is this job's.
                 dist.barrier()
                 report.owns_folder = True
                 if groups.rank == 0:
-                    announce(plan, platform.name, shims)
-                run = build_run(plan, build_engine(plan, groups, platform))
+                    announce(config, platform.name, shims)
+                run = build_run(config, build_engine(config, groups, platform))
                 if groups.rank == 0:
                     record_start(run)
                 watch.follow(run)
@@ -87,9 +88,9 @@ def pretrain(plan: Plan) -> None:
             leave(groups)
 
 
-def start_groups(plan: Plan, platform: Platform, job: Job) -> Groups:
-    """The collectives of the plan's layout."""
-    parallel = plan.parallel
+def start_groups(config: ResolvedConfig, platform: Platform, job: Job) -> Groups:
+    """The collectives of the layout."""
+    parallel = config.parallel
     timeout = parallel.collective_timeout_seconds
     return build_groups(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -101,49 +102,49 @@ def start_groups(plan: Plan, platform: Platform, job: Job) -> Groups:
     )
 
 
-def take_folder(plan: Plan, held: contextlib.ExitStack) -> None:
+def take_folder(config: ResolvedConfig, held: contextlib.ExitStack) -> None:
     """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
-    directory = Path(plan.checkpoint.directory)
+    directory = Path(config.checkpoint.directory)
     directory.mkdir(parents=True, exist_ok=True)
     held.enter_context(run_lock(directory))
     retire_failure(directory)
     restore_replaced(directory)
 
 
-def build_run(plan: Plan, engine: Engine) -> Run:
+def build_run(config: ResolvedConfig, engine: Engine) -> Run:
     """Opens the data, restores the state and puts the hooks in order."""
     dataset = open_dataset(
-        plan.data.blend,
-        seq_length=plan.training.seq_length,
-        seed=plan.training.seed,
-        eval_samples=plan.data.eval_samples,
-        vocab_size=plan.model.vocab_size,
+        config.data.blend,
+        seq_length=config.training.seq_length,
+        seed=config.training.seed,
+        eval_samples=config.data.eval_samples,
+        vocab_size=config.model.vocab_size,
     )
-    state = restore(plan, engine, dataset)
+    state = restore(config, engine, dataset)
     loader = Loader(
         dataset,
-        micro_batch_size=plan.training.micro_batch_size,
+        micro_batch_size=config.training.micro_batch_size,
         data_parallel_rank=engine.groups.dp.rank(),
         data_parallel_size=engine.groups.dp.size(),
-        num_workers=plan.data.num_workers,
+        num_workers=config.data.num_workers,
         microbatch_multiple=(
-            engine.groups.pp.size() if plan.parallel.virtual_pipeline_model_parallel_size is not None else 1
+            engine.groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
         ),
     )
     # Metrics before checkpoints: a checkpoint is never newer than the rows about it.
-    hooks: list[Hook] = reporting_hooks(plan)
-    if plan.data.eval_samples:
-        hooks.append(EvaluationHook(plan.training.eval_interval))
+    hooks: list[Hook] = reporting_hooks(config)
+    if config.data.eval_samples:
+        hooks.append(EvaluationHook(config.training.eval_interval))
     # A sick state is not saved.
-    hooks += [StragglerHook(plan.logging.straggler_interval), ReplicaHook(plan.logging.replica_check_interval)]
-    hooks += [checkpoint_hook(plan), LeaveHook(seconds(plan.training.exit_duration_minutes))]
-    judge = Judge(max_skips=plan.training.skip_nonfinite_steps, spike_sigmas=plan.training.spike_sigmas)
-    return Run(plan=plan, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks, judge=judge)
+    hooks += [StragglerHook(config.logging.straggler_interval), ReplicaHook(config.logging.replica_check_interval)]
+    hooks += [checkpoint_hook(config), LeaveHook(seconds(config.training.exit_duration_minutes))]
+    judge = Judge(max_skips=config.training.skip_nonfinite_steps, spike_sigmas=config.training.spike_sigmas)
+    return Run(config=config, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks, judge=judge)
 
 
-def reporting_hooks(plan: Plan) -> list[Hook]:
+def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
     """The hooks that only tell what happens."""
-    options = plan.logging
+    options = config.logging
     hooks: list[Hook] = []
     if options.profile_steps is not None:
         hooks.append(ProfileHook(numbers_in(options.profile_steps), numbers_in(options.profile_ranks)))
@@ -151,13 +152,13 @@ def reporting_hooks(plan: Plan) -> list[Hook]:
     if options.tensorboard:
         hooks.append(TensorBoardHook())
     if options.wandb_project is not None:
-        hooks.append(WandbHook(options.wandb_project, options.wandb_mode, plan_sections(plan)))
+        hooks.append(WandbHook(options.wandb_project, options.wandb_mode, config_sections(config)))
     return hooks
 
 
-def checkpoint_hook(plan: Plan) -> CheckpointHook:
+def checkpoint_hook(config: ResolvedConfig) -> CheckpointHook:
     """Saving as `checkpoint.*` says."""
-    options = plan.checkpoint
+    options = config.checkpoint
     saver = Saver(asynchronous=options.async_save, retention=Retention(options.keep_last, options.keep_every))
     return CheckpointHook(saver, options.save_interval, seconds(options.save_interval_minutes))
 
@@ -166,44 +167,44 @@ def seconds(minutes: float | None) -> float | None:
     return None if minutes is None else 60 * minutes
 
 
-def announce(plan: Plan, platform_name: str, shims: list[str]) -> None:
+def announce(config: ResolvedConfig, platform_name: str, shims: list[str]) -> None:
     """Rank 0 says what runs, and keeps the resolved configuration in the run's folder."""
-    directory = Path(plan.checkpoint.directory)
-    resolved = OmegaConf.to_yaml(OmegaConf.create(plan_sections(plan)))
+    directory = Path(config.checkpoint.directory)
+    resolved = OmegaConf.to_yaml(OmegaConf.create(config_sections(config)))
     write_synced(directory / "config.yaml", resolved.encode())
-    parallel = plan.parallel
+    parallel = config.parallel
     log.info(
         "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; a step: %d micro-batches of %d x %d tokens a replica",
-        f"{plan.num_parameters:,}",
+        f"{config.num_parameters:,}",
         platform_name,
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         parallel.context_parallel_size,
-        plan.data_parallel_size,
-        plan.training.precision,
-        plan.num_microbatches,
-        plan.training.micro_batch_size,
-        plan.training.seq_length,
+        config.data_parallel_size,
+        config.training.precision,
+        config.num_microbatches,
+        config.training.micro_batch_size,
+        config.training.seq_length,
     )
     log.info(
         "%s; %s",
-        flops_formula(plan.model, plan.training.seq_length),
-        utilization_formula(plan.logging.peak_tflops_per_rank, plan.world_size),
+        flops_formula(config.model, config.training.seq_length),
+        utilization_formula(config.logging.peak_tflops_per_rank, config.world_size),
     )
     if shims:
         write_synced(directory / "shims.txt", "".join(line + "\n" for line in shims).encode())
         log.info("%d names of Megatron-Core redirected for this platform: see %s", len(shims), directory / "shims.txt")
 
 
-def configure_logging() -> None:
+def configure_logging(launch: Launch) -> None:
     """One short line per message, rank 0 only below warnings."""
-    main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if launch.rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr
+    )
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
-def limit_threads(world_size: int) -> None:
+def limit_threads(local_world_size: int) -> None:
     """Threads = cores / ranks on this machine: more of them spin against each other."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local))
+    torch.set_num_threads(max(1, cores // local_world_size))

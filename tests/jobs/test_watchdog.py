@@ -14,8 +14,8 @@ import pytest
 import torch.distributed as dist
 
 from qwen_megatron.config.parallel import ParallelConfig
+from qwen_megatron.jobs.watchdog import Watchdog
 from qwen_megatron.train.phases import Phases
-from qwen_megatron.train.watch import Watch
 
 LIMITS = ParallelConfig(
     world_size=3,
@@ -28,8 +28,8 @@ LIMITS = ParallelConfig(
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.Store]:
-    monkeypatch.setattr("qwen_megatron.train.watch.BEAT_SECONDS", 0.05)
-    monkeypatch.setattr("qwen_megatron.train.watch.SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr("qwen_megatron.jobs.watchdog.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("qwen_megatron.jobs.watchdog.SILENCE_SECONDS", 1.0)
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
@@ -37,8 +37,8 @@ def make_run(iteration: int) -> Any:
     return SimpleNamespace(state=SimpleNamespace(iteration=iteration), engine=SimpleNamespace(phases=Phases()))
 
 
-def watch(store: dist.Store, rank: int) -> Watch:
-    return Watch(store, rank, 3, LIMITS, pytest.fail)
+def watch(store: dist.Store, rank: int) -> Watchdog:
+    return Watchdog(store, rank, 3, LIMITS, pytest.fail)
 
 
 def test_silent_ranks_are_told_from_those_that_wait_and_those_that_never_came(store: dist.Store) -> None:
@@ -85,7 +85,7 @@ def test_two_that_report_at_once_accuse_the_silent_one_and_not_each_other(store:
         one.follow(make_run(16))
         one.beat("forward", one.position())
     with ThreadPoolExecutor(2) as pool:
-        told = list(pool.map(Watch.describe_peers, watches[:2]))
+        told = list(pool.map(Watchdog.describe_peers, watches[:2]))
     for text in told:
         assert re.findall(r"rank (\d) \(\S+, process \d+\) is silent", text) == ["2"], text
 
@@ -93,7 +93,7 @@ def test_two_that_report_at_once_accuse_the_silent_one_and_not_each_other(store:
 def test_one_that_gave_up_is_not_the_silent_one(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(os, "_exit", lambda status: told.append(f"status {status}"))
-    watches = [Watch(store, rank, 3, LIMITS, told.append) for rank in range(3)]
+    watches = [Watchdog(store, rank, 3, LIMITS, told.append) for rank in range(3)]
     for one in watches:
         one.follow(make_run(16))
         one.beat("forward", one.position())

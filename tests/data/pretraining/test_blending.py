@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_megatron.data.blending import CYCLE, STEP, Blend, floor_sum, largest_remainder
+from qwen_megatron.data.pretraining.blending import CYCLE, STEP, Blend, floor_sum, largest_remainder
 
 WEIGHTS = [
     [1.0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,15 +21,19 @@ class Launch:
         rank: Number of the process in the whole job; 0 without a launcher.
         local_rank: Its number on this machine.
         world_size: Processes of the job; None without a launcher.
+        local_world_size: Those of them on this machine; None if the launcher does not say.
+        restarts: How often torchrun has started this job again; 0 at first and without torchrun.
     """
 
     rank: int
     local_rank: int
     world_size: int | None
+    local_world_size: int | None = None
+    restarts: int = 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Launch:
-        """Reads RANK, LOCAL_RANK and WORLD_SIZE.
+        """Reads RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and TORCHELASTIC_RESTART_COUNT.
 
         Raises:
             ConfigError: one of them is not a number, or they contradict each other.
@@ -37,6 +42,8 @@ class Launch:
         rank = number(environment, "RANK", problems)
         local_rank = number(environment, "LOCAL_RANK", problems)
         world_size = number(environment, "WORLD_SIZE", problems)
+        local_world_size = number(environment, "LOCAL_WORLD_SIZE", problems)
+        restarts = number(environment, "TORCHELASTIC_RESTART_COUNT", problems)
         if world_size is not None and (rank or 0) >= max(world_size, 1):
             problems.append(
                 f"RANK={rank}: must be below WORLD_SIZE({world_size}); start with torchrun, which sets both"
@@ -46,7 +53,22 @@ class Launch:
         if problems:
             raise ConfigError(problems)
         rank = rank or 0
-        return cls(rank=rank, local_rank=rank if local_rank is None else local_rank, world_size=world_size)
+        return cls(
+            rank=rank,
+            local_rank=rank if local_rank is None else local_rank,
+            world_size=world_size,
+            local_world_size=local_world_size or None,
+            restarts=restarts or 0,
+        )
+
+    @classmethod
+    def of_this_process(cls) -> Launch:
+        """What the launcher has told this process.
+
+        Raises:
+            ConfigError: as `from_environment`.
+        """
+        return cls.from_environment(os.environ)
 
 
 def number(environment: Mapping[str, str], name: str, problems: list[str]) -> int | None:
@@ -58,8 +80,3 @@ def number(environment: Mapping[str, str], name: str, problems: list[str]) -> in
         problems.append(f"{name}={text[:40]!r}: must be a number; start with torchrun, which sets it, or unset it")
         return None
     return int(text)
-
-
-def restart_count(environment: Mapping[str, str]) -> int:
-    """How often torchrun has started this job again; 0 at first and without torchrun."""
-    return number(environment, "TORCHELASTIC_RESTART_COUNT", []) or 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, PlatformError, ReplicaError, TrainingError
-from qwen_megatron.train.failure import (
+from qwen_megatron.jobs.failure import (
     FAILURE,
     HISTORY,
     Failure,

@@ -9,47 +9,47 @@ import torch.distributed as dist
 
 from qwen_megatron.checkpoint.contents import SmallState, saved_model_config
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
-from qwen_megatron.cli.changes import check_changes
 from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.resolve import Plan
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
 from qwen_megatron.convert.into_model import fill_model
-from qwen_megatron.data.dataset import BlendedDataset
+from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.jobs.changes import check_changes
 from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def restore(plan: Plan, engine: Engine, dataset: BlendedDataset) -> TrainState:
+def restore(config: ResolvedConfig, engine: Engine, dataset: BlendedDataset) -> TrainState:
     """Goes on from `checkpoint.load`, starts from `checkpoint.init_from`, or starts anew.
 
     Raises:
         CheckpointError: if what is asked for is not whole or does not fit.
         ChangesRefused: if settings or data are not those it was trained with, and nobody has allowed it.
     """
-    folder = checkpoint_to_resume(plan)
+    folder = checkpoint_to_resume(config)
     if folder is not None:
-        for change in check_changes(SmallState.read(folder), plan, dataset, folder):
+        for change in check_changes(SmallState.read(folder), config, dataset, folder):
             log_main("allowed: %s", change)
         small = load_checkpoint(folder, engine)
         log_main("going on from %s (step %d)", folder, small.train_state.iteration)
         return small.train_state
-    if plan.checkpoint.init_from is not None:
-        start_from_weights(Path(plan.checkpoint.init_from), plan, engine)
+    if config.checkpoint.init_from is not None:
+        start_from_weights(Path(config.checkpoint.init_from), config, engine)
     return TrainState()
 
 
-def start_from_weights(source: Path, plan: Plan, engine: Engine) -> None:
+def start_from_weights(source: Path, config: ResolvedConfig, engine: Engine) -> None:
     """Continued pretraining: the weights of a checkpoint or a Hugging Face folder, everything else anew.
 
     Raises:
-        CheckpointError: if the source is not whole or has another shape than the plan's model.
+        CheckpointError: if the source is not whole or has another shape than the configured model.
     """
     if is_hf_folder(source):
         folder = HfFolder(source)
-        check_same_shape(source, folder.model, plan.model)
+        check_same_shape(source, folder.model, config.model)
         for model in engine.models:
             fill_model(folder, model)
         # The fp32 masters are copies of the weights: they follow.
@@ -58,12 +58,12 @@ def start_from_weights(source: Path, plan: Plan, engine: Engine) -> None:
     else:
         verify_checkpoint(source)
         saved = saved_model_config(source)
-        check_same_shape(source, saved, plan.model)
+        check_same_shape(source, saved, config.model)
         load_weights(source, engine)
     for name in ("rotary_base", "layernorm_epsilon"):
-        if getattr(saved, name) != getattr(plan.model, name):
+        if getattr(saved, name) != getattr(config.model, name):
             # Wanted when the context is extended, wrong otherwise.
-            log_main("note: model.%s is %s, %s had %s", name, getattr(plan.model, name), source, getattr(saved, name))
+            log_main("note: model.%s is %s, %s had %s", name, getattr(config.model, name), source, getattr(saved, name))
     log_main("starting with the weights of %s", source)
 
 
@@ -81,12 +81,12 @@ def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> N
         raise CheckpointError(f"checkpoint.init_from={source}: {'; '.join(different)}; use the values it has")
 
 
-def checkpoint_to_resume(plan: Plan) -> Path | None:
-    choice = plan.checkpoint.load
+def checkpoint_to_resume(config: ResolvedConfig) -> Path | None:
+    choice = config.checkpoint.load
     if choice == "none":
         return None
     if choice == "auto":
-        return find_newest(Path(plan.checkpoint.directory))
+        return find_newest(Path(config.checkpoint.directory))
     folder = Path(choice)
     verify_checkpoint(folder)
     return folder

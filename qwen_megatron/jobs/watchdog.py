@@ -50,7 +50,7 @@ class Position:
     since: float
 
 
-class Watch:
+class Watchdog:
     """A thread that beats and looks; a context, from the meeting of the ranks to the end.
 
     Args:
@@ -77,7 +77,7 @@ class Watch:
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.work, name="watch", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         self.thread.start()
         return self
 

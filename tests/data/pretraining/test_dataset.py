@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_megatron.data.blending import CYCLE
-from qwen_megatron.data.dataset import BlendedDataset, SampleId, open_dataset
+from qwen_megatron.data.pretraining.blending import CYCLE
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId, open_dataset
 from qwen_megatron.errors import DataError
 
 LENGTH = 8

@@ -19,7 +19,7 @@ from qwen_megatron.train.hooks.replicas import check_replicas, describe_differen
 from qwen_megatron.train.hooks.straggler import stragglers
 from qwen_megatron.train.judge import FEWEST, Judge
 from qwen_megatron.train.step import StepResult, pretraining_loss, train_step
-from tests.support.engines import parameter_bytes, random_batches, tiny_engine, tiny_plan, weights_of
+from tests.support.engines import parameter_bytes, random_batches, tiny_config, tiny_engine, weights_of
 from tests.support.ranks import RankPool
 from tests.support.training import pretrain_job, rows
 
@@ -78,7 +78,7 @@ def overlapped_spike_job(overrides: list[str]) -> tuple[list[str | None], bool]:
         verdicts = [
             step(engine, judge, number, times([50.0] * micro if number == 2 else [])).spike for number in (1, 2, 3)
         ]
-        other = build_engine(tiny_plan(*overrides), engine.groups, engine.platform)
+        other = build_engine(tiny_config(*overrides), engine.groups, engine.platform)
         for number in (1, 2, 3):
             step(other, Judge(), number, times([]))
         return verdicts, parameter_bytes(engine) == parameter_bytes(other)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.corpus import Corpus
-from qwen_megatron.data.blending import Blend, largest_remainder
-from qwen_megatron.data.permutation import KeyedPermutation
+from qwen_megatron.data.pretraining.blending import Blend, largest_remainder
+from qwen_megatron.data.pretraining.permutation import KeyedPermutation
 from qwen_megatron.errors import DataError
 
 

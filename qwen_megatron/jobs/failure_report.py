@@ -8,9 +8,9 @@ import socket
 import sys
 from pathlib import Path
 
+from qwen_megatron.jobs.failure import Failure, is_lost_peer, restart_helps, write_failure
+from qwen_megatron.jobs.watchdog import BETWEEN_STEPS, Watchdog
 from qwen_megatron.parallel.meeting import Job
-from qwen_megatron.train.failure import Failure, is_lost_peer, restart_helps, write_failure
-from qwen_megatron.train.watch import BETWEEN_STEPS, Watch
 
 
 class FailureReport:
@@ -26,7 +26,7 @@ class FailureReport:
         self.directory = directory
         self.job = job
         self.attempt = attempt
-        self.watch: Watch | None = None
+        self.watch: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
         self.owns_folder = False
 
@@ -74,4 +74,4 @@ class FailureReport:
         if position.activity in BETWEEN_STEPS:
             return position.step - 1, position.activity, ()
         first = run.state.consumed_samples
-        return position.step, position.phase, (first, first + run.plan.training.batch_sizes.at(first) - 1)
+        return position.step, position.phase, (first, first + run.config.training.batch_sizes.at(first) - 1)

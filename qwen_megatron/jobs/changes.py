@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_megatron.checkpoint.contents import SmallState, plan_sections
-from qwen_megatron.config.resolve import Plan
+from qwen_megatron.checkpoint.contents import SmallState, config_sections
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.setting import show
-from qwen_megatron.data.dataset import BlendedDataset
+from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.errors import ChangesRefused
 
 # How long and how fast a run goes, and how often it looks: they change nothing in what a step computes, but for the
@@ -71,21 +71,21 @@ class Change:
         return f"{self.key} is {self.now}, the checkpoint was trained with {self.then}{self.detail}{note}"
 
 
-def check_changes(small: SmallState, plan: Plan, dataset: BlendedDataset, folder: Path) -> list[Change]:
-    """Compares a checkpoint with a plan.
+def check_changes(small: SmallState, config: ResolvedConfig, dataset: BlendedDataset, folder: Path) -> list[Change]:
+    """Compares a checkpoint with a resolved configuration.
 
     Args:
         small: Of the checkpoint.
-        plan: Of the run that goes on from it.
-        dataset: The plan's.
+        config: Of the run that goes on from it.
+        dataset: The configuration's.
         folder: The checkpoint, for messages.
     Returns:
         The differences, all of them allowed.
     Raises:
         ChangesRefused: with every difference that is not allowed, and what to give to keep or to allow it.
     """
-    changes = changed_settings(small.config, plan) + changed_data(small, plan, dataset)
-    refused = [change for change in changes if change.key not in plan.checkpoint.allow_changes or change.key in NEVER]
+    changes = changed_settings(small.config, config) + changed_data(small, config, dataset)
+    refused = [change for change in changes if change.key not in config.checkpoint.allow_changes or change.key in NEVER]
     if not refused:
         return changes
     keep = [f"'{change.key}={change.then}'" for change in refused if change.then != change.now]
@@ -95,7 +95,7 @@ def check_changes(small: SmallState, plan: Plan, dataset: BlendedDataset, folder
         lines.append(f"To keep the checkpoint's, give {' '.join(keep)}.")
     allowable = [change.key for change in refused if change.key not in NEVER]
     if allowable:
-        keys = ",".join([*plan.checkpoint.allow_changes, *allowable])
+        keys = ",".join([*config.checkpoint.allow_changes, *allowable])
         lines.append(f"To use the new, add 'checkpoint.allow_changes=[{keys}]'.")
     if len(allowable) < len(refused):
         lines.append("Weights of another shape cannot be gone on with.")
@@ -106,9 +106,9 @@ def check_changes(small: SmallState, plan: Plan, dataset: BlendedDataset, folder
     raise ChangesRefused("\n".join(lines))
 
 
-def changed_settings(saved: dict[str, Any], plan: Plan) -> list[Change]:
+def changed_settings(saved: dict[str, Any], config: ResolvedConfig) -> list[Change]:
     """Settings that training depends on and that differ; those that the checkpoint does not know are not compared."""
-    sections = plan_sections(plan)
+    sections = config_sections(config)
     return [
         Change(key=f"{section}.{name}", then=show(value), now=show(sections[section][name]))
         for section in COMPARED
@@ -118,7 +118,7 @@ def changed_settings(saved: dict[str, Any], plan: Plan) -> list[Change]:
     ]
 
 
-def changed_data(small: SmallState, plan: Plan, dataset: BlendedDataset) -> list[Change]:
+def changed_data(small: SmallState, config: ResolvedConfig, dataset: BlendedDataset) -> list[Change]:
     """Other corpora, tokenizers or shares; a corpus that has only moved is the same."""
     then = {prefix: Content(entry["fingerprint"], entry.get("tokenizer")) for prefix, entry in small.data.items()}
     tokenizers = dataset.tokenizers()
@@ -137,7 +137,7 @@ def changed_data(small: SmallState, plan: Plan, dataset: BlendedDataset) -> list
         Change(
             key="data.blend",
             then=show(small.config["data"]["blend"]),
-            now=show(plan_sections(plan)["data"]["blend"]),
+            now=show(config_sections(config)["data"]["blend"]),
             detail=(
                 f"; then but not now: {', '.join(gone) or 'nothing'}; now but not then: {', '.join(new) or 'nothing'}"
             ),

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from qwen_megatron.checkpoint.contents import SmallState, plan_sections
-from qwen_megatron.cli.changes import check_changes
+from qwen_megatron.checkpoint.contents import SmallState, config_sections
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import Plan, resolve
-from qwen_megatron.data.dataset import BlendedDataset, open_dataset
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.errors import ChangesRefused
+from qwen_megatron.jobs.changes import check_changes
 from qwen_megatron.train.state import TrainState
 from tests.support.corpora import write_byte_corpus
 
@@ -26,32 +26,32 @@ def two(byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {"one": byte_corpus, "two": write_byte_corpus(tmp_path_factory.mktemp("two") / "bytes", num_documents=12)}
 
 
-def plan_of(blend: str, *overrides: str) -> Plan:
+def resolved_config(blend: str, *overrides: str) -> ResolvedConfig:
     given = ["model.preset=tiny", "model.vocab_size=257", "training.seq_length=64", "data.eval_samples=8"]
     return resolve(load_config(None, [*given, f"data.blend={blend}", *overrides]))
 
 
-def open_data(plan: Plan) -> BlendedDataset:
+def open_data(config: ResolvedConfig) -> BlendedDataset:
     return open_dataset(
-        plan.data.blend,
-        seq_length=plan.training.seq_length,
-        seed=plan.training.seed,
-        eval_samples=plan.data.eval_samples,
-        vocab_size=plan.model.vocab_size,
+        config.data.blend,
+        seq_length=config.training.seq_length,
+        seed=config.training.seed,
+        eval_samples=config.data.eval_samples,
+        vocab_size=config.model.vocab_size,
     )
 
 
-def saved_by(plan: Plan) -> SmallState:
-    """What a run of the plan saves after 800 samples."""
-    dataset = open_data(plan)
+def saved_by(config: ResolvedConfig) -> SmallState:
+    """What a run saves after 800 samples."""
+    dataset = open_data(config)
     fingerprints, consumed = dataset.fingerprints(), dataset.consumed(CONSUMED)
     data = {prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed}
     state = TrainState(iteration=100, consumed_samples=CONSUMED, consumed_tokens=CONSUMED * 64)
     optimizer: list[dict[str, Any]] = []
-    return SmallState(train_state=state, optimizer=optimizer, config=plan_sections(plan), data=data, environment={})
+    return SmallState(train_state=state, optimizer=optimizer, config=config_sections(config), data=data, environment={})
 
 
-def check(saved: Plan, resumed: Plan) -> None:
+def check(saved: ResolvedConfig, resumed: ResolvedConfig) -> None:
     assert check_changes(saved_by(saved), resumed, open_data(resumed), FOLDER) == []
 
 
@@ -60,25 +60,27 @@ def weighted(two: dict[str, Path], one: float, other: float) -> str:
 
 
 def test_the_same_data_goes_on(two: dict[str, Path]) -> None:
-    check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 3, 1)))
-    check(plan_of(f"[{two['one']}]"), plan_of(f"[{two['one']}]"))
+    check(resolved_config(weighted(two, 3, 1)), resolved_config(weighted(two, 3, 1)))
+    check(resolved_config(f"[{two['one']}]"), resolved_config(f"[{two['one']}]"))
 
 
 def test_shares_at_another_scale_are_the_same(two: dict[str, Path]) -> None:
-    check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 0.75, 0.25)))
+    check(resolved_config(weighted(two, 3, 1)), resolved_config(weighted(two, 0.75, 0.25)))
 
 
 def test_a_moved_corpus_goes_on(two: dict[str, Path], tmp_path: Path) -> None:
     for suffix in ("bin", "idx", "json", "crc"):
         shutil.copy(f"{two['one']}.{suffix}", tmp_path / f"moved.{suffix}")
-    check(plan_of(f"[{two['one']}]"), plan_of(f"[{tmp_path / 'moved'}]"))
+    check(resolved_config(f"[{two['one']}]"), resolved_config(f"[{tmp_path / 'moved'}]"))
 
 
 def test_what_does_not_move_the_cursor_may_change(two: dict[str, Path]) -> None:
     blend = weighted(two, 3, 1)
     check(
-        plan_of(blend, "training.train_iters=70", "optimizer.lr_decay_iters=50", "training.global_batch_size=8"),
-        plan_of(
+        resolved_config(
+            blend, "training.train_iters=70", "optimizer.lr_decay_iters=50", "training.global_batch_size=8"
+        ),
+        resolved_config(
             blend,
             "training.train_iters=700",
             "optimizer.lr_decay_iters=50",
@@ -92,7 +94,7 @@ def test_what_does_not_move_the_cursor_may_change(two: dict[str, Path]) -> None:
 
 def test_another_corpus_is_refused(two: dict[str, Path]) -> None:
     with pytest.raises(ChangesRefused) as caught:
-        check(plan_of(f"[{two['one']}]"), plan_of(f"[{two['two']}]"))
+        check(resolved_config(f"[{two['one']}]"), resolved_config(f"[{two['two']}]"))
     message = str(caught.value)
     assert message.startswith(f"{FOLDER}: a run goes on with what it was trained with")
     assert f"then but not now: {two['one']} (content " in message
@@ -103,7 +105,7 @@ def test_another_corpus_is_refused(two: dict[str, Path]) -> None:
 
 def test_another_weight_is_refused(two: dict[str, Path]) -> None:
     with pytest.raises(ChangesRefused, match=r"data\.blend is .*trained with ") as caught:
-        check(plan_of(weighted(two, 3, 1)), plan_of(weighted(two, 2, 1)))
+        check(resolved_config(weighted(two, 3, 1)), resolved_config(weighted(two, 2, 1)))
     assert f"checkpoint.init_from={FOLDER}" in str(caught.value)
 
 
@@ -114,29 +116,29 @@ def test_another_weight_is_refused(two: dict[str, Path]) -> None:
 def test_another_order_is_refused(two: dict[str, Path], key: str, value: int, before: int) -> None:
     blend = weighted(two, 3, 1)
     with pytest.raises(ChangesRefused) as caught:
-        check(plan_of(blend), plan_of(blend, f"{key}={value}"))
+        check(resolved_config(blend), resolved_config(blend, f"{key}={value}"))
     assert f"{key} is {value}, the checkpoint was trained with {before}" in str(caught.value)
     assert "repeated" in str(caught.value)
 
 
 def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Path]) -> None:
-    plan = plan_of(f"[{two['one']}]")
-    saved = saved_by(plan)
+    config = resolved_config(f"[{two['one']}]")
+    saved = saved_by(config)
     (entry,) = saved.data.values()
     entry["tokenizer"] = "b" * 64
     # An adopted corpus has a tokenizer that is not known.
-    assert check_changes(saved, plan, open_data(plan), FOLDER) == []
+    assert check_changes(saved, config, open_data(config), FOLDER) == []
 
     class Known(BlendedDataset):
         def tokenizers(self) -> dict[str, str | None]:
             return dict.fromkeys(self.prefixes, "a" * 64)
 
-    dataset = open_data(plan)
+    dataset = open_data(config)
     known = Known(
         dict(zip(dataset.prefixes, dataset.corpora, strict=True)), None, seq_length=64, seed=1234, eval_samples=8
     )
     with pytest.raises(ChangesRefused, match=r"tokenizer bbbbbbbbbbbb.*tokenizer aaaaaaaaaaaa"):
-        check_changes(saved, plan, known, FOLDER)
+        check_changes(saved, config, known, FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,6 @@ def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Pa
 def test_a_change_that_is_named_is_allowed(two: dict[str, Path], change: str) -> None:
     blend = weighted(two, 3, 1)
     key = change.partition("=")[0]
-    resumed = plan_of(blend, change, f"checkpoint.allow_changes=[{key}]")
-    (found,) = check_changes(saved_by(plan_of(blend)), resumed, open_data(resumed), FOLDER)
+    resumed = resolved_config(blend, change, f"checkpoint.allow_changes=[{key}]")
+    (found,) = check_changes(saved_by(resolved_config(blend)), resumed, open_data(resumed), FOLDER)
     assert found.key == key

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_megatron.checkpoint.contents import plan_sections
-from qwen_megatron.cli.changes import changed_settings
+from qwen_megatron.checkpoint.contents import config_sections
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import Plan, resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.changes import changed_settings
 
 
-def plan_of(*overrides: str) -> Plan:
+def resolved_config(*overrides: str) -> ResolvedConfig:
     return resolve(load_config(None, ["model.preset=tiny", "training.train_iters=100", *overrides]))
 
 
 def changes(*overrides: str) -> list[str]:
-    return [str(change) for change in changed_settings(plan_sections(plan_of()), plan_of(*overrides))]
+    return [str(change) for change in changed_settings(config_sections(resolved_config()), resolved_config(*overrides))]
 
 
 def test_changes_that_training_depends_on_are_named() -> None:
@@ -46,6 +46,6 @@ def test_an_unknown_key_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         ConfigError, match=r"allow_changes=optimizer\.lrr: is no setting; .* known one is optimizer\.lr$"
     ):
-        plan_of("checkpoint.allow_changes=[optimizer.lrr]")
+        resolved_config("checkpoint.allow_changes=[optimizer.lrr]")
     with pytest.raises(ConfigError, match=r"allow_changes=optimizer\.lr: must be a list"):
-        plan_of("checkpoint.allow_changes=optimizer.lr")
+        resolved_config("checkpoint.allow_changes=optimizer.lr")

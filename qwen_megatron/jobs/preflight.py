@@ -8,23 +8,25 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_tools.corpus import Corpus
-from qwen_megatron.cli.launch import MachineError
 from qwen_megatron.config.checkpoint import CheckpointConfig
 from qwen_megatron.config.data import DataConfig
 from qwen_megatron.config.load import read_config
 from qwen_megatron.config.logging import LoggingConfig
 from qwen_megatron.config.problems import Problems
-from qwen_megatron.config.resolve import Plan, examine, plan_of
+from qwen_megatron.config.resolve import ResolvedConfig, examine, resolved_config
 from qwen_megatron.config.setting import closest
-from qwen_megatron.data.blending import largest_remainder
+from qwen_megatron.data.pretraining.blending import largest_remainder
 from qwen_megatron.errors import ConfigError, DataError
-from qwen_megatron.train.failure import refusal
+from qwen_megatron.jobs.failure import refusal
+from qwen_megatron.jobs.launcher import MachineError
 
 # Of every usual file system.
 LONGEST_NAME_BYTES = 255
 
 
-def prepare_plan(path: str | None, overrides: Sequence[str], world_size: int | None, *, with_files: bool) -> Plan:
+def prepare_config(
+    path: str | None, overrides: Sequence[str], world_size: int | None, *, with_files: bool
+) -> ResolvedConfig:
     """Loads, resolves and checks a configuration, everything that is wrong at once.
 
     Args:
@@ -52,7 +54,7 @@ def prepare_plan(path: str | None, overrides: Sequence[str], world_size: int | N
         raise ConfigError(problems.messages + files)
     if files:
         raise MachineError(files)
-    return plan_of(sections)
+    return resolved_config(sections)
 
 
 def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | None) -> list[str]:
