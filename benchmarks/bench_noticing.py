@@ -92,7 +92,7 @@ def main() -> None:
                 f"{name:17} {seconds * 1e3:8.2f} ms, every {steps:6.1f} steps: {seconds / steps / step:.4%} of a step"
             )
         print(f"{'together':17} {sum(seconds / steps for _, seconds, steps in parts) / step:.4%} of a step")
-    leave(groups)
+    leave()
 
 
 if __name__ == "__main__":

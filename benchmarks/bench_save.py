@@ -117,7 +117,7 @@ def measure_rank(directory: Path, rounds: int) -> None:
         size = sum(path.stat().st_size for path in newest.iterdir())
         result = {"seconds": seconds, "bytes": size, "parameters": config.num_parameters}
         (directory / "result.json").write_text(json.dumps(result))
-    leave(groups)
+    leave()
 
 
 def timed(work: Any, run: Any) -> float:

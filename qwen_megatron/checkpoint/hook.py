@@ -36,7 +36,7 @@ class CheckpointHook(Hook):
         self.saved_time = time.monotonic()
 
     def on_step(self, run: Run, record: StepRecord) -> None:
-        with run.engine.phases.enter("saving"):
+        with run.timers.enter("saving"):
             self.saver.poll(run)
             if record.step % self.interval == 0 or self.is_time(run):
                 self.save(run)
@@ -46,12 +46,12 @@ class CheckpointHook(Hook):
         if self.interval_seconds is None:
             return False
         due = time.monotonic() - self.saved_time >= self.interval_seconds
-        answer = torch.tensor([due], dtype=torch.int64, device=run.engine.groups.device)
+        answer = torch.tensor([due], dtype=torch.int64, device=run.groups.device)
         dist.broadcast(answer, src=0)
         return bool(answer.item())
 
     def on_end(self, run: Run) -> None:
-        with run.engine.phases.enter("saving"):
+        with run.timers.enter("saving"):
             if self.saved_at != run.state.iteration:
                 self.save(run)
             self.saver.finish(run)

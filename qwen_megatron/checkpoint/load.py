@@ -1,25 +1,23 @@
-"""Loads a checkpoint into an engine of any layout, after every byte of it has been verified."""
+"""Loads a checkpoint into models of any layout, after every byte of it has been verified."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from qwen_megatron.checkpoint.agreement import failing_together
-from qwen_megatron.checkpoint.contents import (
-    SmallState,
-    loaded_tensors,
-    saved_model_config,
-    sharded_weights,
-)
 from qwen_megatron.checkpoint.manifest import LATEST, list_checkpoints, read_latest, read_manifest, verify_files
+from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
+from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.builder import QwenModel
-from qwen_megatron.train.engine import Engine
+from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.qwen_model import QwenModel
+from qwen_megatron.train.trainable import Trainable
 
 log = logging.getLogger(__name__)
 
@@ -73,59 +71,92 @@ def find_newest(directory: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path, engine: Engine) -> SmallState:
+def load_checkpoint(folder: Path, trainables: Mapping[str, Trainable]) -> CheckpointState:
     """Everything: weights, fp32 masters, moments. The layout may differ from the one that saved. Collective.
 
     Args:
         folder: A verified checkpoint.
-        engine: Overwritten.
+        trainables: The models of the job by name; overwritten.
     Raises:
-        CheckpointError: if the checkpoint does not fit the model.
+        CheckpointError: if the checkpoint does not hold these models, or one does not fit.
     """
-    small = SmallState.read(folder)
-    if not small.optimizer:
+    state = CheckpointState.read(folder)
+    if set(state.models) != set(trainables):
         raise CheckpointError(
-            f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
+            f"{folder}: holds the models {', '.join(sorted(state.models))}, this job has "
+            f"{', '.join(sorted(trainables))}; name a checkpoint of this job, or start with checkpoint.init_from"
         )
-    check_architecture(folder, engine.models[0])
-    loaded = load_tensors(loaded_tensors(engine), folder)
-    for i, model in enumerate(engine.models):
-        model.load_state_dict(loaded[f"model{i}"])
-    # Masters and moments were read in place.
-    engine.optimizer.load_state_dict({"optimizer": {"param_groups": continued_groups(small.optimizer, engine)}})
-    return small
+    for name, trainable in trainables.items():
+        saved = state.model(name, folder)
+        if trainable.optimizer is not None and not saved.optimizer:
+            raise CheckpointError(
+                f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
+            )
+        if saved.head != trainable.head:
+            raise CheckpointError(
+                f"{folder}: model {name!r} has a {saved.head} head, this job's a {trainable.head} head"
+            )
+        check_architecture(folder, trainable.models[0], name)
+    # All models in one pass over the files.
+    loaded = load_tensors(
+        {name: loaded_tensors(trainable, state.prefix(name)) for name, trainable in trainables.items()}, folder
+    )
+    for name, trainable in trainables.items():
+        for i, model in enumerate(trainable.models):
+            model.load_state_dict(loaded[name][f"model{i}"])
+        if trainable.optimizer is not None:
+            # Masters and moments were read in place.
+            groups = continued_groups(state.models[name].optimizer, trainable)
+            trainable.optimizer.load_state_dict({"optimizer": {"param_groups": groups}})
+    return state
 
 
-def continued_groups(saved: list[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
-    """The engine's parameter groups at the step of the saved ones.
+def continued_groups(saved: list[dict[str, Any]], trainable: Trainable) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups at the step of the saved ones.
 
     Everything else in a group follows from the configuration, and what is configured now is what counts: taken from the
     checkpoint, old betas would silently win over new ones.
     """
-    groups = engine.optimizer.state_dict()["optimizer"]["param_groups"]
+    groups = trainable.trained.state_dict()["optimizer"]["param_groups"]
     return [{**group, "step": old["step"]} for group, old in zip(groups, saved, strict=True)]
 
 
-def load_weights(folder: Path, engine: Engine) -> None:
-    """Weights alone, for `checkpoint.init_from`: the optimizer starts anew from them. Collective."""
-    for model in engine.models:
-        load_model(folder, model)
-    # The fp32 masters are copies; without this the first update would bring the old weights back.
-    engine.optimizer.reload_model_params()
+def load_weights(folder: Path, trainable: Trainable, name: str | None = None) -> None:
+    """Weights alone, for `checkpoint.init_from`: an optimizer starts anew from them. Collective.
+
+    Args:
+        folder: A verified checkpoint.
+        trainable: Overwritten.
+        name: Of the model in the checkpoint; None for the only one.
+    """
+    for model in trainable.models:
+        load_model(folder, model, name)
+    if trainable.optimizer is not None:
+        # The fp32 masters are copies; without this the first update would bring the old weights back.
+        trainable.optimizer.reload_model_params()
 
 
-def load_model(folder: Path, qwen: QwenModel) -> None:
+def load_model(folder: Path, qwen: QwenModel, name: str | None = None) -> None:
     """Weights into a bare model, converted to its dtype. Collective.
 
+    Args:
+        folder: A verified checkpoint.
+        qwen: Overwritten.
+        name: Of the model in the checkpoint; None for the only one.
     Raises:
         CheckpointError: if the checkpoint does not fit the model.
     """
-    check_architecture(folder, qwen)
-    loaded: dict[str, Any] = load_tensors({"model": sharded_weights(qwen)}, folder)
+    state = CheckpointState.read(folder)
+    name = name or only_model(state, folder)
+    saved = state.model(name, folder)
+    if saved.head != qwen.head:
+        raise CheckpointError(f"{folder}: model {name!r} has a {saved.head} head, a {qwen.head} head is asked for")
+    check_architecture(folder, qwen, name)
+    loaded: dict[str, Any] = load_tensors({"model": sharded_weights(qwen, state.prefix(name))}, folder)
     qwen.load_state_dict(loaded["model"])
 
 
-def check_architecture(folder: Path, qwen: QwenModel) -> None:
+def check_architecture(folder: Path, qwen: QwenModel, name: str) -> None:
     """Compares what tensor shapes do not tell.
 
     Megatron-Core cuts or fills a vocabulary of another size without a word, and the same matrix holds 8 heads of 64
@@ -134,18 +165,19 @@ def check_architecture(folder: Path, qwen: QwenModel) -> None:
     Raises:
         CheckpointError: naming the settings that differ.
     """
-    saved = saved_model_config(folder)
+    saved = saved_model_config(folder, name)
     actual = {
         "vocab_size": qwen.num_tokens_in_vocabulary,
         "num_attention_heads": qwen.config.num_attention_heads,
         "num_query_groups": qwen.config.num_query_groups,
         "kv_channels": qwen.config.kv_channels,
-        "tie_word_embeddings": qwen.share_embeddings_and_output_weights,
     }
+    if qwen.head == LANGUAGE_MODEL:
+        actual["tie_word_embeddings"] = qwen.share_embeddings_and_output_weights
     different = [
-        f"model.{name}={value}, but the checkpoint has {getattr(saved, name)}"
-        for name, value in actual.items()
-        if value != getattr(saved, name)
+        f"model.{key}={value}, but the checkpoint has {getattr(saved, key)}"
+        for key, value in actual.items()
+        if value != getattr(saved, key)
     ]
     if different:
         raise CheckpointError(f"{folder}: does not fit this model: {'; '.join(different)}; use the checkpoint's values")

@@ -18,7 +18,8 @@ LATEST = "latest"
 # End of the hidden name of a checkpoint whose step is saved again.
 REPLACED = ".replaced"
 FORMAT = "qwen-megatron checkpoint"
-VERSION = 1
+# Version 2: models in it have names. Version 1 is still read.
+VERSION = 2
 FOLDER = re.compile(r"iter_(\d{7,})")
 FILE_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
@@ -55,9 +56,9 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())
-        if content["format"] != FORMAT or content["version"] != VERSION:
+        if content["format"] != FORMAT or content["version"] not in (1, VERSION):
             raise CheckpointError(
-                f"{path}: is version {content['version']} of '{content['format']}', not {VERSION} of '{FORMAT}'"
+                f"{path}: is version {content['version']} of '{content['format']}', not 1 or {VERSION} of '{FORMAT}'"
             )
         files = {name: FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
     except FileNotFoundError as error:

@@ -23,7 +23,6 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
 from qwen_megatron.checkpoint.agreement import failing_together
-from qwen_megatron.checkpoint.contents import STATE, saved_tensors, small_state
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import (
     FileEntry,
@@ -34,7 +33,9 @@ from qwen_megatron.checkpoint.manifest import (
     write_synced,
 )
 from qwen_megatron.checkpoint.retention import Retention
+from qwen_megatron.checkpoint.sharded_state import saved_tensors
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
+from qwen_megatron.checkpoint.state import STATE, checkpoint_state
 from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.train.run import Run
@@ -129,8 +130,8 @@ class Saver:
                 if run.is_main:
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)
-                    save.state = small_state(run).to_json()
-            tensors = saved_tensors(run.engine)
+                    save.state = checkpoint_state(run).to_json()
+            tensors = saved_tensors(run.trainables.values())
             if self.asynchronous:
                 memory = MemoryFileSystem(self.arena)
                 write_tensors(tensors, partial, memory)
@@ -167,7 +168,7 @@ class Saver:
         if save is None:
             return
         busy = save.thread is not None and save.thread.is_alive()
-        anybody_busy = torch.tensor([busy], dtype=torch.int64, device=run.engine.groups.device)
+        anybody_busy = torch.tensor([busy], dtype=torch.int64, device=run.groups.device)
         dist.all_reduce(anybody_busy, op=dist.ReduceOp.MAX)
         if not anybody_busy.item():
             self.go_on(run, save)
@@ -200,7 +201,7 @@ class Saver:
                 log.info("saved %s in %.1f s", save.final, time.perf_counter() - save.started)
             return
         save.committing = True
-        gathered: list[dict[str, FileEntry]] | None = [{}] * run.engine.groups.world_size if run.is_main else None
+        gathered: list[dict[str, FileEntry]] | None = [{}] * run.groups.world_size if run.is_main else None
         dist.gather_object(save.written, gathered)
         if gathered is not None:
             save.start(self.commit, save, {name: entry for files in gathered for name, entry in files.items()})

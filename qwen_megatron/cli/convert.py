@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_megatron.cli.quiet import silence_libraries
+from qwen_megatron.cli.settings import add_model
 
 EPILOG = """examples:
   export what was trained, for transformers:
@@ -66,6 +67,7 @@ def add_to_hf(actions: Any) -> None:
         help="largest weight file, such as 500MB (5GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    add_model(parser)
     parser.set_defaults(run=run_to_hf)
 
 
@@ -99,6 +101,7 @@ def add_verify(actions: Any) -> None:
         metavar="X",
         help="largest absolute difference of a logit that is good (1e-4)",
     )
+    add_model(parser)
     parser.set_defaults(run=run_verify)
 
 
@@ -134,6 +137,7 @@ def run_to_hf(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
+        name=args.model,
     )
     print(f"wrote {args.out}")
     return 0
@@ -156,7 +160,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from qwen_megatron.inference.loading import single_process
 
     with single_process() as groups:
-        report = verify(args.checkpoint, args.folder, groups, tolerance=args.tolerance)
+        report = verify(args.checkpoint, args.folder, groups, tolerance=args.tolerance, name=args.model)
     equal = report.num_tensors - len(report.different_tensors)
     print(f"tensors: {equal} of {report.num_tensors} equal bit for bit")
     for name in report.different_tensors[:10]:

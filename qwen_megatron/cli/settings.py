@@ -1,4 +1,4 @@
-"""The arguments of commands that take a configuration: an optional YAML file, then `section.key=value` overrides."""
+"""Arguments that several commands take: an optional YAML file and `section.key=value` overrides; a model's name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="SETTINGS",
         help="a configuration file, and overrides that win over it (values in YAML); all keys: docs/configuration.md",
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of a model to commands that read one out of a checkpoint."""
+    parser.add_argument("--model", metavar="NAME", help="which model, where a checkpoint holds several")
 
 
 def split_settings(settings: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -14,13 +14,14 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from qwen_megatron.checkpoint.contents import saved_model_config
 from qwen_megatron.checkpoint.load import verify_checkpoint
+from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import SafeReader
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.name_map import Entry, Part, Rename, entries
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.model.heads import LANGUAGE_MODEL
 
 # fp32 copies of the weights that the optimizer works on, and its moments.
 MASTERS = "optimizer.state.param."
@@ -46,32 +47,42 @@ class CheckpointWeights:
 
     Args:
         folder: An `iter_NNNNNNN` folder.
+        name: Of the model, where it holds several; None for the only one.
     Attributes:
         model: The architecture it was trained with.
         has_masters: Whether the optimizer's fp32 master weights are there too.
+        prefix: What stands before the names of the tensors that are read.
     Raises:
-        CheckpointError: if the checkpoint is damaged or is not one.
+        CheckpointError: if the checkpoint is damaged or is not one, or the model has no head over the vocabulary.
     """
 
     model: ModelConfig
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str | None = None):
         verify_checkpoint(folder)
+        state = CheckpointState.read(folder)
+        name = name or only_model(state, folder)
+        head = state.model(name, folder).head
+        if head != LANGUAGE_MODEL:
+            raise CheckpointError(f"{folder}: model {name!r} has a {head} head, which no Hugging Face format has")
         self.folder = folder
-        self.model = saved_model_config(folder)
+        self.model = saved_model_config(folder, name)
+        self.key_prefix = state.prefix(name)
+        others = tuple(state.prefix(other) for other in state.models if other != name)
         self.reader = SafeReader(folder)
         metadata = self.reader.read_metadata()
         self.reader.set_up_storage_reader(metadata, is_coordinator=True)
         # The reader has refused whatever is not a tensor.
-        self.tensors = cast(dict[str, TensorStorageMetadata], metadata.state_dict_metadata)
-        self.has_masters = any(key.startswith(MASTERS) for key in self.tensors)
-        self.prefix = ""
+        tensors = cast(dict[str, TensorStorageMetadata], metadata.state_dict_metadata)
+        self.tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
+        self.has_masters = any(key.startswith(self.key_prefix + MASTERS) for key in self.tensors)
+        self.prefix = self.key_prefix
         self.check()
 
     def masters(self) -> CheckpointWeights:
         """The same checkpoint, read from its master weights."""
         view = copy.copy(self)
-        view.prefix = MASTERS
+        view.prefix = self.key_prefix + MASTERS
         return view
 
     def check(self) -> None:
@@ -81,16 +92,17 @@ class CheckpointWeights:
             CheckpointError: naming each that is missing, extra, incomplete or of a wrong shape or dtype.
         """
         path = self.folder / ".metadata"
-        groups = [prefix for prefix in (MASTERS, *MOMENTS) if any(key.startswith(prefix) for key in self.tensors)]
+        optimizer = tuple(self.key_prefix + group for group in (MASTERS, *MOMENTS))
+        groups = [prefix for prefix in optimizer if any(key.startswith(prefix) for key in self.tensors)]
         expected, actual = {}, {}
-        for prefix in ("", *groups):
+        for prefix in (self.key_prefix, *groups):
             for entry in entries(self.model):
                 expected[prefix + entry.key] = self.stored_shape(prefix + entry.key, entry)
         for key, tensor in self.tensors.items():
             actual[key] = (path, tuple(tensor.size))
         check_tensors(path, expected=expected, actual=actual)
         for key, tensor in self.tensors.items():
-            dtypes = WEIGHT_DTYPES if not key.startswith((MASTERS, *MOMENTS)) else (torch.float32,)
+            dtypes = WEIGHT_DTYPES if not key.startswith(optimizer) else (torch.float32,)
             if tensor.properties.dtype not in dtypes:
                 expected_dtypes = " or ".join(str(dtype) for dtype in dtypes)
                 raise CheckpointError(f"{path}: {key} has dtype {tensor.properties.dtype}; expected {expected_dtypes}")

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from data_tools.progress import Progress, progress_bar
-from qwen_megatron.checkpoint.contents import STATE, SmallState, environment
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
 from qwen_megatron.checkpoint.save import METADATA_JSON
+from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState, environment
 from qwen_megatron.checkpoint.storage import FinalFileWriter, HashingFileSystem
 from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
@@ -24,6 +24,7 @@ from qwen_megatron.convert.name_map import Part, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
 from qwen_megatron.convert.weights import WeightSource
 from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.trainable import MAIN
 
 # Embeddings are cut into pieces of about this size, so that neither writer nor reader holds a whole one.
 PIECE_BYTES = 64 << 20
@@ -60,9 +61,9 @@ def write_weights(source: WeightSource, out: Path, *, overwrite: bool = False) -
         files = write_tensors(source, partial, f"writing {out.name}")
         save_config(CheckpointingConfig("torch_dist", 1), str(partial))
         files[METADATA_JSON] = hashed(partial / METADATA_JSON)
-        state = SmallState(
+        state = CheckpointState(
             train_state=TrainState(),
-            optimizer=[],
+            models={MAIN: ModelState(config=to_dict(source.model))},
             config={"model": to_dict(source.model)},
             data={},
             environment=environment(),
@@ -113,7 +114,7 @@ class Piece:
     @property
     def index(self) -> MetadataIndex:
         """Its name in the checkpoint's metadata."""
-        return MetadataIndex(self.part.entry.key, self.offsets)
+        return MetadataIndex(f"{MAIN}.{self.part.entry.key}", self.offsets)
 
     @property
     def size_bytes(self) -> int:

@@ -8,7 +8,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 
 from qwen_megatron.convert.name_map import Part, entries
 from qwen_megatron.convert.weights import WeightSource
-from qwen_megatron.model.builder import QwenModel
+from qwen_megatron.model.qwen_model import QwenModel
 
 
 @torch.no_grad()

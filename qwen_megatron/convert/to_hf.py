@@ -35,6 +35,7 @@ def to_hf(
     dtype: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
+    name: str | None = None,
 ) -> None:
     """Writes a Hugging Face folder: weights, configuration and, for Qwen's vocabulary, the tokenizer.
 
@@ -48,12 +49,13 @@ def to_hf(
             None: the model's weights in the dtype they are stored in.
         max_shard_bytes: Most bytes of tensors in a file.
         overwrite: Replace a model that is already in `out`.
+        name: Of the model, where the checkpoint holds several.
     Raises:
         CheckpointError: if the checkpoint is damaged, the format cannot express the model, or `out` exists.
         DataError: if the vocabulary for the tokenizer files is not installed.
     """
     check_replaceable(out, overwrite=overwrite)
-    source = CheckpointWeights(checkpoint)
+    source = CheckpointWeights(checkpoint, name)
     if dtype == "fp32" and source.has_masters:
         source = source.masters()
     target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])

@@ -16,7 +16,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-from qwen_megatron.checkpoint.contents import sharded_weights
+from qwen_megatron.checkpoint.sharded_state import sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
@@ -24,7 +24,8 @@ from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.into_model import fill_model
 from qwen_megatron.convert.name_map import Format, parts
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
+from qwen_megatron.model.builder import build_model, unwrapped
+from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups
 
 DEFAULT_TOLERANCE = 1e-4
@@ -75,7 +76,14 @@ class Report:
         return not self.different_tensors and self.first_difference is None
 
 
-def verify(checkpoint: Path, folder: Path, groups: Groups, *, tolerance: float = DEFAULT_TOLERANCE) -> Report:
+def verify(
+    checkpoint: Path,
+    folder: Path,
+    groups: Groups,
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    name: str | None = None,
+) -> Report:
     """Compares a checkpoint with a Hugging Face folder.
 
     A qwen2 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is imported
@@ -88,11 +96,12 @@ def verify(checkpoint: Path, folder: Path, groups: Groups, *, tolerance: float =
         folder: A Hugging Face folder; no code in it is run.
         groups: Of one process.
         tolerance: Largest absolute difference of a logit that is good.
+        name: Of the model, where the checkpoint holds several.
     Raises:
         CheckpointError: if one of the two cannot be read, or they describe different architectures.
     """
     hf = HfFolder(folder)
-    source = CheckpointWeights(checkpoint)
+    source = CheckpointWeights(checkpoint, name)
     check_same_architecture(source.model, hf, checkpoint)
     first = next(parts(hf.model)).entry
     if source.has_masters and hf.dtype(first) is torch.float32 and source.dtype(first) is not torch.float32:
@@ -154,9 +163,7 @@ def sample_ids(model: ModelConfig) -> torch.Tensor:
 def run_checkpoint(source: CheckpointWeights, hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
     """Our model with the checkpoint's weights, read by Megatron-Core's loader rather than the exporter's reader."""
     qwen = unwrapped(build_model(source.model, groups, precision="fp32")).eval()
-    state = sharded_weights(qwen)
-    for value in nested_values(state):
-        value.key = source.prefix + value.key
+    state = sharded_weights(qwen, source.prefix)
     qwen.load_state_dict(load_tensors({"model": state}, source.folder)["model"])
     round_weights(qwen, hf)
     return run_ours(qwen, ids_bs)

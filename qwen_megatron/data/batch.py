@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.data.pretraining.dataset import SampleId
 from qwen_megatron.parallel.context import take_chunks
 
 
@@ -22,17 +21,20 @@ class Batch:
         labels_bs: [b, s] int64, the token after each.
         loss_mask_bs: [b, s] fp32, 1 where the label counts.
         position_ids_bs: [b, s] int64.
-        document_ids_bs: [b, s] int64, number of the token's document within its sample; whole sequences on every
-            context-parallel rank, whose queries see keys of other ranks.
+        document_ids_bs: [b, s] int64, number of the token's document within its row, which sees nothing of the others;
+            whole sequences on every context-parallel rank, whose queries see keys of other ranks. None where tokens see
+            all tokens before them.
         samples: Where the tokens come from; None marks a filler row that counts for nothing.
+        extras: What else an objective needs, by name; each [b, ...], whole on every rank.
     """
 
     tokens_bs: torch.Tensor
     labels_bs: torch.Tensor
     loss_mask_bs: torch.Tensor
     position_ids_bs: torch.Tensor
-    document_ids_bs: torch.Tensor
-    samples: tuple[SampleId | None, ...]
+    document_ids_bs: torch.Tensor | None
+    samples: tuple[object | None, ...]
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def split_sequence(batch: Batch, group: dist.ProcessGroup) -> Batch:
@@ -44,11 +46,17 @@ def split_sequence(batch: Batch, group: dist.ProcessGroup) -> Batch:
         position_ids_bs=take_chunks(batch.position_ids_bs, 1, group),
         document_ids_bs=batch.document_ids_bs,
         samples=batch.samples,
+        extras=batch.extras,
     )
 
 
 def make_batch(
-    rows: Sequence[np.ndarray | None], samples: Sequence[SampleId | None], seq_length: int, end_of_document: int
+    rows: Sequence[np.ndarray | None],
+    samples: Sequence[object | None],
+    seq_length: int,
+    end_of_document: int,
+    *,
+    mask_documents: bool = False,
 ) -> Batch:
     """Cuts rows of seq_length + 1 tokens into inputs and labels.
 
@@ -57,6 +65,7 @@ def make_batch(
         samples: Where each row comes from.
         seq_length: Tokens a row, without the last label.
         end_of_document: Token that ends a document.
+        mask_documents: Documents in a row do not see each other.
     """
     empty = np.zeros(seq_length + 1, dtype=np.int64)
     tokens = torch.from_numpy(np.stack([empty if row is None else row for row in rows]))
@@ -70,6 +79,6 @@ def make_batch(
         loss_mask_bs=counts[:, None].expand(-1, seq_length).contiguous(),
         position_ids_bs=torch.arange(seq_length).expand(len(rows), -1).contiguous(),
         # The end token still belongs to the document that it ends.
-        document_ids_bs=ends.cumsum(dim=1) - ends,
+        document_ids_bs=ends.cumsum(dim=1) - ends if mask_documents else None,
         samples=tuple(samples),
     )

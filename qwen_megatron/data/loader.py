@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-from qwen_megatron.data.batch import Batch, make_batch
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId
+from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.protocol import BatchShape, Dataset
 
 
 class Loader:
@@ -31,7 +32,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: BlendedDataset,
+        dataset: Dataset,
         *,
         micro_batch_size: int,
         data_parallel_rank: int,
@@ -47,11 +48,16 @@ class Loader:
         self.workers = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
         self.ahead = 2 * num_workers
 
+    @property
+    def shape(self) -> BatchShape:
+        """Of the micro-batches."""
+        return self.dataset.shape(self.micro_batch_size)
+
     def training(self, consumed_samples: int) -> Iterator[Batch]:
         """Micro-batches from sample number `consumed_samples` on, without end."""
         return self.read_ahead(self.training_ids(consumed_samples))
 
-    def training_ids(self, consumed_samples: int) -> Iterator[list[SampleId | None]]:
+    def training_ids(self, consumed_samples: int) -> Iterator[list[Any | None]]:
         while True:
             first = consumed_samples + self.rank * self.micro_batch_size
             yield [self.dataset.train_id(number) for number in range(first, first + self.micro_batch_size)]
@@ -59,7 +65,7 @@ class Loader:
 
     def evaluation(self) -> Iterator[Batch]:
         """All held-out samples once; every rank gets as many micro-batches, filled up with rows that do not count."""
-        ids: list[SampleId | None] = list(self.dataset.eval_ids)
+        ids: list[Any | None] = list(self.dataset.eval_ids)
         stride = self.micro_batch_size * self.data_parallel_size
         ids += [None] * (-len(ids) % (stride * self.microbatch_multiple))
         first = self.rank * self.micro_batch_size
@@ -72,17 +78,13 @@ class Loader:
         group = self.micro_batch_size * self.data_parallel_size * self.microbatch_multiple
         return -(-len(self.dataset.eval_ids) // group) * self.microbatch_multiple
 
-    def read(self, ids: list[SampleId | None]) -> Batch:
-        rows = [None if sample is None else self.dataset.tokens(sample) for sample in ids]
-        return make_batch(rows, ids, self.dataset.seq_length, self.dataset.end_of_document)
-
-    def read_ahead(self, ids: Iterator[list[SampleId | None]]) -> Iterator[Batch]:
+    def read_ahead(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
         if self.workers is None:
-            yield from map(self.read, ids)
+            yield from map(self.dataset.batch, ids)
             return
         pending: deque[Future[Batch]] = deque()
         for group in ids:
-            pending.append(self.workers.submit(self.read, group))
+            pending.append(self.workers.submit(self.dataset.batch, group))
             if len(pending) > self.ahead:
                 yield pending.popleft().result()
         while pending:

@@ -8,7 +8,7 @@ import torch
 
 from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS
 from qwen_megatron.inference.loading import logits
-from qwen_megatron.model.builder import QwenModel
+from qwen_megatron.model.qwen_model import QwenModel
 
 
 def generate_greedy(

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from qwen_megatron.checkpoint.contents import saved_model_config
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
+from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
 from qwen_megatron.convert.into_model import fill_model
-from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
+from qwen_megatron.model.builder import build_model, unwrapped
+from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
 from qwen_megatron.platforms import get_platform
 
@@ -26,7 +27,6 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
     platform = get_platform(platform_name)
     platform.prepare()
     device = start_process_group(platform, TIMEOUT_SECONDS)
-    groups = None
     try:
         groups = build_groups(
             tensor_model_parallel_size=1, pipeline_model_parallel_size=1, device=device, timeout_seconds=TIMEOUT_SECONDS
@@ -34,16 +34,17 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
         with platform.products(torch.bfloat16):
             yield groups
     finally:
-        leave(groups)
+        leave()
 
 
-def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32") -> QwenModel:
+def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32", name: str | None = None) -> QwenModel:
     """The model of a checkpoint or of a Hugging Face folder, in evaluation mode.
 
     Args:
         source: An `iter_NNNNNNN` folder, written on any layout, or a folder with config.json and safetensors.
         groups: As from `single_process`.
         precision: `fp32` or `bf16`.
+        name: Of the model, where a checkpoint holds several.
     Raises:
         CheckpointError: if the source is damaged or neither of the two.
     """
@@ -54,10 +55,10 @@ def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32")
     else:
         verify_checkpoint(source)
         # Kernels are a matter of this machine, not of the one that trained; nothing is dropped here.
-        saved = saved_model_config(source)
+        saved = saved_model_config(source, name)
         config = dataclasses.replace(saved, implementation="auto", hidden_dropout=0.0, attention_dropout=0.0)
         model = build_model(config, groups, precision=precision)
-        load_model(source, unwrapped(model))
+        load_model(source, unwrapped(model), name)
     return unwrapped(model).eval()
 
 

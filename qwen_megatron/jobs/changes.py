@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_megatron.checkpoint.contents import SmallState, config_sections
+from qwen_megatron.checkpoint.state import CheckpointState, config_sections
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.setting import show
-from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.errors import ChangesRefused
+from qwen_megatron.train.job import Job
 
 # How long and how fast a run goes, and how often it looks: they change nothing in what a step computes, but for the
 # order of sums. Layout, saving and logging are free for the same reason. `train_iters` is free because the schedule of
@@ -71,20 +72,20 @@ class Change:
         return f"{self.key} is {self.now}, the checkpoint was trained with {self.then}{self.detail}{note}"
 
 
-def check_changes(small: SmallState, config: ResolvedConfig, dataset: BlendedDataset, folder: Path) -> list[Change]:
-    """Compares a checkpoint with a resolved configuration.
+def check_changes(state: CheckpointState, job: Job, folder: Path) -> list[Change]:
+    """Compares a checkpoint with a job that is about to go on from it.
 
     Args:
-        small: Of the checkpoint.
-        config: Of the run that goes on from it.
-        dataset: The configuration's.
+        state: Of the checkpoint.
+        job: Its configuration and its data.
         folder: The checkpoint, for messages.
     Returns:
         The differences, all of them allowed.
     Raises:
         ChangesRefused: with every difference that is not allowed, and what to give to keep or to allow it.
     """
-    changes = changed_settings(small.config, config) + changed_data(small, config, dataset)
+    config = job.config
+    changes = changed_settings(state.config, config) + changed_data(state, job)
     refused = [change for change in changes if change.key not in config.checkpoint.allow_changes or change.key in NEVER]
     if not refused:
         return changes
@@ -118,16 +119,11 @@ def changed_settings(saved: dict[str, Any], config: ResolvedConfig) -> list[Chan
     ]
 
 
-def changed_data(small: SmallState, config: ResolvedConfig, dataset: BlendedDataset) -> list[Change]:
+def changed_data(state: CheckpointState, job: Job) -> list[Change]:
     """Other corpora, tokenizers or shares; a corpus that has only moved is the same."""
-    then = {prefix: Content(entry["fingerprint"], entry.get("tokenizer")) for prefix, entry in small.data.items()}
-    tokenizers = dataset.tokenizers()
-    now = {prefix: Content(value, tokenizers[prefix]) for prefix, value in dataset.fingerprints().items()}
+    then, now = contents(state.data), contents(job.sources(state.train_state))
     # The cursor tells shares from shares: those of token counts from the same ones written down.
-    used = {prefix: entry["consumed_samples"] for prefix, entry in small.data.items()}
-    consumed = dataset.consumed(small.train_state.consumed_samples)
-    shares_then = sorted((then[prefix].fingerprint, used[prefix]) for prefix in then)
-    if shares_then == sorted((now[prefix].fingerprint, consumed[prefix]) for prefix in now):
+    if shares(state.data) == shares(job.sources(state.train_state)):
         known_then, known_now = ({c.tokenizer for c in side.values() if c.tokenizer} for side in (then, now))
         if not known_then or not known_now or known_then == known_now:
             return []
@@ -136,13 +132,23 @@ def changed_data(small: SmallState, config: ResolvedConfig, dataset: BlendedData
     return [
         Change(
             key="data.blend",
-            then=show(small.config["data"]["blend"]),
-            now=show(config_sections(config)["data"]["blend"]),
+            then=show(state.config["data"]["blend"]),
+            now=show(config_sections(job.config)["data"]["blend"]),
             detail=(
                 f"; then but not now: {', '.join(gone) or 'nothing'}; now but not then: {', '.join(new) or 'nothing'}"
             ),
         )
     ]
+
+
+def contents(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Content]:
+    """Content of each source, by name."""
+    return {name: Content(source["fingerprint"], source.get("tokenizer")) for name, source in sources.items()}
+
+
+def shares(sources: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """How many samples each content gave, wherever it lies."""
+    return sorted((source["fingerprint"], source["consumed_samples"]) for source in sources.values())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwen_megatron.jobs.failure import Failure, is_lost_peer, restart_helps, write_failure
 from qwen_megatron.jobs.watchdog import BETWEEN_STEPS, Watchdog
-from qwen_megatron.parallel.meeting import Job
+from qwen_megatron.parallel.meeting import Member
 
 
 class FailureReport:
@@ -18,13 +18,13 @@ class FailureReport:
 
     Args:
         directory: The run's folder.
-        job: This process's place.
+        member: This process's place.
         attempt: Number of torchrun's start.
     """
 
-    def __init__(self, directory: Path, job: Job, attempt: int):
+    def __init__(self, directory: Path, member: Member, attempt: int):
         self.directory = directory
-        self.job = job
+        self.member = member
         self.attempt = attempt
         self.watch: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
@@ -48,7 +48,7 @@ class FailureReport:
         failure = Failure(
             error=error,
             message=message,
-            rank=self.job.rank,
+            rank=self.member.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
             attempt=self.attempt,
@@ -74,4 +74,4 @@ class FailureReport:
         if position.activity in BETWEEN_STEPS:
             return position.step - 1, position.activity, ()
         first = run.state.consumed_samples
-        return position.step, position.phase, (first, first + run.config.training.batch_sizes.at(first) - 1)
+        return position.step, position.phase, (first, first + run.job.samples_of(run.state, 1) - 1)

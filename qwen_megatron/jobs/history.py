@@ -7,7 +7,7 @@ import os
 import socket
 from datetime import UTC, datetime
 
-from qwen_megatron.checkpoint.contents import config_sections, environment
+from qwen_megatron.checkpoint.state import config_sections, environment
 from qwen_megatron.train.run import Run
 
 STARTS = "starts.jsonl"
@@ -19,9 +19,9 @@ def record_start(run: Run) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": run.state.iteration,
         "host": socket.gethostname(),
-        "world_size": run.config.world_size,
+        "world_size": run.job.config.world_size,
         "environment": environment(),
-        "config": config_sections(run.config),
+        "config": config_sections(run.job.config),
     }
     path = run.directory / STARTS
     # A row that a crash cut short must not swallow the next one.

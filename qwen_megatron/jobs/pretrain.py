@@ -1,51 +1,139 @@
-"""Wires a pretraining run: the only place where data, model, optimizer, checkpoints and hooks meet."""
+"""Pretraining: one language model, next-token loss, a blend of corpora."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-import torch.distributed as dist
-from omegaconf import OmegaConf
-
-from qwen_megatron.checkpoint.contents import config_sections
-from qwen_megatron.checkpoint.hook import CheckpointHook
-from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
-from qwen_megatron.checkpoint.retention import Retention
-from qwen_megatron.checkpoint.run_lock import run_lock
-from qwen_megatron.checkpoint.save import Saver
-from qwen_megatron.config.flops import flops_formula, utilization_formula
-from qwen_megatron.config.logging import numbers_in
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.loader import Loader
-from qwen_megatron.data.pretraining.dataset import open_dataset
-from qwen_megatron.jobs.failure import retire_failure
-from qwen_megatron.jobs.failure_report import FailureReport
-from qwen_megatron.jobs.history import record_start
-from qwen_megatron.jobs.launcher import Launch
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
+from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.jobs.hooks import configured_hooks
 from qwen_megatron.jobs.resume import restore
-from qwen_megatron.jobs.watchdog import Watchdog
-from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
-from qwen_megatron.parallel.meeting import Job, join_job
-from qwen_megatron.platforms import Platform, get_platform
-from qwen_megatron.train.engine import Engine, build_engine
-from qwen_megatron.train.hooks.console import ConsoleHook
-from qwen_megatron.train.hooks.evaluation import EvaluationHook
-from qwen_megatron.train.hooks.leave import LeaveHook
-from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
-from qwen_megatron.train.hooks.profile import ProfileHook
-from qwen_megatron.train.hooks.replicas import ReplicaHook
-from qwen_megatron.train.hooks.straggler import StragglerHook
-from qwen_megatron.train.hooks.wandb import WandbHook
+from qwen_megatron.jobs.session import session
+from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms import Platform
+from qwen_megatron.train.job import Job, StepOutcome
 from qwen_megatron.train.judge import Judge
-from qwen_megatron.train.loop import train
-from qwen_megatron.train.run import Hook, Run
+from qwen_megatron.train.objective import NextTokenLoss, Objective
+from qwen_megatron.train.phases import Phases
+from qwen_megatron.train.run import Run
+from qwen_megatron.train.schedule import learning_rate
+from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.step import evaluate, train_step
+from qwen_megatron.train.trainable import MAIN, build_trainable
 
-log = logging.getLogger(__name__)
+
+class Pretraining(Job):
+    """Steps over a blend of corpora.
+
+    A step's size and rate are functions of the samples consumed.
+
+    Args:
+        config: Resolved configuration.
+        groups: Layout.
+        objective: What to minimise; None for the next-token loss.
+        dataset: Its samples; None for the corpora of `data.blend`.
+    Raises:
+        DataError: if a corpus is missing, damaged or too small.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        groups: Groups,
+        *,
+        objective: Objective | None = None,
+        dataset: Dataset | None = None,
+    ):
+        training = config.training
+        self.config = config
+        self.objective = objective or NextTokenLoss()
+        self.dataset = dataset or open_blend(config)
+        self.loader = Loader(
+            self.dataset,
+            micro_batch_size=training.micro_batch_size,
+            data_parallel_rank=groups.dp.rank(),
+            data_parallel_size=groups.dp.size(),
+            num_workers=config.data.num_workers,
+            microbatch_multiple=(
+                groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
+            ),
+        )
+        self.judge = Judge(max_skips=training.skip_nonfinite_steps, spike_sigmas=training.spike_sigmas)
+        self.batches: Iterator[Batch] | None = None
+
+    def num_steps(self, state: TrainState) -> int:
+        """Steps taken, and as many as the samples left over make."""
+        training = self.config.training
+        return state.iteration + training.batch_sizes.steps_between(state.consumed_samples, training.samples_in_all)
+
+    def samples_of(self, state: TrainState, steps: int) -> int:
+        return self.config.training.batch_sizes.samples_after(steps, state.consumed_samples) - state.consumed_samples
+
+    def step(self, run: Run) -> StepOutcome:
+        training, optimizer, state = self.config.training, self.config.optimizer, run.state
+        if self.batches is None:
+            self.batches = self.loader.training(state.consumed_samples)
+        batch_size = training.batch_sizes.at(state.consumed_samples)
+        rate = learning_rate((state.consumed_samples + batch_size) / training.global_batch_size, optimizer)
+        result = train_step(
+            run.trainables[MAIN],
+            self.objective,
+            self.batches,
+            shape=self.loader.shape,
+            num_microbatches=self.config.microbatches_of(batch_size),
+            step=state.iteration + 1,
+            learning_rate=rate,
+            clip_grad=optimizer.clip_grad,
+            judge=self.judge,
+        )
+        tokens = batch_size * training.seq_length
+        return StepOutcome(
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            learning_rate=rate,
+            batch_size=batch_size,
+            tokens=tokens,
+            flops=self.config.flops_per_token * tokens,
+            metrics=result.metrics,
+            skipped_steps=self.judge.skipped,
+            spike=result.spike,
+        )
+
+    def evaluate(self, run: Run) -> tuple[float, Mapping[str, float]]:
+        return evaluate(
+            run.trainables[MAIN],
+            self.objective,
+            self.loader.evaluation(),
+            shape=self.loader.shape,
+            num_microbatches=self.loader.num_evaluation_microbatches,
+        )
+
+    def sources(self, state: TrainState) -> dict[str, dict[str, Any]]:
+        return self.dataset.sources(state.consumed_samples)
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+def open_blend(config: ResolvedConfig) -> BlendedDataset:
+    """The corpora of `data.blend`.
+
+    Raises:
+        DataError: if one is missing, damaged or too small.
+    """
+    return open_dataset(
+        config.data.blend,
+        seq_length=config.training.seq_length,
+        seed=config.training.seed,
+        eval_samples=config.data.eval_samples,
+        vocab_size=config.model.vocab_size,
+        mask_documents=config.data.mask_documents,
+    )
 
 
 def pretrain(config: ResolvedConfig) -> None:
@@ -54,157 +142,21 @@ def pretrain(config: ResolvedConfig) -> None:
     Raises:
         DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
     """
-    launch = Launch.of_this_process()
-    configure_logging(launch)
-    limit_threads(launch.local_world_size or config.world_size)
-    platform = get_platform(config.parallel.platform)
-    shims = platform.prepare()
-    job = join_job(platform, config.parallel.start_timeout_seconds)
-    report = FailureReport(Path(config.checkpoint.directory), job, launch.restarts)
-    with Watchdog(job.store, job.rank, job.world_size, config.parallel, report.stuck) as watch:
-        report.watch = watch
-        groups: Groups | None = None
-        try:
-            groups = start_groups(config, platform, job)
-            with contextlib.ExitStack() as held:
-                if groups.rank == 0:
-                    take_folder(config, held)
-                # Only now does every rank know that the folder is this job's.
-                dist.barrier()
-                report.owns_folder = True
-                if groups.rank == 0:
-                    announce(config, platform.name, shims)
-                run = build_run(config, build_engine(config, groups, platform))
-                if groups.rank == 0:
-                    record_start(run)
-                watch.follow(run)
-                train(run)
-            if groups.rank == 0 and run.stopping is not None:
-                log.info("left after step %d: %s", run.state.iteration, run.stopping)
-        except Exception as error:
-            report.failed(error)
-            raise
-        finally:
-            leave(groups)
+    with session(config) as job:
+        job.train(build_run(config, job.groups, job.platform, job.timers))
 
 
-def start_groups(config: ResolvedConfig, platform: Platform, job: Job) -> Groups:
-    """The collectives of the layout."""
-    parallel = config.parallel
-    timeout = parallel.collective_timeout_seconds
-    return build_groups(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        device=start_process_group(platform, timeout, job),
-        timeout_seconds=timeout,
+def build_run(config: ResolvedConfig, groups: Groups, platform: Platform, timers: Phases) -> Run:
+    """Builds the model, opens the data, restores the state and puts the hooks in order."""
+    trainables = {MAIN: build_trainable(config, groups, platform, timers=timers)}
+    job = Pretraining(config, groups)
+    return Run(
+        job=job,
+        directory=Path(config.checkpoint.directory),
+        groups=groups,
+        platform=platform,
+        timers=timers,
+        trainables=trainables,
+        state=restore(job, trainables),
+        hooks=configured_hooks(config),
     )
-
-
-def take_folder(config: ResolvedConfig, held: contextlib.ExitStack) -> None:
-    """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
-    directory = Path(config.checkpoint.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    held.enter_context(run_lock(directory))
-    retire_failure(directory)
-    restore_replaced(directory)
-
-
-def build_run(config: ResolvedConfig, engine: Engine) -> Run:
-    """Opens the data, restores the state and puts the hooks in order."""
-    dataset = open_dataset(
-        config.data.blend,
-        seq_length=config.training.seq_length,
-        seed=config.training.seed,
-        eval_samples=config.data.eval_samples,
-        vocab_size=config.model.vocab_size,
-    )
-    state = restore(config, engine, dataset)
-    loader = Loader(
-        dataset,
-        micro_batch_size=config.training.micro_batch_size,
-        data_parallel_rank=engine.groups.dp.rank(),
-        data_parallel_size=engine.groups.dp.size(),
-        num_workers=config.data.num_workers,
-        microbatch_multiple=(
-            engine.groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
-        ),
-    )
-    # Metrics before checkpoints: a checkpoint is never newer than the rows about it.
-    hooks: list[Hook] = reporting_hooks(config)
-    if config.data.eval_samples:
-        hooks.append(EvaluationHook(config.training.eval_interval))
-    # A sick state is not saved.
-    hooks += [StragglerHook(config.logging.straggler_interval), ReplicaHook(config.logging.replica_check_interval)]
-    hooks += [checkpoint_hook(config), LeaveHook(seconds(config.training.exit_duration_minutes))]
-    judge = Judge(max_skips=config.training.skip_nonfinite_steps, spike_sigmas=config.training.spike_sigmas)
-    return Run(config=config, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks, judge=judge)
-
-
-def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
-    """The hooks that only tell what happens."""
-    options = config.logging
-    hooks: list[Hook] = []
-    if options.profile_steps is not None:
-        hooks.append(ProfileHook(numbers_in(options.profile_steps), numbers_in(options.profile_ranks)))
-    hooks += [ConsoleHook(options.log_interval), MetricsHook()]
-    if options.tensorboard:
-        hooks.append(TensorBoardHook())
-    if options.wandb_project is not None:
-        hooks.append(WandbHook(options.wandb_project, options.wandb_mode, config_sections(config)))
-    return hooks
-
-
-def checkpoint_hook(config: ResolvedConfig) -> CheckpointHook:
-    """Saving as `checkpoint.*` says."""
-    options = config.checkpoint
-    saver = Saver(asynchronous=options.async_save, retention=Retention(options.keep_last, options.keep_every))
-    return CheckpointHook(saver, options.save_interval, seconds(options.save_interval_minutes))
-
-
-def seconds(minutes: float | None) -> float | None:
-    return None if minutes is None else 60 * minutes
-
-
-def announce(config: ResolvedConfig, platform_name: str, shims: list[str]) -> None:
-    """Rank 0 says what runs, and keeps the resolved configuration in the run's folder."""
-    directory = Path(config.checkpoint.directory)
-    resolved = OmegaConf.to_yaml(OmegaConf.create(config_sections(config)))
-    write_synced(directory / "config.yaml", resolved.encode())
-    parallel = config.parallel
-    log.info(
-        "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; a step: %d micro-batches of %d x %d tokens a replica",
-        f"{config.num_parameters:,}",
-        platform_name,
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.context_parallel_size,
-        config.data_parallel_size,
-        config.training.precision,
-        config.num_microbatches,
-        config.training.micro_batch_size,
-        config.training.seq_length,
-    )
-    log.info(
-        "%s; %s",
-        flops_formula(config.model, config.training.seq_length),
-        utilization_formula(config.logging.peak_tflops_per_rank, config.world_size),
-    )
-    if shims:
-        write_synced(directory / "shims.txt", "".join(line + "\n" for line in shims).encode())
-        log.info("%d names of Megatron-Core redirected for this platform: see %s", len(shims), directory / "shims.txt")
-
-
-def configure_logging(launch: Launch) -> None:
-    """One short line per message, rank 0 only below warnings."""
-    logging.basicConfig(
-        level=logging.INFO if launch.rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-
-
-def limit_threads(local_world_size: int) -> None:
-    """Threads = cores / ranks on this machine: more of them spin against each other."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local_world_size))

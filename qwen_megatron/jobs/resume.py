@@ -3,67 +3,75 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 
-from qwen_megatron.checkpoint.contents import SmallState, saved_model_config
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
+from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
+from qwen_megatron.config.checkpoint import CheckpointConfig
 from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
 from qwen_megatron.convert.into_model import fill_model
-from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.jobs.changes import check_changes
-from qwen_megatron.train.engine import Engine
+from qwen_megatron.train.job import Job
 from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.trainable import MAIN, Trainable
 
 log = logging.getLogger(__name__)
 
 
-def restore(config: ResolvedConfig, engine: Engine, dataset: BlendedDataset) -> TrainState:
+def restore(job: Job, trainables: Mapping[str, Trainable]) -> TrainState:
     """Goes on from `checkpoint.load`, starts from `checkpoint.init_from`, or starts anew.
 
+    Args:
+        job: Told what it had saved.
+        trainables: The models of the job, overwritten; `init_from` is for the one called `model`.
     Raises:
         CheckpointError: if what is asked for is not whole or does not fit.
         ChangesRefused: if settings or data are not those it was trained with, and nobody has allowed it.
     """
-    folder = checkpoint_to_resume(config)
+    options = job.config.checkpoint
+    folder = checkpoint_to_resume(options)
     if folder is not None:
-        for change in check_changes(SmallState.read(folder), config, dataset, folder):
+        for change in check_changes(CheckpointState.read(folder), job, folder):
             log_main("allowed: %s", change)
-        small = load_checkpoint(folder, engine)
-        log_main("going on from %s (step %d)", folder, small.train_state.iteration)
-        return small.train_state
-    if config.checkpoint.init_from is not None:
-        start_from_weights(Path(config.checkpoint.init_from), config, engine)
+        state = load_checkpoint(folder, trainables)
+        job.load_state_dict(state.job)
+        log_main("going on from %s (step %d)", folder, state.train_state.iteration)
+        return state.train_state
+    if options.init_from is not None:
+        start_from_weights(Path(options.init_from), trainables[MAIN])
     return TrainState()
 
 
-def start_from_weights(source: Path, config: ResolvedConfig, engine: Engine) -> None:
+def start_from_weights(source: Path, trainable: Trainable) -> None:
     """Continued pretraining: the weights of a checkpoint or a Hugging Face folder, everything else anew.
 
     Raises:
-        CheckpointError: if the source is not whole or has another shape than the configured model.
+        CheckpointError: if the source is not whole or has another shape than the model.
     """
+    wanted = trainable.model
     if is_hf_folder(source):
         folder = HfFolder(source)
-        check_same_shape(source, folder.model, config.model)
-        for model in engine.models:
+        check_same_shape(source, folder.model, wanted)
+        for model in trainable.models:
             fill_model(folder, model)
-        # The fp32 masters are copies of the weights: they follow.
-        engine.optimizer.reload_model_params()
+        if trainable.optimizer is not None:
+            # The fp32 masters are copies of the weights: they follow.
+            trainable.optimizer.reload_model_params()
         saved = folder.model
     else:
         verify_checkpoint(source)
         saved = saved_model_config(source)
-        check_same_shape(source, saved, config.model)
-        load_weights(source, engine)
+        check_same_shape(source, saved, wanted)
+        load_weights(source, trainable)
     for name in ("rotary_base", "layernorm_epsilon"):
-        if getattr(saved, name) != getattr(config.model, name):
+        if getattr(saved, name) != getattr(wanted, name):
             # Wanted when the context is extended, wrong otherwise.
-            log_main("note: model.%s is %s, %s had %s", name, getattr(config.model, name), source, getattr(saved, name))
+            log_main("note: model.%s is %s, %s had %s", name, getattr(wanted, name), source, getattr(saved, name))
     log_main("starting with the weights of %s", source)
 
 
@@ -81,12 +89,12 @@ def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> N
         raise CheckpointError(f"checkpoint.init_from={source}: {'; '.join(different)}; use the values it has")
 
 
-def checkpoint_to_resume(config: ResolvedConfig) -> Path | None:
-    choice = config.checkpoint.load
+def checkpoint_to_resume(options: CheckpointConfig) -> Path | None:
+    choice = options.load
     if choice == "none":
         return None
     if choice == "auto":
-        return find_newest(Path(config.checkpoint.directory))
+        return find_newest(Path(options.directory))
     folder = Path(choice)
     verify_checkpoint(folder)
     return folder

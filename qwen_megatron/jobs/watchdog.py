@@ -93,7 +93,7 @@ class Watchdog:
     def position(self) -> Position:
         if self.run is None:
             return Position(step=0, phase="start-up", activity="start-up", since=self.started)
-        phases = self.run.engine.phases
+        phases = self.run.timers
         phase, since = phases.now
         stack = [*phases.stack, phase]
         outermost = next((name for name in stack if name != OTHER), OTHER)

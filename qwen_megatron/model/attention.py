@@ -17,9 +17,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qwen_megatron.model.dropout import ATTENTION, derived_keys, kept
+from qwen_megatron.model.attention_context import AttentionContext, context_of
+from qwen_megatron.model.dropout import ATTENTION, derived_keys, kept, needed_keys
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
-from qwen_megatron.model.row_context import RowContext
 from qwen_megatron.parallel.context import GatherSequence, chunks_of, take_chunks
 
 
@@ -72,25 +72,30 @@ class TorchAttention(torch.nn.Module):
         attention_mask: torch.Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: AttentionContext | None = None,
     ) -> torch.Tensor:
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d].
 
         Args:
-            attention_mask: None, or a packed `RowContext`: tokens then see only their own document.
+            packed_seq_params: Documents: tokens then see only their own. An offset: keys begin so many tokens before
+                the queries.
         Raises:
-            ValueError: if another mask than these, a bias or packed sequences are given: the kernel would ignore them;
-                if there are not as many keys as queries: it would line up the first ones.
+            ValueError: if a mask, a bias or another packing is given: the kernel would ignore them; if there are not
+                as many keys as queries and tokens before them: it would line up the first ones.
         """
-        for name, given in (("bias", attention_bias), ("packing", packed_seq_params)):
+        for name, given in (("mask", attention_mask), ("bias", attention_bias)):
             if given is not None:
                 raise ValueError(f"causal attention was given an attention {name}, which it would ignore")
+        context = context_of(packed_seq_params)
         if attn_mask_type is not None and attn_mask_type != AttnMaskType.causal:
             raise ValueError(f"attention is causal here, but mask type {attn_mask_type.name} was asked for")
         queries, keys, rows, heads = query_sbnd.size(0), key_sbgd.size(0), query_sbnd.size(1), query_sbnd.size(2)
-        if queries != keys:
-            raise ValueError(f"causal attention takes one key a query, but got {queries} queries and {keys} keys")
-        context = RowContext.unpack(attention_mask, rows, queries * self.context_group.size())
+        if keys != queries + context.offset:
+            raise ValueError(
+                f"causal attention takes one key a query, and one for each of {context.offset} tokens before, but got "
+                f"{queries} queries and {keys} keys"
+            )
+        context.check(rows, queries * self.context_group.size())
         repeat = heads // key_sbgd.size(2)
         if repeat > 1:
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)
@@ -99,19 +104,20 @@ class TorchAttention(torch.nn.Module):
             key_sbgd = GatherSequence.apply(key_sbgd, self.context_group)
             value_sbgd = GatherSequence.apply(value_sbgd, self.context_group)
         query_bnsd, key_bnsd, value_bnsd = (x.permute(1, 2, 0, 3) for x in (query_sbnd, key_sbgd, value_sbgd))
-        keys_bn = self.dropout_keys(context, heads) if self.training and self.dropout else None
+        keys_bn = None
+        if self.training and self.dropout:
+            keys_b = needed_keys(context, rows, queries * self.context_group.size())
+            keys_bn = self.dropout_keys(keys_b, heads)
         pieces = [
             [self.attend(query_bnsd, key_bnsd, value_bnsd, span, keys_bn) for span in row]
-            for row in spans(context.document_ids_bs, queries, self.context_group)
+            for row in spans(context.document_ids_bs, queries, self.context_group, context.offset)
         ]
         context_bnsd = joined([joined(row, dim=2) for row in pieces], dim=0)
         return context_bnsd.permute(2, 0, 1, 3).flatten(start_dim=2)
 
-    def dropout_keys(self, context: RowContext, heads: int) -> torch.Tensor:
+    def dropout_keys(self, keys_b: torch.Tensor, heads: int) -> torch.Tensor:
         """int64 [b, n]: a key for each row and head of the whole layer that this rank computes."""
-        if context.dropout_keys_b is None:
-            raise ValueError("dropout in training needs the keys of the micro-batch's rows; none were given")
-        keys_b = derived_keys(derived_keys(context.dropout_keys_b, self.layer_number), ATTENTION)
+        keys_b = derived_keys(derived_keys(keys_b, self.layer_number), ATTENTION)
         first = self.tensor_group.rank() * heads
         return derived_keys(keys_b[:, None], torch.arange(first, first + heads, device=keys_b.device))
 
@@ -159,16 +165,22 @@ class TorchAttention(torch.nn.Module):
         return (shares @ value_bnsd.float()).to(query_bnsd.dtype)
 
 
-def spans(document_ids_bs: torch.Tensor | None, count: int, group: dist.ProcessGroup) -> list[list[Span]]:
+def spans(
+    document_ids_bs: torch.Tensor | None, count: int, group: dist.ProcessGroup, offset: int = 0
+) -> list[list[Span]]:
     """This rank's queries, cut where a document or one of its chunks of the sequence ends.
 
     Args:
         document_ids_bs: int64 [b, s], rising along the whole sequence; None for one document.
         count: Queries on this rank.
         group: Context-parallel group.
+        offset: Tokens before the first query, whose keys come first; only for one document, without context
+            parallelism.
     Returns:
         One list for each row, or one for all rows together.
     """
+    if offset:
+        return [[Span(rows=slice(None), queries=slice(0, count), keys=slice(0, offset + count))]]
     length = count * group.size()
     if document_ids_bs is None:
         return [row_spans(slice(None), [length], count, group)]
@@ -205,7 +217,7 @@ class QwenCoreAttention(MegatronModule):
 
     Args:
         kernel: Core attention module without positions (`TorchAttention`, Transformer Engine's).
-        reads_rows: The kernel takes a packed `RowContext` for its mask; others get none.
+        takes: What the kernel takes of an `AttentionContext`: `documents`, `dropout`, `cache`.
         rotary: Angles and stretching.
         pg_collection: Groups; with context parallelism each rank holds two chunks of every sequence.
         others: As in Megatron-Core's core attention modules.
@@ -216,7 +228,7 @@ class QwenCoreAttention(MegatronModule):
         config: TransformerConfig,
         *,
         kernel: type,
-        reads_rows: bool,
+        takes: frozenset[str],
         rotary: RotarySettings,
         pg_collection: ProcessGroupCollection,
         **others: Any,
@@ -224,7 +236,8 @@ class QwenCoreAttention(MegatronModule):
         super().__init__(config=config)
         self.rotary = rotary
         self.context_group = pg_collection.cp
-        self.reads_rows = reads_rows
+        self.takes = takes
+        self.layer_number: int = others["layer_number"]
         self.kernel = kernel(config=config, pg_collection=pg_collection, **others)
 
     def forward(
@@ -233,24 +246,52 @@ class QwenCoreAttention(MegatronModule):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        packed_seq_params: AttentionContext | None = None,
         **others: Any,
     ) -> torch.Tensor:
         """[s, b, n, d] and twice [s, b, g, d] to [s, b, n * d]; further arguments go to the kernel.
 
+        Args:
+            packed_seq_params: Context of the micro-batch; with a cache, the keys and values of the tokens before are
+                taken from it and the new ones put into it, rotated.
         Raises:
-            ValueError: if documents are given and the kernel would ignore them.
+            ValueError: if the kernel would ignore something in the context, or two parts of it do not go together.
         """
-        length = query.size(0) * self.context_group.size()
-        if not self.reads_rows:
-            if RowContext.unpack(attention_mask, query.size(1), length).document_ids_bs is not None:
-                raise ValueError(f"{type(self.kernel).__name__} would ignore that documents do not see each other")
-            attention_mask = None
+        context = context_of(packed_seq_params)
+        context.refuse_beyond(self.takes, type(self.kernel).__name__)
+        length = context.offset + query.size(0) * self.context_group.size()
         stretch = not self.training and length > self.rotary.native_length
+        if context.cache is not None:
+            self.check_cache(context, stretch=stretch)
         base = dynamic_ntk_base(self.rotary, length) if stretch and self.rotary.use_dynamic_ntk else self.rotary.base
         cos, sin = rotary_table(base, self.rotary.head_size, length, query.device)
-        cos, sin = take_chunks(cos, 0, self.context_group), take_chunks(sin, 0, self.context_group)
+        cos, sin = (take_chunks(table[context.offset :], 0, self.context_group) for table in (cos, sin))
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if stretch and self.rotary.use_logn_attn:
-            scale = take_chunks(logn_scale(self.rotary, length, query.device), 0, self.context_group)
-            query = query * scale.to(query.dtype)
+            scale = logn_scale(self.rotary, length, query.device)[context.offset :]
+            query = query * take_chunks(scale, 0, self.context_group).to(query.dtype)
+        if context.cache is not None:
+            key, value = context.cache.extend(self.layer_number, key, value, context.offset)
+        # A kernel that takes nothing of the context gets none: Transformer Engine would look for packed sequences.
+        if self.takes:
+            others["packed_seq_params"] = packed_seq_params
         return self.kernel(query, key, value, attention_mask, **others)
+
+    def check_cache(self, context: AttentionContext, *, stretch: bool) -> None:
+        """Refuses what a cache does not go with.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if self.training:
+            raise ValueError("a key/value cache is for inference; call eval() on the model first")
+        if self.context_group.size() > 1:
+            raise ValueError("a key/value cache does not go with context parallelism; use another layout")
+        if context.document_ids_bs is not None:
+            raise ValueError("a key/value cache holds one document a row; leave out document_ids_bs")
+        if stretch and self.rotary.use_dynamic_ntk:
+            # Keys in the cache were rotated with the base of a shorter text.
+            raise ValueError(
+                f"dynamic NTK beyond {self.rotary.native_length} tokens changes the base with the length, which keys "
+                "in a cache do not follow; run the whole sequence, or turn model.use_dynamic_ntk off"
+            )

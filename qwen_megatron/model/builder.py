@@ -2,109 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.dropout import EMBEDDING, HiddenDropout
-from qwen_megatron.model.embedding import Embedding
+from qwen_megatron.model.heads import LANGUAGE_MODEL
 from qwen_megatron.model.init import initialize_weights
 from qwen_megatron.model.layer_spec import block_spec, select_kernels
-from qwen_megatron.model.loss import mask_padded_vocabulary
 from qwen_megatron.model.megatron_config import transformer_config
-from qwen_megatron.model.output_layer import OutputLayer
+from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.model.rotary import RotarySettings
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.parallel.rng import start_tracker
-
-
-class QwenModel(GPTModel):
-    """Megatron-Core's GPTModel whose padded vocabulary rows take no part in the softmax.
-
-    Attributes:
-        num_tokens_in_vocabulary: Rows of the Hugging Face file; rows beyond are there for the layout only.
-        fuses_loss: Given a loss mask beside the labels, compute losses and gradients without whole logits.
-        embedding_dropout: Of the embedded tokens, where there is any.
-    """
-
-    num_tokens_in_vocabulary: int
-    fuses_loss: bool
-    embedding_dropout: HiddenDropout | None = None
-
-    def setup_embeddings_and_output_layer(self) -> None:
-        """Exchanges the two layers whose classes GPTModel names itself, before their weights are marked and tied."""
-        if self.pre_process:
-            self.embedding.word_embeddings = Embedding(
-                self.vocab_size,
-                self.config.hidden_size,
-                init_method=self.config.init_method,
-                reduce_scatter_embeddings=self.embedding.reduce_scatter_embeddings,
-                config=self.config,
-                tp_group=self.pg_collection.tp,
-            )
-        if self.post_process:
-            self.output_layer = OutputLayer(
-                self.config.hidden_size,
-                self.vocab_size,
-                config=self.config,
-                init_method=self.config.init_method,
-                bias=False,
-                gather_output=not self.parallel_output,
-                skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
-                tp_group=self.pg_collection.tp,
-            )
-        super().setup_embeddings_and_output_layer()
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **others: Any,
-    ) -> torch.Tensor:
-        """As Megatron-Core's; `attention_mask` is a packed `RowContext` or None."""
-        if self.embedding_dropout is not None and self.training and self.pre_process:
-            embedded_sbh = self.embedding(input_ids=input_ids, position_ids=position_ids)
-            others["decoder_input"] = self.embedding_dropout(embedded_sbh, attention_mask)
-        return super().forward(input_ids, position_ids, attention_mask, **others)
-
-    def _postprocess(
-        self,
-        hidden_states: torch.Tensor,
-        *,
-        labels: torch.Tensor | None,
-        loss_mask: torch.Tensor | None = None,
-        **others: Any,
-    ) -> torch.Tensor:
-        """The last layer's output to logits [b, s, v], or to losses [b, s] fp32 where labels are given."""
-        if not (self.post_process and self.fuses_loss) or labels is None or loss_mask is None:
-            return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **others)
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        losses, _ = self.output_layer(
-            hidden_states,
-            weight,
-            labels_bs=labels,
-            loss_mask_bs=loss_mask,
-            vocab_size=self.num_tokens_in_vocabulary,
-        )
-        return losses
-
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross entropy of each label in nats.
-
-        Args:
-            labels: [b, s] int64.
-            logits: [s, b, v / tp], this rank's part of the vocabulary; overwritten.
-        Returns:
-            [b, s] fp32.
-        """
-        mask_padded_vocabulary(logits, self.num_tokens_in_vocabulary, self.pg_collection.tp)
-        return super().compute_language_model_loss(labels, logits)
 
 
 def rotary_settings(model: ModelConfig) -> RotarySettings:
@@ -130,6 +44,7 @@ def build_model(
     layers_in_first_stage: int | None = None,
     layers_in_last_stage: int | None = None,
     seed: int | None = None,
+    head: str = LANGUAGE_MODEL,
 ) -> torch.nn.Module:
     """This rank's pipeline stage and tensor-parallel share of the model.
 
@@ -143,6 +58,7 @@ def build_model(
         num_virtual_stages: Pieces of each stage; None for one.
         layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         seed: Fill the weights from this seed; None leaves them as they come, to be loaded over.
+        head: `language_model`, or `scalar` for one number a token.
     Returns:
         A `QwenModel`, in a Float16Module for bf16.
     Raises:
@@ -160,14 +76,27 @@ def build_model(
         recompute=recompute,
     )
     kernels = select_kernels(model.implementation, groups.device)
-    if model.attention_dropout and not kernels.attention_reads_rows:
+    if model.attention_dropout and "dropout" not in kernels.attention_takes:
         raise PlatformError(
             f"model.attention_dropout={model.attention_dropout}: {kernels.attention.__name__} draws masks that "
             "depend on the layout; use model.implementation=torch, or 0"
         )
     tp_size = groups.tp.size()
-    num_layers = get_num_layers_to_build(config, virtual_stage)
-    qwen = QwenModel(
+    num_layers = get_num_layers_to_build(config, virtual_stage, groups.pp.rank())
+    embedding_dropout = None
+    if model.hidden_dropout:
+        embedding_dropout = HiddenDropout(
+            model.hidden_dropout,
+            layer=0,
+            place=EMBEDDING,
+            context_group=groups.cp,
+            split_group=groups.tp if sequence_parallel else None,
+        )
+    qwen: torch.nn.Module = QwenModel(
+        head=head,
+        num_tokens_in_vocabulary=model.vocab_size,
+        fuses_loss=model.loss_implementation != "unfused",
+        embedding_dropout=embedding_dropout,
         config=config,
         transformer_layer_spec=block_spec(kernels, rotary_settings(model), num_layers, model.hidden_dropout),
         vocab_size=-(-model.vocab_size // tp_size) * tp_size,
@@ -175,21 +104,12 @@ def build_model(
         pre_process=groups.is_first_stage and virtual_stage in (None, 0),
         post_process=groups.is_last_stage and (num_virtual_stages is None or virtual_stage == num_virtual_stages - 1),
         vp_stage=virtual_stage,
-        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        # A scalar head shares nothing with the embedding.
+        share_embeddings_and_output_weights=model.tie_word_embeddings and head == LANGUAGE_MODEL,
         # Positions enter in the core attention: see QwenCoreAttention.
         position_embedding_type="none",
         pg_collection=groups.collection,
     )
-    qwen.num_tokens_in_vocabulary = model.vocab_size
-    qwen.fuses_loss = model.loss_implementation != "unfused"
-    if model.hidden_dropout:
-        qwen.embedding_dropout = HiddenDropout(
-            model.hidden_dropout,
-            layer=0,
-            place=EMBEDDING,
-            context_group=groups.cp,
-            split_group=groups.tp if sequence_parallel else None,
-        )
     qwen.to(groups.device)
     if precision == "bf16":
         qwen = Float16Module(config, qwen)

@@ -17,7 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from qwen_megatron.model.row_context import RowContext
+from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.parallel.context import positions_of
 from qwen_megatron.parallel.rng import derived_seed
 
@@ -75,6 +75,18 @@ def scramble(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def needed_keys(context: AttentionContext | None, rows: int, length: int) -> torch.Tensor:
+    """int64 [b]: the dropout keys of a micro-batch of `rows` sequences of `length` tokens.
+
+    Raises:
+        ValueError: if there are none, or they are those of another micro-batch.
+    """
+    if context is None or context.dropout_keys_b is None:
+        raise ValueError("dropout in training needs the keys of the micro-batch's rows; none were given")
+    context.check(rows, length)
+    return context.dropout_keys_b
+
+
 class HiddenDropout:
     """Dropout of hidden states in one place of the model.
 
@@ -104,19 +116,17 @@ class HiddenDropout:
         """Ranks that share a sequence."""
         return self.context_group.size() * (1 if self.split_group is None else self.split_group.size())
 
-    def __call__(self, hidden_sbh: torch.Tensor, packed: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, hidden_sbh: torch.Tensor, context: AttentionContext | None) -> torch.Tensor:
         """[s, b, h] to [s, b, h].
 
         Args:
             hidden_sbh: This rank's part.
-            packed: A packed `RowContext`.
+            context: Of the micro-batch.
         Raises:
             ValueError: if it holds no keys.
         """
         length, rows, width = hidden_sbh.shape
-        keys_b = RowContext.unpack(packed, rows, length * self.parts).dropout_keys_b
-        if keys_b is None:
-            raise ValueError("dropout in training needs the keys of the micro-batch's rows; none were given")
+        keys_b = needed_keys(context, rows, length * self.parts)
         keys_b = derived_keys(derived_keys(keys_b, self.layer), self.place)
         device = hidden_sbh.device
         positions_s = positions_of(length, self.context_group, self.split_group, device)
@@ -132,12 +142,12 @@ class DropoutAdd:
         dropout: Of this place.
 
     Attributes:
-        packed: The rows' context, set by the layer at each of its calls.
+        context: Of the micro-batch, set by the layer at each of its calls.
     """
 
     def __init__(self, dropout: HiddenDropout):
         self.dropout = dropout
-        self.packed: torch.Tensor | None = None
+        self.context: AttentionContext | None = None
 
     def __call__(self, training: bool, fused: bool) -> Callable[..., torch.Tensor]:
         """As Megatron-Core asks for it: the function for this mode; fused or not makes no difference."""
@@ -146,7 +156,7 @@ class DropoutAdd:
             output_with_bias: tuple[torch.Tensor, torch.Tensor | None], residual_sbh: torch.Tensor, probability: float
         ) -> torch.Tensor:
             output_sbh, _ = output_with_bias
-            return residual_sbh + (self.dropout(output_sbh, self.packed) if training else output_sbh)
+            return residual_sbh + (self.dropout(output_sbh, self.context) if training else output_sbh)
 
         return add
 
@@ -182,7 +192,7 @@ class DropoutLayer(TransformerLayer):
             for place in (ATTENTION_OUTPUT, MLP_OUTPUT)
         )
 
-    def forward(self, *args: Any, attention_mask: torch.Tensor | None = None, **others: Any) -> Any:
-        """As Megatron-Core's, which hands the mask to the attention only."""
-        self.self_attn_bda.packed = self.mlp_bda.packed = attention_mask
-        return super().forward(*args, attention_mask=attention_mask, **others)
+    def forward(self, *args: Any, packed_seq_params: AttentionContext | None = None, **others: Any) -> Any:
+        """As Megatron-Core's, which hands the context to the attention only."""
+        self.self_attn_bda.context = self.mlp_bda.context = packed_seq_params
+        return super().forward(*args, packed_seq_params=packed_seq_params, **others)

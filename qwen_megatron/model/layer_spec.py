@@ -33,7 +33,7 @@ class Kernels:
         norm_linear: Column-parallel linear, with normalisation if fused.
         linear: Row-parallel linear.
         attention: Core attention without positions.
-        attention_reads_rows: It takes a packed `RowContext` for its mask: documents and dropout keys.
+        attention_takes: What it takes of an `AttentionContext`: `documents`, `dropout`, `cache`.
     """
 
     norm: type
@@ -41,7 +41,7 @@ class Kernels:
     norm_linear: type
     linear: type
     attention: type
-    attention_reads_rows: bool
+    attention_takes: frozenset[str]
 
 
 TORCH = Kernels(
@@ -50,7 +50,7 @@ TORCH = Kernels(
     norm_linear=ColumnParallelLinear,
     linear=RowParallelLinear,
     attention=TorchAttention,
-    attention_reads_rows=True,
+    attention_takes=frozenset({"documents", "dropout", "cache"}),
 )
 
 
@@ -79,13 +79,13 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
         norm_linear=te.TELayerNormColumnParallelLinear,
         linear=te.TERowParallelLinear,
         attention=te.TEDotProductAttention,
-        attention_reads_rows=False,
+        attention_takes=frozenset(),
     )
 
 
 def layer_spec(kernels: Kernels, rotary: RotarySettings, hidden_dropout: float) -> ModuleSpec:
     """One Qwen layer; checkpoints have the same parameter names with every implementation."""
-    core = {"kernel": kernels.attention, "reads_rows": kernels.attention_reads_rows, "rotary": rotary}
+    core = {"kernel": kernels.attention, "takes": kernels.attention_takes, "rotary": rotary}
     norm = IdentityOp if kernels.norm_is_fused else kernels.norm
     attention = ModuleSpec(
         module=SelfAttention,

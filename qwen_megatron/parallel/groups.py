@@ -10,8 +10,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from qwen_megatron.errors import PlatformError
 from qwen_megatron.parallel.gloo import one_event_loop
-from qwen_megatron.parallel.meeting import Job, join_job
+from qwen_megatron.parallel.meeting import Member, join_job
 from qwen_megatron.platforms import Platform
 
 
@@ -66,25 +67,28 @@ class Groups:
         return dist.get_process_group_ranks(self.pp)[-1]
 
 
-def start_process_group(platform: Platform, timeout_seconds: float, job: Job | None = None) -> torch.device:
+def start_process_group(platform: Platform, timeout_seconds: float, member: Member | None = None) -> torch.device:
     """Starts the collectives of a job.
 
     Args:
         platform: Machine.
         timeout_seconds: A collective fails after it.
-        job: Ranks that have met; None joins the launcher's job first.
+        member: Place in a job whose ranks have met; None joins the launcher's job first.
     Returns:
         The device of this rank.
     Raises:
         PlatformError: as `join_job` does.
     """
-    if job is None:
-        job = join_job(platform, timeout_seconds)
+    if member is None:
+        member = join_job(platform, timeout_seconds)
+    if parallel_state.model_parallel_is_initialized():
+        # Groups of a job that ended without leaving them: nothing answers there any more.
+        parallel_state.destroy_model_parallel()
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(
-        platform.backend, store=job.store, rank=job.rank, world_size=job.world_size, timeout=timeout
+        platform.backend, store=member.store, rank=member.rank, world_size=member.world_size, timeout=timeout
     )
-    return job.device
+    return member.device
 
 
 def build_groups(
@@ -98,21 +102,37 @@ def build_groups(
 ) -> Groups:
     """Splits the started job into groups, in Megatron's order: tensor fastest, then context, data, pipeline.
 
-    A collective in any of them fails after `timeout_seconds`. Megatron-Core holds the groups of the layout in its
-    module; calling this again replaces them.
+    A collective in any of them fails after `timeout_seconds`. Any number of models may be built on the groups. A
+    process has one layout, because Megatron-Core keeps it in its module: asking for the same again gives the same
+    groups, and another one is refused until `leave` gives up the first.
+
+    Raises:
+        PlatformError: if this process has groups of another layout.
     """
+    wanted = {
+        "tensor": tensor_model_parallel_size,
+        "pipeline": pipeline_model_parallel_size,
+        "context": context_parallel_size,
+        "virtual pipeline": virtual_pipeline_model_parallel_size,
+    }
     if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    with one_event_loop():
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
-            context_parallel_size=context_parallel_size,
-            create_gloo_process_groups=False,
-            # Minutes to Megatron-Core, which makes a timedelta of them: fractions count.
-            distributed_timeout_minutes=timeout_seconds / 60,
-        )
+        present = present_layout()
+        if present != wanted:
+            raise PlatformError(
+                f"this process has groups of the layout {described(present)}, but {described(wanted)} is asked for; "
+                "give up the first ones (parallel.groups.leave), or use another process"
+            )
+    else:
+        with one_event_loop():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=tensor_model_parallel_size,
+                pipeline_model_parallel_size=pipeline_model_parallel_size,
+                virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
+                context_parallel_size=context_parallel_size,
+                create_gloo_process_groups=False,
+                # Minutes to Megatron-Core, which makes a timedelta of them: fractions count.
+                distributed_timeout_minutes=timeout_seconds / 60,
+            )
     return Groups(
         collection=ProcessGroupCollection.use_mpu_process_groups(),
         rank=dist.get_rank(),
@@ -121,9 +141,23 @@ def build_groups(
     )
 
 
-def leave(groups: Groups | None) -> None:
+def present_layout() -> dict[str, int | None]:
+    """Sizes of the layout that Megatron-Core's module holds."""
+    return {
+        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
+        "context": parallel_state.get_context_parallel_world_size(),
+        "virtual pipeline": parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+    }
+
+
+def described(layout: dict[str, int | None]) -> str:
+    return " x ".join(f"{name} {size}" for name, size in layout.items() if size is not None)
+
+
+def leave() -> None:
     """Gives up the groups without talking to anybody: peers may be gone already."""
-    if groups is not None and parallel_state.model_parallel_is_initialized():
+    if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

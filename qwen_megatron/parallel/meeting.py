@@ -29,7 +29,7 @@ PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Member:
     """This process's place in a job whose ranks have all come.
 
     Attributes:
@@ -45,7 +45,7 @@ class Job:
     store: dist.Store
 
 
-def join_job(platform: Platform, timeout_seconds: float) -> Job:
+def join_job(platform: Platform, timeout_seconds: float) -> Member:
     """Joins the job that torchrun started, or makes a job of one process where it did not.
 
     Args:
@@ -55,7 +55,7 @@ def join_job(platform: Platform, timeout_seconds: float) -> Job:
         PlatformError: if torchrun's variables are incomplete, or a rank does not come.
     """
     if "WORLD_SIZE" not in os.environ:
-        return Job(rank=0, world_size=1, device=platform.device(0), store=dist.HashStore())
+        return Member(rank=0, world_size=1, device=platform.device(0), store=dist.HashStore())
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise PlatformError(
@@ -64,7 +64,7 @@ def join_job(platform: Platform, timeout_seconds: float) -> Job:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = meet(open_store(rank, timeout_seconds), rank, world_size, timeout_seconds)
     device = platform.device(int(os.environ["LOCAL_RANK"]))
-    return Job(rank=rank, world_size=world_size, device=device, store=store)
+    return Member(rank=rank, world_size=world_size, device=device, store=store)
 
 
 def open_store(rank: int, timeout_seconds: float) -> dist.Store:

@@ -1,4 +1,4 @@
-"""Tells one listener of the process when its thread sends data to other ranks or waits for it.
+"""Tells whoever is at work when its thread sends data to other ranks or waits for it.
 
 Megatron-Core times gradient reduction and pipeline transfers itself; collectives inside a layer it does not. On the CPU
 they block, so that host time is their time: the shims wrap them. Our own are wrapped where they are called.
@@ -7,34 +7,32 @@ they block, so that host time is their time: the shims wrap them. Our own are wr
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 Enter = Callable[[], AbstractContextManager[None]]
 
 
-class Listener:
-    """Whom to tell; one for the process, because the functions that are wrapped are the process's, too."""
-
-    def __init__(self) -> None:
-        self.enter: Enter = contextlib.nullcontext
-        self.thread: int | None = None
+# Of the running thread: the functions that are wrapped are the process's, but each model's step has its own clock, and
+# other threads (autograd's on CUDA) are passed over.
+LISTENER: ContextVar[Enter] = ContextVar("listener", default=contextlib.nullcontext)
 
 
-LISTENER = Listener()
-NOTHING = contextlib.nullcontext()
-
-
-def listen(enter: Enter) -> None:
-    """From now on every communication of the calling thread runs inside `enter()`."""
-    LISTENER.enter, LISTENER.thread = enter, threading.get_ident()
+@contextlib.contextmanager
+def heard_by(enter: Enter) -> Iterator[None]:
+    """While it is open, every communication of this thread runs inside `enter()`; may be nested."""
+    token = LISTENER.set(enter)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
 
 
 def communicating() -> AbstractContextManager[None]:
-    """Inside, this rank communicates. Other threads than the listening one (autograd's on CUDA) are passed over."""
-    return LISTENER.enter() if threading.get_ident() == LISTENER.thread else NOTHING
+    """Inside, this rank communicates."""
+    return LISTENER.get()()
 
 
 def timed(collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from qwen_megatron.errors import TrainingError
-from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.optimizer import sum_of_squares
+from qwen_megatron.train.trainable import Trainable
 
 # Losses that a spike is compared with, and how many there must be.
 WINDOW = 64
@@ -32,11 +32,13 @@ class Measured:
         loss: Mean over the batch's counted tokens, nats; equal on all ranks.
         grad_norm: L2 norm of the whole gradient; equal on all ranks.
         own_loss: Sum of this rank's losses before it was added to the others'; 0 on earlier pipeline stages.
+        metrics: Means of the objective's further sums; equal on all ranks.
     """
 
     loss: float
     grad_norm: float
     own_loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
@@ -80,11 +82,11 @@ class Judge:
         self.skipped_in_a_row = 0
         self.skipped = 0
 
-    def decide(self, engine: Engine, step: int, measured: Measured, again: Callable[[], Measured]) -> Verdict:
+    def decide(self, trainable: Trainable, step: int, measured: Measured, again: Callable[[], Measured]) -> Verdict:
         """Judges a gradient; one collective, more only where something is wrong.
 
         Args:
-            engine: Holds the gradient.
+            trainable: Holds the gradient.
             step: Its number, for messages.
             measured: What this rank knows of it.
             again: Runs the step's forward and backward pass again.
@@ -92,10 +94,10 @@ class Judge:
             TrainingError: if it is not finite and may not be skipped; no weight has been touched.
         """
         limit, first_loss, spike = self.spike_limit(), measured.loss, None
-        finite, calm = agree(engine, measured.is_finite, not measured.loss > limit)
+        finite, calm = agree(trainable, measured.is_finite, not measured.loss > limit)
         if finite and not calm:
             measured = again()
-            finite, calm = agree(engine, measured.is_finite, not measured.loss > limit)
+            finite, calm = agree(trainable, measured.is_finite, not measured.loss > limit)
             spike = "transient" if finite and calm else "reproducible"
         if finite:
             self.skipped_in_a_row = 0
@@ -103,7 +105,7 @@ class Judge:
         else:
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row > self.max_skips:
-                raise TrainingError(self.refusal(engine, step, measured))
+                raise TrainingError(self.refusal(trainable, step, measured))
             self.skipped += 1
         return Verdict(measured=measured, may_update=finite, spike=spike, limit=limit, first_loss=first_loss)
 
@@ -115,35 +117,35 @@ class Judge:
         deviation = statistics.median(abs(loss - median) for loss in self.recent)
         return median + self.spike_sigmas * max(SIGMA_OF_DEVIATION * deviation, LEAST_NOISE * abs(median))
 
-    def refusal(self, engine: Engine, step: int, measured: Measured) -> str:
+    def refusal(self, trainable: Trainable, step: int, measured: Measured) -> str:
         """Why the run stops, with the ranks that are to blame."""
         told = f"step {step}: loss={measured.loss} and grad_norm={measured.grad_norm} must be finite on every rank"
         if self.max_skips:
             told += f", and {self.skipped_in_a_row} steps in a row were not (training.skip_nonfinite_steps)"
-        what, ranks = culprits(engine, measured)
+        what, ranks = culprits(trainable, measured)
         blamed = f"not finite: {what} of {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
         return f"{told}; {blamed}; no weight was changed. Lower optimizer.lr or look at the samples of this step"
 
 
-def agree(engine: Engine, *flags: bool) -> list[bool]:
+def agree(trainable: Trainable, *flags: bool) -> list[bool]:
     """Each flag, if it holds on all ranks: either every rank takes the step or none does."""
-    everywhere = torch.tensor(flags, dtype=torch.int32, device=engine.groups.device)
-    with engine.phases.enter("communication"):
+    everywhere = torch.tensor(flags, dtype=torch.int32, device=trainable.groups.device)
+    with trainable.timers.enter("communication"):
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
     return [bool(flag) for flag in everywhere.tolist()]
 
 
-def culprits(engine: Engine, measured: Measured) -> tuple[str, list[int]]:
+def culprits(trainable: Trainable, measured: Measured) -> tuple[str, list[int]]:
     """What is not finite and on which ranks: a bad loss spoils every gradient, so losses are blamed first.
 
     Gradients are summed over replicas before they are looked at: of those, a part of the model is named.
     """
-    squares = sum_of_squares(engine.optimizer.get_main_grads_for_grad_norm()).item()
+    squares = sum_of_squares(trainable.trained.get_main_grads_for_grad_norm()).item()
     mine = (math.isfinite(measured.own_loss), math.isfinite(squares), math.isfinite(measured.loss))
-    everyone: list[tuple[bool, bool, bool]] = [mine] * engine.groups.world_size
+    everyone: list[tuple[bool, bool, bool]] = [mine] * trainable.groups.world_size
     dist.all_gather_object(everyone, mine)
     for what, column in (("loss", 0), ("gradient", 1), ("reduced loss", 2)):
         ranks = [rank for rank, sound in enumerate(everyone) if not sound[column]]
         if ranks:
             return what, ranks
-    return "gradient norm", list(range(engine.groups.world_size))
+    return "gradient norm", list(range(trainable.groups.world_size))

@@ -1,70 +1,54 @@
-"""The training loop. It knows hooks, not what they do."""
+"""The training loop. It knows hooks, not what they do, and a job, not what it trains."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.data.batch import Batch
 from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.train.job import StepOutcome
 from qwen_megatron.train.phases import STEP_PHASES
 from qwen_megatron.train.run import Run, StepRecord
-from qwen_megatron.train.schedule import learning_rate
-from qwen_megatron.train.step import LossFunction, StepResult, pretraining_loss, train_step
 
 
-def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
+def train(run: Run) -> None:
     """Trains from the run's state to its last step.
 
     Raises:
         TrainingError: if a step cannot be taken. Peers are not waited for: they may be gone.
     """
-    batches = run.loader.training(run.state.consumed_samples)
     with contextlib.ExitStack() as resources:
         # All are closed whatever fails, closing another one included; the last named is closed first.
-        resources.callback(run.loader.close)
+        resources.callback(run.job.close)
         for hook in reversed(run.hooks):
             resources.callback(hook.close)
         for hook in run.hooks:
             hook.on_start(run)
         while run.state.iteration < run.last_step and run.stopping is None:
-            record = next_step(run, batches, loss_function)
+            record = next_step(run)
             for hook in run.hooks:
                 hook.on_step(run, record)
         for hook in run.hooks:
             hook.on_end(run)
 
 
-def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -> StepRecord:
+def next_step(run: Run) -> StepRecord:
     """Takes one step and counts it."""
-    step, training = run.state.iteration + 1, run.config.training
-    batch_size = training.batch_sizes.at(run.state.consumed_samples)
-    rate = learning_rate((run.state.consumed_samples + batch_size) / training.global_batch_size, run.config.optimizer)
-    run.engine.platform.synchronize()
+    run.platform.synchronize()
     # What came between the steps is nobody's.
-    run.engine.phases.take()
+    run.timers.take()
     started = time.perf_counter()
-    result = train_step(
-        run.engine,
-        batches,
-        step=step,
-        num_microbatches=run.config.microbatches_of(batch_size),
-        learning_rate=rate,
-        clip_grad=run.config.optimizer.clip_grad,
-        loss_function=loss_function,
-        judge=run.judge,
-    )
-    run.engine.platform.synchronize()
+    outcome = run.job.step(run)
+    run.platform.synchronize()
     seconds = time.perf_counter() - started
-    own = run.engine.phases.take()
-    phase_seconds, peak_bytes = measured_on_all_ranks(own, run.engine.platform.peak_memory_bytes(), run.engine.groups)
+    own = run.timers.take()
+    phase_seconds, peak_bytes = measured_on_all_ranks(own, run.platform.peak_memory_bytes(), run.groups)
     own_seconds = sum(own.values()) - own.get("communication", 0.0)
-    run.state.advance(batch_size, training.seq_length)
-    return step_record(run, result, rate, batch_size, seconds, phase_seconds, peak_bytes, own_seconds)
+    run.state.advance(outcome.batch_size, outcome.tokens)
+    return step_record(run, outcome, seconds, phase_seconds, peak_bytes, own_seconds)
 
 
 def measured_on_all_ranks(phases: dict[str, float], peak_bytes: int, groups: Groups) -> tuple[dict[str, float], int]:
@@ -85,34 +69,31 @@ def measured_on_all_ranks(phases: dict[str, float], peak_bytes: int, groups: Gro
 
 def step_record(
     run: Run,
-    result: StepResult,
-    rate: float,
-    batch_size: int,
+    outcome: StepOutcome,
     seconds: float,
     phase_seconds: dict[str, float],
     peak_bytes: int,
     own_seconds: float,
 ) -> StepRecord:
-    """Adds counters and speed to a step's result."""
-    config, groups = run.config, run.engine.groups
-    tokens = batch_size * config.training.seq_length
-    peak = config.logging.peak_tflops_per_rank
+    """Adds counters and speed to a step's outcome."""
+    peak, flops = run.job.config.logging.peak_tflops_per_rank, outcome.flops
     return StepRecord(
         step=run.state.iteration,
-        loss=result.loss,
-        grad_norm=result.grad_norm,
-        learning_rate=rate,
-        batch_size=batch_size,
+        loss=outcome.loss,
+        grad_norm=outcome.grad_norm,
+        learning_rate=outcome.learning_rate,
+        batch_size=outcome.batch_size,
         consumed_samples=run.state.consumed_samples,
         consumed_tokens=run.state.consumed_tokens,
         step_seconds=seconds,
         phase_seconds=phase_seconds,
-        tokens_per_second=tokens / seconds,
+        tokens_per_second=outcome.tokens / seconds,
         model_flops_utilization=(
-            None if peak is None else config.flops_per_token * tokens / seconds / (peak * 1e12 * groups.world_size)
+            None if peak is None or flops is None else flops / seconds / (peak * 1e12 * run.groups.world_size)
         ),
         peak_memory_bytes=peak_bytes,
         own_seconds=own_seconds,
-        skipped_steps=run.judge.skipped,
-        spike=result.spike,
+        skipped_steps=outcome.skipped_steps,
+        spike=outcome.spike,
+        metrics=outcome.metrics,
     )

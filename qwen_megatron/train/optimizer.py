@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,13 +13,14 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from qwen_megatron.config.optimizer import OptimizerConfig
 from qwen_megatron.model.megatron_config import DTYPES
+from qwen_megatron.parallel.groups import Groups
 
 # Squares are summed in fp64 in pieces of this many elements, which stay in the cache.
 PIECE = 1 << 18
 
 
 def build_optimizer(
-    chunks: list[DistributedDataParallel], options: OptimizerConfig, precision: str
+    chunks: Sequence[DistributedDataParallel], options: OptimizerConfig, precision: str, groups: Groups
 ) -> DistributedOptimizer:
     """AdamW whose fp32 master weights and moments are split over the data-parallel ranks.
 
@@ -29,6 +30,7 @@ def build_optimizer(
         chunks: The wrapped pieces of the model on this rank.
         options: Resolved options.
         precision: `bf16` or `fp32`.
+        groups: That the chunks were built on.
     """
     config = MegatronOptimizerConfig(
         optimizer="adam",
@@ -43,7 +45,9 @@ def build_optimizer(
         params_dtype=DTYPES[precision],
         use_distributed_optimizer=True,
     )
-    chained = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+    chained = get_megatron_optimizer(
+        config, list(chunks), use_gloo_process_groups=False, pg_collection=groups.collection
+    )
     # One optimizer: Megatron-Core makes a second one only for experts.
     (optimizer,) = chained.chained_optimizers
     # Megatron-Core leaves a group's share of the decay to its own scheduler, which is not used here.

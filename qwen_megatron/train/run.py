@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_megatron.config.resolve import ResolvedConfig
-from qwen_megatron.data.loader import Loader
-from qwen_megatron.data.pretraining.dataset import BlendedDataset
-from qwen_megatron.train.engine import Engine
-from qwen_megatron.train.judge import Judge
+from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms import Platform
+from qwen_megatron.train.job import Job
+from qwen_megatron.train.phases import Phases
 from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.trainable import Trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class StepRecord:
 
     Attributes:
         step: Number of the step, the first is 1.
-        loss: Mean loss before the update, nats a token.
+        loss: Mean loss before the update, nats a token in pretraining.
         grad_norm: L2 norm before clipping.
         learning_rate: Rate of the step.
         batch_size: Samples of the step.
@@ -34,6 +34,7 @@ class StepRecord:
         own_seconds: Of step_seconds, what this rank did besides communicating; differs from rank to rank.
         skipped_steps: Steps of this start so far that were left out because they were not finite.
         spike: `transient` or `reproducible` if the loss jumped; None otherwise.
+        metrics: What else the job measured, by name.
     """
 
     step: int
@@ -51,6 +52,7 @@ class StepRecord:
     own_seconds: float = 0.0
     skipped_steps: int = 0
     spike: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +61,17 @@ class EvaluationRecord:
 
     Attributes:
         step: Steps trained before it.
-        eval_loss: Mean loss, nats a token.
+        eval_loss: Mean loss, nats a token in pretraining.
         perplexity: exp(eval_loss).
         eval_seconds: Wall time.
+        metrics: What else the job measured, by name.
     """
 
     step: int
     eval_loss: float
     perplexity: float
     eval_seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hook:
@@ -94,46 +98,41 @@ class Hook:
 
 @dataclass(kw_only=True)
 class Run:
-    """The parts of a run.
+    """The parts of a run of any job.
 
     Attributes:
-        config: Resolved configuration.
-        engine: Model and optimizer.
+        job: What is done in a step, and how many there are.
+        directory: The run's folder.
+        groups: Layout.
+        platform: Machine.
+        timers: What this rank is doing.
+        trainables: The models by their names.
         state: Counters.
-        dataset: Samples.
-        loader: Micro-batches of this rank.
         hooks: In the order they are called.
-        judge: Says whether a step's gradient may be applied.
         stopping: Why the run ends after the current step, if it does.
     """
 
-    config: ResolvedConfig
-    engine: Engine
+    job: Job
+    directory: Path
+    groups: Groups
+    platform: Platform
+    timers: Phases
+    trainables: Mapping[str, Trainable]
     state: TrainState
-    dataset: BlendedDataset
-    loader: Loader
     hooks: Sequence[Hook] = field(default_factory=tuple)
-    judge: Judge = field(default_factory=Judge)
     stopping: str | None = None
-
-    @property
-    def directory(self) -> Path:
-        """The run's folder."""
-        return Path(self.config.checkpoint.directory)
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes the run's files and lines."""
-        return self.engine.groups.rank == 0
+        return self.groups.rank == 0
 
     @property
     def num_steps(self) -> int:
-        """Number of the schedule's last step: those taken, and as many as the samples left over make."""
-        training, state = self.config.training, self.state
-        return state.iteration + training.batch_sizes.steps_between(state.consumed_samples, training.samples_in_all)
+        """Number of the schedule's last step."""
+        return self.job.num_steps(self.state)
 
     @property
     def last_step(self) -> int:
         """Number of the step this run stops after."""
-        exit_iter = self.config.training.exit_iter
-        return self.num_steps if exit_iter is None else min(exit_iter, self.num_steps)
+        return self.job.last_step(self.state)

@@ -19,8 +19,8 @@ class TrainState:
     consumed_samples: int = 0
     consumed_tokens: int = 0
 
-    def advance(self, samples: int, seq_length: int) -> None:
-        """Counts one step of `samples` samples of `seq_length` tokens."""
+    def advance(self, samples: int, tokens: int) -> None:
+        """Counts one step."""
         self.iteration += 1
         self.consumed_samples += samples
-        self.consumed_tokens += samples * seq_length
+        self.consumed_tokens += tokens

@@ -37,20 +37,19 @@ def save_twice(overrides: list[str], directory: str) -> None:
     from qwen_megatron.data.pretraining.dataset import BlendedDataset  # noqa: F401 - imported before the clock of the job runs
     from qwen_megatron.jobs.pretrain import build_run
     from qwen_megatron.parallel.groups import leave
-    from qwen_megatron.train.engine import build_engine
     from qwen_megatron.train.loop import next_step
-    from qwen_megatron.train.step import pretraining_loss
-    from tests.support.engines import groups_of
+    from qwen_megatron.train.phases import Phases
+    from tests.support.trainables import groups_of
 
     config = resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"]))
     with groups_of() as groups:
         from qwen_megatron.platforms import get_platform
 
-        run = build_run(config, build_engine(config, groups, get_platform("cpu")))
-        batches = run.loader.training(0)
+        run = build_run(config, groups, get_platform("cpu"), Phases())
         for _ in range(2):
-            next_step(run, batches, pretraining_loss)
-        run.loader.close()
+            next_step(run)
+        run.job.close()
+        (trainable,) = run.trainables.values()
         Saver(asynchronous=False, retention=Retention()).save(run)
         final = Path(directory) / "iter_0000002"
         if run.is_main:
@@ -67,12 +66,12 @@ def save_twice(overrides: list[str], directory: str) -> None:
         saver = Saver(asynchronous=True, retention=Retention(), new_digest=gated)
         saver.save(run)
         with torch.no_grad():
-            for param in run.engine.optimizer.get_parameters():
+            for param in trainable.trained.get_parameters():
                 param.fill_(7)
-            for model in run.engine.models:
+            for model in trainable.models:
                 for weight in model.parameters():
                     weight.fill_(7)
-            for state in run.engine.optimizer.optimizer.state.values():
+            for state in trainable.trained.optimizer.state.values():
                 state["exp_avg"].fill_(7)
         saver.poll(run)
         assert not final.exists()
@@ -81,7 +80,7 @@ def save_twice(overrides: list[str], directory: str) -> None:
         while saver.pending is not None:
             saver.poll(run)
         assert final.exists()
-        leave(None)
+        leave()
 
 
 def test_an_asynchronous_save_writes_what_the_tensors_were(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:

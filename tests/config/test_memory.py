@@ -11,9 +11,8 @@ import torch
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.memory import rank_memory
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
-from qwen_megatron.train.step import pretraining_loss, run_microbatches, train_step
-from tests.support.engines import TINY, random_batches, tiny_engine
 from tests.support.ranks import RankPool
+from tests.support.trainables import TINY, leave_gradient, random_batches, take_step, tiny_trainable
 
 ROOT = Path(__file__).parents[2]
 BF16 = ("training.precision=bf16", "training.seq_length=128", "training.micro_batch_size=4")
@@ -27,11 +26,11 @@ KEYS = {
 
 def state_bytes(overrides: tuple[str, ...]) -> tuple[int, int, int]:
     """Bytes of this rank's weights, gradients, and masters with moments."""
-    with tiny_engine(*overrides) as engine:
-        train_step(engine, random_batches(engine, 161), step=1, learning_rate=1e-3, clip_grad=1.0)
-        weights = sum(param.nbytes for model in engine.models for param in model.parameters())
-        gradients = sum(param.main_grad.nbytes for model in engine.models for param in model.parameters())
-        adam = engine.optimizer.optimizer
+    with tiny_trainable(*overrides) as trainable:
+        take_step(trainable, random_batches(trainable, 161))
+        weights = sum(param.nbytes for model in trainable.models for param in model.parameters())
+        gradients = sum(param.main_grad.nbytes for model in trainable.models for param in model.parameters())
+        adam = trainable.optimizer.optimizer
         optimizer = sum(value.nbytes for state in adam.state.values() for value in state.values())
         if "training.precision=bf16" in overrides:
             optimizer += sum(param.nbytes for group in adam.param_groups for param in group["params"])
@@ -40,8 +39,8 @@ def state_bytes(overrides: tuple[str, ...]) -> tuple[int, int, int]:
 
 def saved_bytes(overrides: tuple[str, ...]) -> int:
     """Bytes that one micro-batch's forward pass keeps for its backward pass, weights left out."""
-    with tiny_engine(*overrides) as engine:
-        weights = {param.untyped_storage().data_ptr() for model in engine.models for param in model.parameters()}
+    with tiny_trainable(*overrides) as trainable:
+        weights = {param.untyped_storage().data_ptr() for model in trainable.models for param in model.parameters()}
         kept: dict[int, int] = {}
         tensors = []
 
@@ -53,7 +52,7 @@ def saved_bytes(overrides: tuple[str, ...]) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run_microbatches(engine, random_batches(engine, 161), 1, pretraining_loss, forward_only=False)
+            leave_gradient(trainable, random_batches(trainable, 161), num_microbatches=1)
         return sum(kept.values())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from qwen_megatron.checkpoint.contents import saved_model_config
+from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import from_hf
 from qwen_megatron.convert.name_map import Format

@@ -20,7 +20,7 @@ from qwen_megatron.convert.name_map import Format
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.errors import CheckpointError
 
-QKV = "decoder.layers.self_attention.linear_qkv.weight"
+QKV = "model.decoder.layers.self_attention.linear_qkv.weight"
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_missing_tensor_is_named(checkpoint: Path) -> None:
 
 def test_an_extra_tensor_is_named(checkpoint: Path) -> None:
     def add(metadata: Metadata) -> None:
-        metadata.state_dict_metadata["decoder.layers.gate"] = metadata.state_dict_metadata[QKV]
+        metadata.state_dict_metadata["model.decoder.layers.gate"] = metadata.state_dict_metadata[QKV]
 
     change_metadata(checkpoint, add)
     assert "decoder.layers.gate of shape [3, 144, 48] is extra" in refused(checkpoint)
@@ -141,7 +141,7 @@ def test_a_wrong_shape_is_named_with_the_right_one(checkpoint: Path) -> None:
 
 def test_a_vocabulary_that_is_too_small_is_refused(checkpoint: Path) -> None:
     def cut(metadata: Metadata) -> None:
-        metadata.state_dict_metadata["output_layer.weight"].size = torch.Size([159, 48])
+        metadata.state_dict_metadata["model.output_layer.weight"].size = torch.Size([159, 48])
 
     change_metadata(checkpoint, cut)
     assert "output_layer.weight has shape [159, 48]; expected [160, 48]" in refused(checkpoint)
@@ -154,7 +154,7 @@ def test_a_missing_shard_is_named(checkpoint: Path) -> None:
 
 def test_a_wrong_dtype_is_named(trained_bf16: Path, tmp_path: Path) -> None:
     checkpoint = Path(shutil.copytree(trained_bf16, tmp_path / "checkpoint"))
-    key = "optimizer.state.exp_avg.decoder.final_layernorm.weight"
+    key = "model.optimizer.state.exp_avg.decoder.final_layernorm.weight"
 
     def retype(metadata: Metadata) -> None:
         properties = metadata.state_dict_metadata[key].properties
@@ -166,6 +166,6 @@ def test_a_wrong_dtype_is_named(trained_bf16: Path, tmp_path: Path) -> None:
 
 def test_half_of_the_optimizer_is_refused(trained_bf16: Path, tmp_path: Path) -> None:
     checkpoint = Path(shutil.copytree(trained_bf16, tmp_path / "checkpoint"))
-    key = "optimizer.state.param.output_layer.weight"
+    key = "model.optimizer.state.param.output_layer.weight"
     change_metadata(checkpoint, lambda metadata: metadata.state_dict_metadata.pop(key))
     assert f"{key} is missing" in refused(checkpoint)

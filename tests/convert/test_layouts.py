@@ -24,9 +24,10 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
     from megatron.core.dist_checkpointing.mapping import apply_factories
 
-    from qwen_megatron.checkpoint.contents import saved_model_config, sharded_weights
     from qwen_megatron.checkpoint.load import load_model
     from qwen_megatron.checkpoint.manifest import hashed, write_manifest
+    from qwen_megatron.checkpoint.sharded_state import sharded_weights
+    from qwen_megatron.checkpoint.state import saved_model_config
     from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
     from qwen_megatron.convert.hf_folder import HfFolder
     from qwen_megatron.convert.into_model import fill_model
@@ -54,7 +55,7 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     if groups.rank == 0:
         Path(out).mkdir()
     dist.barrier()
-    weights = sharded_weights(qwen)
+    weights = sharded_weights(qwen, "model.")
     apply_factories(weights)
     write_tensors(weights, Path(out), HashingFileSystem())
     if groups.rank == 0:

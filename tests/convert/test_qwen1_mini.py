@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_megatron.checkpoint.contents import saved_model_config
 from qwen_megatron.checkpoint.load import load_weights
+from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import resolve
 from qwen_megatron.convert.from_hf import from_hf
@@ -22,10 +22,9 @@ from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.inference.loading import load_for_inference, logits, single_process
 from qwen_megatron.model.builder import build_model
-from qwen_megatron.platforms import get_platform
-from qwen_megatron.train.engine import build_engine
-from qwen_megatron.train.step import StepResult, train_step
+from qwen_megatron.train.step import StepResult
 from tests.convert.round_trip import assert_same_tensors, load_folder
+from tests.support.trainables import take_step, tiny_built
 
 LENGTHS = (1, 12, 24, 25, 48, 96)
 
@@ -105,7 +104,7 @@ def training_batch(golden_train: dict[str, torch.Tensor]) -> Batch:
 def trained_step(
     imported_mini: Path, golden_train: dict[str, torch.Tensor]
 ) -> tuple[StepResult, dict[str, torch.Tensor]]:
-    """One step of the real training engine on the imported weights, and its gradients by Hugging Face name."""
+    """One step of real training on the imported weights, and its gradients by Hugging Face name."""
     batch = training_batch(golden_train)
     settings = ["model.preset=tiny", "training.precision=fp32", "training.seq_length=48"]
     settings += ["training.micro_batch_size=2", "training.global_batch_size=2", "training.train_iters=10"]
@@ -113,17 +112,17 @@ def trained_step(
     model = saved_model_config(imported_mini)
     config = dataclasses.replace(resolve(load_config(None, settings), 1), model=model)
     with single_process("cpu") as groups:
-        engine = build_engine(config, groups, get_platform("cpu"))
-        load_weights(imported_mini, engine)
-        result = train_step(engine, iter([batch]), step=1, learning_rate=0.0, clip_grad=0.0)
+        trainable = tiny_built(config, groups)
+        load_weights(imported_mini, trainable)
+        result = take_step(trainable, iter([batch]), learning_rate=0.0, clip_grad=0.0)
         gradients = {}
-        for name, parameter in engine.models[0].named_parameters():
+        for name, parameter in trainable.models[0].named_parameters():
             key = name.replace("decoder.layers.0.", "decoder.layers.")
             for entry in TABLE:
                 if entry.key == key:
                     pieces = entry.split(parameter.main_grad, model, Format.QWEN1)
                     gradients |= dict(zip((text.format(layer=0) for text in entry.qwen1), pieces, strict=True))
-        # Gradients live in buffers of the engine.
+        # Gradients live in buffers of the trainable.
         return result, {name: gradient.clone() for name, gradient in gradients.items()}
 
 

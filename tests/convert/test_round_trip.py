@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen_megatron.checkpoint.contents import SmallState, saved_model_config
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
+from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import PIECE_BYTES, from_hf, write_weights
@@ -52,8 +52,8 @@ def test_a_checkpoint_of_weights_holds_the_model_in_its_dtype(tmp_path: Path) ->
     source = RandomWeights(MODELS["grouped"], torch.bfloat16)
     write_weights(source, tmp_path / "checkpoint")
     verify_checkpoint(tmp_path / "checkpoint")
-    state = SmallState.read(tmp_path / "checkpoint")
-    assert (state.train_state.iteration, state.optimizer) == (0, [])
+    state = CheckpointState.read(tmp_path / "checkpoint")
+    assert (state.train_state.iteration, state.models["model"].optimizer) == (0, [])
     assert saved_model_config(tmp_path / "checkpoint") == source.model
     read = CheckpointWeights(tmp_path / "checkpoint")
     for part in parts(source.model):
@@ -116,7 +116,7 @@ def test_embeddings_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("qwen_megatron.convert.from_hf.PIECE_BYTES", 10 * TINY.hidden_size * 4)
     write_weights(RandomWeights(TINY), tmp_path / "pieces")
     pieces = CheckpointWeights(tmp_path / "pieces")
-    assert len(pieces.tensors["embedding.word_embeddings.weight"].chunks) == 7
+    assert len(pieces.tensors["model.embedding.word_embeddings.weight"].chunks) == 7
     for part in parts(TINY):
         assert torch.equal(pieces.read(part), RandomWeights(TINY).read(part))
     embedding = next(parts(TINY))

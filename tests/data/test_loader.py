@@ -27,7 +27,7 @@ MakeCorpus = Callable[..., Any]
 @pytest.fixture
 def dataset(memory_corpus: MakeCorpus) -> BlendedDataset:
     corpora = {"a": memory_corpus("a", 900), "b": memory_corpus("b", 500)}
-    return BlendedDataset(corpora, [2.0, 1.0], seq_length=LENGTH, seed=3, eval_samples=11)
+    return BlendedDataset(corpora, [2.0, 1.0], seq_length=LENGTH, seed=3, eval_samples=11, mask_documents=True)
 
 
 @pytest.fixture

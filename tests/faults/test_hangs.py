@@ -21,7 +21,7 @@ PLACES = {
     # Eight held-out samples come first, then four micro-batches a step.
     "step": ("qwen_megatron.train.step:forward_step", 18, "forward of step 3"),
     # The first evaluation is before the first step.
-    "evaluation": ("qwen_megatron.train.hooks.evaluation:evaluate", 2, "evaluation after step 3"),
+    "evaluation": ("qwen_megatron.jobs.pretrain:evaluate", 2, "evaluation after step 3"),
     "save": ("qwen_megatron.checkpoint.save:Saver.save", 1, "saving after step 4"),
 }
 
@@ -77,7 +77,7 @@ def test_a_silent_rank_is_named_among_four(byte_corpus: Path, tmp_path: Path) ->
 
 
 def test_a_rank_that_never_joins_is_named(byte_corpus: Path, tmp_path: Path) -> None:
-    fault = Fault(rank=1, at="qwen_megatron.jobs.pretrain:join_job", do="sleep", seconds=3600)
+    fault = Fault(rank=1, at="qwen_megatron.jobs.session:join_job", do="sleep", seconds=3600)
     settings = ("parallel.pipeline_model_parallel_size=2", f"parallel.start_timeout_seconds={SECONDS}")
     with Job(tmp_path / "run", byte_corpus, 2, *settings, faults=[fault]) as job:
         assert job.wait() != 0

@@ -63,7 +63,7 @@ MIDDLES = {
     # Where, which call of the first start, and for how long it goes on there.
     "mid-step": ("qwen_megatron.train.step:forward_step", 30, 0.02),
     "mid-save": ("qwen_megatron.checkpoint.save:Saver.save", 2, 0.05),
-    "in evaluation": ("qwen_megatron.train.hooks.evaluation:evaluate", 2, 0.02),
+    "in evaluation": ("qwen_megatron.jobs.pretrain:evaluate", 2, 0.02),
 }
 EVERYTHING = (
     *TP2_PP2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_megatron.checkpoint.contents import config_sections
+from qwen_megatron.checkpoint.state import config_sections
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.errors import ConfigError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,34 @@ import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.errors import ReplicaError, TrainingError
-from qwen_megatron.train.engine import Engine, build_engine
 from qwen_megatron.train.hooks.replicas import check_replicas, describe_differences, parameter_hash
 from qwen_megatron.train.hooks.straggler import stragglers
 from qwen_megatron.train.judge import FEWEST, Judge
-from qwen_megatron.train.step import StepResult, pretraining_loss, train_step
-from tests.support.engines import parameter_bytes, random_batches, tiny_config, tiny_engine, weights_of
+from qwen_megatron.train.step import StepResult
 from tests.support.ranks import RankPool
+from tests.support.trainables import (
+    LossFunction,
+    OwnLoss,
+    TinyTrainable,
+    next_token,
+    parameter_bytes,
+    random_batches,
+    take_step,
+    tiny_built,
+    tiny_config,
+    tiny_trainable,
+    weights_of,
+)
 from tests.support.training import pretrain_job, rows
 
 VOCAB = 161
-LossFunction = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
-def step(engine: Engine, judge: Judge, number: int, loss: LossFunction = pretraining_loss) -> StepResult:
+def step(trainable: TinyTrainable, judge: Judge, number: int, loss: LossFunction | None = None) -> StepResult:
     """A step on the batch that belongs to its number."""
-    batches = random_batches(engine, VOCAB, seed=number)
-    return train_step(engine, batches, step=number, learning_rate=1e-3, clip_grad=1.0, loss_function=loss, judge=judge)
+    batches = random_batches(trainable, VOCAB, seed=number)
+    objective = None if loss is None else OwnLoss(loss)
+    return take_step(trainable, batches, step=number, objective=objective, judge=judge)
 
 
 def times(factors: list[float]) -> LossFunction:
@@ -38,7 +48,7 @@ def times(factors: list[float]) -> LossFunction:
     left = iter(factors)
 
     def loss(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        total, count = pretraining_loss(losses, batch)
+        total, count = next_token(losses, batch)
         return total * next(left, 1.0), count
 
     return loss
@@ -55,13 +65,13 @@ def judge_with_history() -> Judge:
 
 @pytest.mark.parametrize(("factors", "verdict"), [([50.0] * 4, "transient"), ([50.0] * 8, "reproducible")])
 def test_a_spike_is_run_again_and_called_by_its_kind(factors: list[float], verdict: str) -> None:
-    with tiny_engine() as engine:
+    with tiny_trainable() as trainable:
         # Four micro-batches a step: the first list spoils the first run alone.
-        result = step(engine, judge_with_history(), 1, times(factors))
+        result = step(trainable, judge_with_history(), 1, times(factors))
         assert result.spike == verdict
         assert result.updated
-        content = parameter_bytes(engine)
-    with tiny_engine() as undisturbed:
+        content = parameter_bytes(trainable)
+    with tiny_trainable() as undisturbed:
         expected = step(undisturbed, Judge(), 1, times([]))
         same = (result.loss, result.grad_norm) == (expected.loss, expected.grad_norm)
         assert same == (verdict == "transient")
@@ -72,16 +82,16 @@ def test_a_spike_is_run_again_and_called_by_its_kind(factors: list[float], verdi
 
 def overlapped_spike_job(overrides: list[str]) -> tuple[list[str | None], bool]:
     """Three steps, the second with a transient spike on every last stage; verdicts, and whether all is as without."""
-    with tiny_engine(*overrides) as engine:
+    with tiny_trainable(*overrides) as trainable:
         judge = judge_with_history()
-        micro = engine.num_microbatches
+        micro = trainable.num_microbatches
         verdicts = [
-            step(engine, judge, number, times([50.0] * micro if number == 2 else [])).spike for number in (1, 2, 3)
+            step(trainable, judge, number, times([50.0] * micro if number == 2 else [])).spike for number in (1, 2, 3)
         ]
-        other = build_engine(tiny_config(*overrides), engine.groups, engine.platform)
+        other = tiny_built(tiny_config(*overrides), trainable.groups)
         for number in (1, 2, 3):
             step(other, Judge(), number, times([]))
-        return verdicts, parameter_bytes(engine) == parameter_bytes(other)
+        return verdicts, parameter_bytes(trainable) == parameter_bytes(other)
 
 
 def test_a_step_is_run_again_in_a_pipeline_with_overlap(ranks: RankPool) -> None:
@@ -98,10 +108,10 @@ def test_an_ordinary_step_is_run_once() -> None:
     def counted(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
-        return pretraining_loss(losses, batch)
+        return next_token(losses, batch)
 
-    with tiny_engine() as engine:
-        assert step(engine, judge_with_history(), 1, counted).spike is None
+    with tiny_trainable() as trainable:
+        assert step(trainable, judge_with_history(), 1, counted).spike is None
     assert calls == 4
 
 
@@ -121,7 +131,7 @@ def skip_job(overrides: list[str], bad_rank: int, bad: float, in_gradient: bool)
     """Two bad steps on one rank, one of which may be skipped."""
 
     def loss(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        total, count = pretraining_loss(losses, batch)
+        total, count = next_token(losses, batch)
         if dist.get_rank() != bad_rank or not total.requires_grad:
             return total, count
         if in_gradient:
@@ -129,19 +139,19 @@ def skip_job(overrides: list[str], bad_rank: int, bad: float, in_gradient: bool)
             return total, count
         return total * bad, count
 
-    with tiny_engine(*overrides) as engine:
+    with tiny_trainable(*overrides) as trainable:
         judge = Judge(max_skips=1)
-        step(engine, judge, 1, times([]))
-        before = parameter_bytes(engine)
-        skipped = step(engine, judge, 2, loss)
-        unchanged = parameter_bytes(engine) == before
+        step(trainable, judge, 1, times([]))
+        before = parameter_bytes(trainable)
+        skipped = step(trainable, judge, 2, loss)
+        unchanged = parameter_bytes(trainable) == before
         try:
-            step(engine, judge, 3, loss)
+            step(trainable, judge, 3, loss)
             message = ""
         except TrainingError as error:
             message = str(error)
-        unchanged = unchanged and parameter_bytes(engine) == before
-        good = step(engine, judge, 4, times([]))
+        unchanged = unchanged and parameter_bytes(trainable) == before
+        good = step(trainable, judge, 4, times([]))
         return {
             "updated": (skipped.updated, good.updated),
             "unchanged": unchanged,
@@ -174,17 +184,17 @@ def test_all_ranks_skip_then_stop_and_the_culprit_is_named(
 
 def flip_job(rank: int, weight: str) -> tuple[bool, str]:
     """Whether untouched replicas pass, and what is said after one bit was flipped on one rank."""
-    with tiny_engine("parallel.tensor_model_parallel_size=2") as engine:
-        step(engine, Judge(), 1)
-        first = parameter_hash(engine)
-        check_replicas(engine, 1)
+    with tiny_trainable("parallel.tensor_model_parallel_size=2") as trainable:
+        step(trainable, Judge(), 1)
+        first = parameter_hash([trainable])
+        check_replicas(trainable, 1)
         if dist.get_rank() == rank:
-            (name,) = (name for name in weights_of(engine) if name.endswith(weight))
-            weights_of(engine)[name].detach().view(torch.int32).flatten()[3] ^= 1
+            (name,) = (name for name in weights_of(trainable) if name.endswith(weight))
+            weights_of(trainable)[name].detach().view(torch.int32).flatten()[3] ^= 1
         try:
-            check_replicas(engine, 2)
+            check_replicas(trainable, 2)
         except ReplicaError as error:
-            return parameter_hash(engine) != first, str(error)
+            return parameter_hash([trainable]) != first, str(error)
         return False, ""
 
 

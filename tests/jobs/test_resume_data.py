@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from qwen_megatron.checkpoint.contents import SmallState, config_sections
+from qwen_megatron.checkpoint.state import CheckpointState, config_sections
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.errors import ChangesRefused
 from qwen_megatron.jobs.changes import check_changes
+from qwen_megatron.jobs.pretrain import Pretraining
 from qwen_megatron.train.state import TrainState
 from tests.support.corpora import write_byte_corpus
 
@@ -41,18 +42,24 @@ def open_data(config: ResolvedConfig) -> BlendedDataset:
     )
 
 
-def saved_by(config: ResolvedConfig) -> SmallState:
+def saved_by(config: ResolvedConfig) -> CheckpointState:
     """What a run saves after 800 samples."""
     dataset = open_data(config)
-    fingerprints, consumed = dataset.fingerprints(), dataset.consumed(CONSUMED)
-    data = {prefix: {"fingerprint": fingerprints[prefix], "consumed_samples": consumed[prefix]} for prefix in consumed}
+    data = dataset.sources(CONSUMED)
     state = TrainState(iteration=100, consumed_samples=CONSUMED, consumed_tokens=CONSUMED * 64)
-    optimizer: list[dict[str, Any]] = []
-    return SmallState(train_state=state, optimizer=optimizer, config=config_sections(config), data=data, environment={})
+    return CheckpointState(train_state=state, models={}, config=config_sections(config), data=data, environment={})
+
+
+class GoingOn(Pretraining):
+    """Pretraining of which nothing is there but configuration and data."""
+
+    def __init__(self, config: ResolvedConfig, dataset: BlendedDataset | None = None):
+        self.config = config
+        self.dataset = dataset or open_data(config)
 
 
 def check(saved: ResolvedConfig, resumed: ResolvedConfig) -> None:
-    assert check_changes(saved_by(saved), resumed, open_data(resumed), FOLDER) == []
+    assert check_changes(saved_by(saved), GoingOn(resumed), FOLDER) == []
 
 
 def weighted(two: dict[str, Path], one: float, other: float) -> str:
@@ -127,18 +134,19 @@ def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Pa
     (entry,) = saved.data.values()
     entry["tokenizer"] = "b" * 64
     # An adopted corpus has a tokenizer that is not known.
-    assert check_changes(saved, config, open_data(config), FOLDER) == []
+    assert check_changes(saved, GoingOn(config), FOLDER) == []
 
     class Known(BlendedDataset):
-        def tokenizers(self) -> dict[str, str | None]:
-            return dict.fromkeys(self.prefixes, "a" * 64)
+        def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
+            found = super().sources(consumed_samples)
+            return {prefix: {**source, "tokenizer": "a" * 64} for prefix, source in found.items()}
 
     dataset = open_data(config)
     known = Known(
         dict(zip(dataset.prefixes, dataset.corpora, strict=True)), None, seq_length=64, seed=1234, eval_samples=8
     )
     with pytest.raises(ChangesRefused, match=r"tokenizer bbbbbbbbbbbb.*tokenizer aaaaaaaaaaaa"):
-        check_changes(saved, config, known, FOLDER)
+        check_changes(saved, GoingOn(config, known), FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -148,5 +156,5 @@ def test_a_change_that_is_named_is_allowed(two: dict[str, Path], change: str) ->
     blend = weighted(two, 3, 1)
     key = change.partition("=")[0]
     resumed = resolved_config(blend, change, f"checkpoint.allow_changes=[{key}]")
-    (found,) = check_changes(saved_by(resolved_config(blend)), resumed, open_data(resumed), FOLDER)
+    (found,) = check_changes(saved_by(resolved_config(blend)), GoingOn(resumed), FOLDER)
     assert found.key == key

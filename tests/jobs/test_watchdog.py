@@ -34,7 +34,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.Store]:
 
 
 def make_run(iteration: int) -> Any:
-    return SimpleNamespace(state=SimpleNamespace(iteration=iteration), engine=SimpleNamespace(phases=Phases()))
+    return SimpleNamespace(state=SimpleNamespace(iteration=iteration), timers=Phases())
 
 
 def watch(store: dist.Store, rank: int) -> Watchdog:
@@ -44,7 +44,7 @@ def watch(store: dist.Store, rank: int) -> Watchdog:
 def test_silent_ranks_are_told_from_those_that_wait_and_those_that_never_came(store: dist.Store) -> None:
     silent, waiting, run = watch(store, 1), watch(store, 0), make_run(16)
     silent.follow(run)
-    with run.engine.phases.enter("forward"):
+    with run.timers.enter("forward"):
         silent.beat("forward", silent.position())
     with waiting:
         waiting.follow(make_run(16))
@@ -61,7 +61,7 @@ def test_where_nobody_is_silent_everybody_is_placed(store: dist.Store) -> None:
     for rank, phase in enumerate(("communication", "communication", "data")):
         run = make_run(16)
         watches[rank].follow(run)
-        run.engine.phases.push(phase)
+        run.timers.push(phase)
     with watches[0], watches[1], watches[2]:
         time.sleep(0.2)
         told = watches[2].describe_peers()
@@ -110,13 +110,13 @@ def test_every_activity_has_its_time(store: dist.Store) -> None:
     assert one.limit(one.position()) == 400
     run = make_run(7)
     one.follow(run)
-    with run.engine.phases.enter("forward"):
+    with run.timers.enter("forward"):
         # The first step since the start, whatever its number.
         assert one.limit(one.position()) == 400
         run.state.iteration = 8
         assert one.limit(one.position()) == 100
     for activity, seconds in (("evaluation", 200), ("saving", 300), ("replica check", 100)):
-        with run.engine.phases.enter(activity), run.engine.phases.enter("communication"):
+        with run.timers.enter(activity), run.timers.enter("communication"):
             position = one.position()
             assert (position.phase, position.activity) == ("communication", activity)
             assert one.limit(position) == seconds

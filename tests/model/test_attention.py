@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.attention import QwenCoreAttention, TorchAttention
+from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
-from qwen_megatron.model.row_context import RowContext
 
 HEAD = 8
 CPU = torch.device("cpu")
@@ -93,9 +94,13 @@ def test_kernel_keeps_bf16() -> None:
 def test_dropout_is_for_training_only_and_belongs_to_its_keys() -> None:
     query, key, value = random_qkv(12, 2, 2)
     kernel = make_kernel(dropout=0.5).train()
-    one, other = (RowContext(dropout_keys_b=row_keys(5, step, "ab")).packed for step in (1, 2))
-    assert torch.equal(kernel(query, key, value, one), kernel(query, key, value, one))
-    assert not torch.equal(kernel(query, key, value, one), kernel(query, key, value, other))
+    one, other = (AttentionContext(dropout_keys_b=row_keys(5, step, "ab")) for step in (1, 2))
+
+    def output(context: AttentionContext) -> torch.Tensor:
+        return kernel(query, key, value, packed_seq_params=context)
+
+    assert torch.equal(output(one), output(one))
+    assert not torch.equal(output(one), output(other))
     with pytest.raises(ValueError, match="needs the keys"):
         kernel(query, key, value)
     torch.testing.assert_close(kernel.eval()(query, key, value).double(), oracle(query, key, value), rtol=0, atol=1e-6)
@@ -105,29 +110,30 @@ def test_dropout_falls_on_probabilities_and_keeps_their_mean() -> None:
     """Against an explicit mask, and over many samples against none."""
     query, key, value = (tensor[:, :1] for tensor in random_qkv(12, 2, 2))
     kernel = make_kernel(dropout=0.25).train()
-    packed = RowContext(dropout_keys_b=row_keys(5, 1, "a")).packed
+    context = AttentionContext(dropout_keys_b=row_keys(5, 1, "a"))
     # Values that tell which keys were kept: the output is the row of probabilities itself.
     eye = torch.eye(12)[:, None, None].expand(12, 1, 2, 12)
-    shares = kernel(query, key, eye, packed).view(12, 2, 12)
+    shares = kernel(query, key, eye, packed_seq_params=context).view(12, 2, 12)
     whole = make_kernel()(query, key, eye).view(12, 2, 12)
     dropped = (shares == 0) & (whole > 0)
     torch.testing.assert_close(shares[~dropped], whole[~dropped] / 0.75)
     assert 0.1 < dropped.sum() / (whole > 0).sum() < 0.4
     assert not torch.equal(dropped[:, 0], dropped[:, 1])
-    keys = [RowContext(dropout_keys_b=row_keys(5, 1, [number])).packed for number in range(2000)]
-    mean = torch.stack([kernel(query, key, value, packed) for packed in keys]).mean(dim=0)
+    contexts = [AttentionContext(dropout_keys_b=row_keys(5, 1, [number])) for number in range(2000)]
+    mean = torch.stack([kernel(query, key, value, packed_seq_params=one) for one in contexts]).mean(dim=0)
     torch.testing.assert_close(mean, make_kernel()(query, key, value), rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
-        ("bias", {"attention_bias": torch.zeros(1)}),
-        ("packing", {"packed_seq_params": SimpleNamespace()}),
+        ("attention bias", {"attention_bias": torch.zeros(1)}),
+        ("attention mask", {"attention_mask": torch.ones(1, 1, 4, 4, dtype=torch.bool)}),
+        ("an AttentionContext, not as PackedSeqParams", {"packed_seq_params": PackedSeqParams(qkv_format="thd")}),
     ],
 )
 def test_kernel_refuses_what_it_would_ignore(name: str, argument: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"attention {name}"):
+    with pytest.raises(ValueError, match=name):
         make_kernel()(*random_qkv(4, 2, 2), **argument)
 
 
@@ -150,7 +156,7 @@ def make_core(native_length: int, **stretching: bool) -> QwenCoreAttention:
     return QwenCoreAttention(
         config,
         kernel=TorchAttention,
-        reads_rows=True,
+        takes=frozenset({"documents", "dropout", "cache"}),
         rotary=rotary,
         layer_number=1,
         attn_mask_type=AttnMaskType.causal,
@@ -161,13 +167,13 @@ def make_core(native_length: int, **stretching: bool) -> QwenCoreAttention:
 
 def test_core_does_not_hide_documents_from_a_kernel_that_knows_none() -> None:
     core = make_core(16)
-    core.reads_rows = False
+    core.takes = frozenset()
     ids_bs = torch.zeros(2, 16, dtype=torch.int64)
     with pytest.raises(ValueError, match="TorchAttention would ignore"):
-        core(*random_qkv(16, 2, 2), RowContext(document_ids_bs=ids_bs).packed)
+        core(*random_qkv(16, 2, 2), packed_seq_params=AttentionContext(document_ids_bs=ids_bs))
     query, key, value = random_qkv(16, 2, 2)
-    keys = RowContext(dropout_keys_b=row_keys(5, 1, "ab")).packed
-    assert torch.equal(core(query, key, value, keys), core(query, key, value))
+    keys = AttentionContext(dropout_keys_b=row_keys(5, 1, "ab"))
+    assert torch.equal(core(query, key, value, packed_seq_params=keys), core(query, key, value))
 
 
 def expected_core(

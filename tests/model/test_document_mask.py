@@ -9,11 +9,12 @@ import torch
 
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.inference.loading import single_process
+from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
-from qwen_megatron.model.row_context import RowContext
+from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.parallel.context import take_chunks
-from tests.support.engines import groups_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import groups_of
 
 MODEL = ModelConfig(
     num_layers=2,
@@ -37,8 +38,9 @@ def model() -> Iterator[QwenModel]:
 def losses(model: QwenModel, tokens_bs: torch.Tensor, document_ids_bs: torch.Tensor | None) -> torch.Tensor:
     """Loss of each label, [b, s]."""
     positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
-    rows = RowContext(document_ids_bs=document_ids_bs).packed
-    return model(tokens_bs, positions_bs, rows, labels=tokens_bs.roll(-1, dims=1))
+    context = AttentionContext(document_ids_bs=document_ids_bs)
+    request = HeadRequest(output=Output.TOKEN_LOSSES, labels_bs=tokens_bs.roll(-1, dims=1))
+    return model(tokens_bs, positions_bs, context, request)
 
 
 def packed(lengths: list[int]) -> torch.Tensor:
@@ -88,11 +90,11 @@ def test_every_row_has_its_own_documents(model: QwenModel) -> None:
         torch.testing.assert_close(both[row, :11], one[0, :11], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask", [torch.ones(1, 1, 8, 8, dtype=torch.bool), torch.zeros(1, 7, dtype=torch.int64)])
-def test_another_mask_is_refused(model: QwenModel, mask: torch.Tensor) -> None:
+@pytest.mark.parametrize("ids_bs", [torch.ones(1, 8, dtype=torch.bool), torch.zeros(1, 7, dtype=torch.int64)])
+def test_documents_of_another_batch_are_refused(model: QwenModel, ids_bs: torch.Tensor) -> None:
     tokens_bs = torch.zeros(1, 8, dtype=torch.int64)
-    with pytest.raises(ValueError, match="must be a packed RowContext"):
-        model(tokens_bs, tokens_bs, mask, labels=tokens_bs)
+    with pytest.raises(ValueError, match=r"document_ids_bs must be int64 \[1, 8\]"):
+        model(tokens_bs, tokens_bs, AttentionContext(document_ids_bs=ids_bs))
 
 
 def split_job(tokens_bs: torch.Tensor, document_ids_bs: torch.Tensor) -> torch.Tensor:
@@ -101,8 +103,9 @@ def split_job(tokens_bs: torch.Tensor, document_ids_bs: torch.Tensor) -> torch.T
         model = unwrapped(build_model(MODEL, groups, precision="fp32", seed=5))
         positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
         mine_bs, labels_bs = (take_chunks(x, 1, groups.cp) for x in (tokens_bs, tokens_bs.roll(-1, dims=1)))
-        packed = RowContext(document_ids_bs=document_ids_bs).packed
-        return model(mine_bs, take_chunks(positions_bs, 1, groups.cp), packed, labels=labels_bs).detach()
+        context = AttentionContext(document_ids_bs=document_ids_bs)
+        request = HeadRequest(output=Output.TOKEN_LOSSES, labels_bs=labels_bs)
+        return model(mine_bs, take_chunks(positions_bs, 1, groups.cp), context, request).detach()
 
 
 def gathered(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -11,9 +11,9 @@ import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.dropout import DropoutLayer, HiddenDropout, derived_keys, kept, row_keys
-from qwen_megatron.model.row_context import RowContext
 from qwen_megatron.parallel.groups import Groups
 
 MODEL = ModelConfig(
@@ -36,12 +36,12 @@ def dropout(context: Any, split: Any = None, layer: int = 1, place: int = 2, pro
     return HiddenDropout(probability, layer=layer, place=place, context_group=context, split_group=split)
 
 
-def packed(step: int = 1, samples: str = "ab", seed: int = 5) -> torch.Tensor | None:
-    return RowContext(dropout_keys_b=row_keys(seed, step, samples)).packed
+def context(step: int = 1, samples: str = "ab", seed: int = 5) -> AttentionContext:
+    return AttentionContext(dropout_keys_b=row_keys(seed, step, samples))
 
 
 def mask(hidden: HiddenDropout, length: int = 32, **key: Any) -> torch.Tensor:
-    return hidden(torch.ones(length, 2, 24), packed(**key)) != 0
+    return hidden(torch.ones(length, 2, 24), context(**key)) != 0
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
@@ -95,7 +95,7 @@ def test_everything_named_makes_another_mask() -> None:
 
 def test_kept_elements_grow_and_dropped_ones_have_no_gradient() -> None:
     hidden_sbh = torch.full((32, 2, 24), 7.0, requires_grad=True)
-    output = dropout(group(), probability=0.25)(hidden_sbh, packed())
+    output = dropout(group(), probability=0.25)(hidden_sbh, context())
     stays = output != 0
     torch.testing.assert_close(output[stays], torch.full_like(output[stays], 7.0 / 0.75))
     output.sum().backward()
@@ -116,19 +116,10 @@ def test_parts_of_a_sequence_have_their_parts_of_the_mask(split: int) -> None:
 
 
 def test_without_keys_nothing_is_dropped_silently() -> None:
-    for rows in (None, torch.zeros(3, 1, dtype=torch.int64), torch.zeros(2, 1)):
-        with pytest.raises(ValueError, match=r"needs the keys|packed RowContext"):
-            dropout(group())(torch.ones(32, 2, 24), rows)
-
-
-def test_a_context_comes_back_from_its_tensor() -> None:
-    ids_bs, keys_b = torch.arange(12).reshape(2, 6), torch.tensor([5, -3])
-    for ids, keys in ((ids_bs, keys_b), (ids_bs, None), (None, keys_b)):
-        context = RowContext.unpack(RowContext(document_ids_bs=ids, dropout_keys_b=keys).packed, 2, 6)
-        assert (context.document_ids_bs is None) == (ids is None)
-        assert ids is None or torch.equal(context.document_ids_bs, ids)
-        assert keys is None or torch.equal(context.dropout_keys_b, keys)
-    assert RowContext().packed is None
+    others = [torch.zeros(3, dtype=torch.int64), torch.zeros(2)]
+    for given in (None, AttentionContext(), *(AttentionContext(dropout_keys_b=keys_b) for keys_b in others)):
+        with pytest.raises(ValueError, match=r"needs the keys|dropout_keys_b must be int64 \[2\]"):
+            dropout(group())(torch.ones(32, 2, 24), given)
 
 
 def test_without_dropout_nothing_of_it_exists(groups: Groups) -> None:

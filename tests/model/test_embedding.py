@@ -7,8 +7,8 @@ import pytest
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 
-from tests.support.engines import random_batches, tiny_engine
 from tests.support.ranks import RankPool
+from tests.support.trainables import random_batches, tiny_trainable
 
 VOCAB = 161
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -17,11 +17,11 @@ SP = "parallel.sequence_parallel=true"
 
 def lookup_job(overrides: list[str], dense: bool) -> tuple[np.ndarray, np.ndarray]:
     """What the engine's embedding gives and the gradient its rows get, by our lookup or Megatron-Core's dense one."""
-    with tiny_engine(*overrides) as engine:
-        (chunk,) = engine.chunks
+    with tiny_trainable(*overrides) as trainable:
+        (chunk,) = trainable.chunks
         chunk.zero_grad_buffer()
-        layer = engine.models[0].embedding.word_embeddings
-        tokens = next(random_batches(engine, VOCAB)).tokens_bs % 50 + 60
+        layer = trainable.models[0].embedding.word_embeddings
+        tokens = next(random_batches(trainable, VOCAB)).tokens_bs % 50 + 60
         output = VocabParallelEmbedding.forward(layer, tokens) if dense else layer(tokens)
         # A gradient that tells positions and channels apart; tokens repeat, and some rows belong to the other rank.
         (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()

@@ -17,8 +17,8 @@ from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.init import BLOCK, fill, normal_rows
 from qwen_megatron.parallel.groups import Groups
-from tests.support.engines import groups_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import groups_of
 
 MODEL = ModelConfig(
     num_layers=4,

@@ -13,10 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_megatron.model import loss
+from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.loss import VocabularyShard, head_cross_entropy
 from qwen_megatron.parallel.groups import Groups
-from tests.support.engines import groups_of, random_batches, tiny_engine, weights_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import groups_of, leave_gradient, random_batches, tiny_trainable, weights_of
 
 SEQUENCE, BATCH, HIDDEN, VOCAB = 6, 2, 8, 161
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -190,15 +191,13 @@ def test_a_rank_that_holds_padding_only(ranks: RankPool) -> None:
 
 
 def step_job(overrides: list[str]) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss and this rank's gradients of one global batch through the whole engine."""
-    from qwen_megatron.train.step import pretraining_loss, run_microbatches
-
-    with tiny_engine(*overrides) as engine:
-        batches = random_batches(engine, VOCAB)
-        for chunk in engine.chunks:
+    """Loss and this rank's gradients of one global batch through the whole model."""
+    with tiny_trainable(*overrides) as trainable:
+        batches = random_batches(trainable, VOCAB)
+        for chunk in trainable.chunks:
             chunk.zero_grad_buffer()
-        mean = run_microbatches(engine, batches, engine.num_microbatches, pretraining_loss, forward_only=False)
-        return mean, {name: param.main_grad.numpy().copy() for name, param in weights_of(engine).items()}
+        mean = leave_gradient(trainable, batches)
+        return mean, {name: param.main_grad.numpy().copy() for name, param in weights_of(trainable).items()}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +205,7 @@ def step_job(overrides: list[str]) -> tuple[float, dict[str, np.ndarray]]:
     [(1,), (1, TIED), (2, TP2), (2, TP2, SP, TIED), (2, PP2, TIED), (4, TP2, SP, PP2, TIED)],
     ids=lambda layout: "-".join(str(part).split(".")[-1] for part in layout),
 )
-def test_the_engine_accumulates_what_the_unfused_loss_gives(ranks: RankPool, layout: tuple[Any, ...]) -> None:
+def test_training_accumulates_what_the_unfused_loss_gives(ranks: RankPool, layout: tuple[Any, ...]) -> None:
     world_size, *overrides = layout
     fused = ranks.run(world_size, step_job, overrides=overrides)
     unfused = ranks.run(world_size, step_job, overrides=[*overrides, "model.loss_implementation=unfused"])
@@ -257,7 +256,7 @@ def test_logits_are_never_whole(groups: Groups, monkeypatch: pytest.MonkeyPatch,
 def test_evaluation_and_logits_take_the_same_head(groups: Groups) -> None:
     """The model gives logits without labels, and the same losses with and without a mask to fuse by."""
     from qwen_megatron.model.builder import build_model, unwrapped
-    from tests.support.engines import tiny_config
+    from tests.support.trainables import tiny_config
 
     config = tiny_config()
     model = unwrapped(build_model(config.model, groups, precision="fp32", seed=1))
@@ -266,9 +265,10 @@ def test_evaluation_and_logits_take_the_same_head(groups: Groups) -> None:
     mask = torch.ones(2, 16)
     mask[1, 3] = 0
     with torch.no_grad():
-        logits = model(tokens, None, None)
-        fused = model(tokens, None, None, labels=labels, loss_mask=mask)
-        unfused = model(tokens, None, None, labels=labels)
+        logits = model(tokens, None)
+        request = HeadRequest(output=Output.TOKEN_LOSSES, labels_bs=labels, loss_mask_bs=mask)
+        fused = model(tokens, None, None, request)
+        unfused = model(tokens, None, None, HeadRequest(output=Output.TOKEN_LOSSES, labels_bs=labels))
     assert logits.shape == (2, 16, VOCAB)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), labels.flatten(), reduction="none")
     assert_near(unfused, expected.view(2, 16), 1e-6)

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from qwen_megatron.model.loss import mask_padded_vocabulary, summed_loss
-from qwen_megatron.train.step import pretraining_loss, run_microbatches, train_step
-from tests.support.engines import random_batches, tiny_engine, weights_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import leave_gradient, random_batches, take_step, tiny_trainable, weights_of
 
 VOCAB = 161  # Odd: two tensor-parallel ranks hold 162 rows.
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -42,14 +41,14 @@ def test_summed_loss_counts_what_the_mask_counts() -> None:
 
 def gradients_job(overrides: list[str]) -> tuple[float, dict[str, np.ndarray]]:
     """Loss of one global batch, and this rank's rows of the gradients of the vocabulary matrices."""
-    with tiny_engine(*overrides) as engine:
-        for chunk in engine.chunks:
+    with tiny_trainable(*overrides) as trainable:
+        for chunk in trainable.chunks:
             chunk.zero_grad_buffer()
-        batches = random_batches(engine, VOCAB)
-        loss = run_microbatches(engine, batches, engine.num_microbatches, pretraining_loss, forward_only=False)
+        batches = random_batches(trainable, VOCAB)
+        loss = leave_gradient(trainable, batches)
         rows = {
             name: param.main_grad.numpy().copy()
-            for name, param in weights_of(engine).items()
+            for name, param in weights_of(trainable).items()
             if name in ("embedding.word_embeddings.weight", "output_layer.weight")
         }
         return loss, rows
@@ -57,16 +56,16 @@ def gradients_job(overrides: list[str]) -> tuple[float, dict[str, np.ndarray]]:
 
 def training_job(overrides: list[str], steps: int) -> tuple[list[tuple[float, float]], dict[str, np.ndarray]]:
     """Loss and gradient norm of each step, and this rank's vocabulary matrices at the end."""
-    with tiny_engine(*overrides) as engine:
-        batches = random_batches(engine, VOCAB)
+    with tiny_trainable(*overrides) as trainable:
+        batches = random_batches(trainable, VOCAB)
         measured = []
         for step in range(1, steps + 1):
             # At 1e-2 rounding grows tenfold a step, in one process too: Adam's first steps follow the gradient's sign.
-            result = train_step(engine, batches, step=step, learning_rate=1e-3, clip_grad=1.0)
+            result = take_step(trainable, batches, step=step)
             measured.append((result.loss, result.grad_norm))
         rows = {
             name: param.detach().numpy().copy()
-            for name, param in weights_of(engine).items()
+            for name, param in weights_of(trainable).items()
             if name in ("embedding.word_embeddings.weight", "output_layer.weight")
         }
         return measured, rows

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qwen_megatron.parallel.context import GatherSequence, chunks_of, take_chunks
-from tests.support.engines import groups_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import groups_of
 
 
 def group(rank: int, size: int) -> Any:

@@ -42,21 +42,21 @@ def write_code_corpus(prefix: Path, num_files: int) -> Path:
     return prefix
 
 
-def write_formula_corpus(prefix: Path, num_documents: int) -> Path:
+def write_formula_corpus(prefix: Path, num_documents: int, end: int = END_OF_TEXT) -> Path:
     """Documents that follow from a formula alone: the same bytes on every machine and with every Python.
 
-    Each counts through Qwen's ids from a place and in a stride of its own, and every third token is one of few.
+    Each counts through the ids below `end` from a place and in a stride of its own; every third token is one of few.
     """
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
     for number in range(num_documents):
         places = np.arange(50 + 37 * number % 400, dtype=np.int64)
-        tokens = (number * 7919 + places * (number % 97 + 1)) % END_OF_TEXT
+        tokens = (number * 7919 + places * (number % 97 + 1)) % end
         tokens[::3] = places[::3] * number % 64
-        builder.add_document(np.append(tokens, END_OF_TEXT).astype(np.int32), [len(tokens) + 1])
+        builder.add_document(np.append(tokens, end).astype(np.int32), [len(tokens) + 1])
     builder.finalize(f"{prefix}.idx")
-    adopt(prefix, end_of_document=END_OF_TEXT)
+    adopt(prefix, end_of_document=end)
     return prefix
 
 

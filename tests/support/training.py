@@ -96,10 +96,10 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
     from qwen_megatron.config.resolve import resolve
     from qwen_megatron.jobs.pretrain import build_run
     from qwen_megatron.platforms import get_platform
-    from qwen_megatron.train.engine import build_engine
     from qwen_megatron.train.loop import train
+    from qwen_megatron.train.phases import Phases
     from qwen_megatron.train.run import Hook, Run, StepRecord
-    from tests.support.engines import groups_of
+    from tests.support.trainables import groups_of
 
     steps: Steps = []
 
@@ -116,7 +116,7 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
         parallel.context_parallel_size,
         parallel.virtual_pipeline_model_parallel_size,
     ) as groups:
-        run = build_run(config, build_engine(config, groups, get_platform("cpu")))
+        run = build_run(config, groups, get_platform("cpu"), Phases())
         run.hooks = [Recorder()]
         train(run)
     return steps

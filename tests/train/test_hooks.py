@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import resolve
+from qwen_megatron.config.resolve import ResolvedConfig, resolve
+from qwen_megatron.jobs.pretrain import Pretraining
 from qwen_megatron.train.hooks.console import ConsoleHook, duration
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook, drop_rows_after
@@ -53,11 +54,27 @@ PHASE_SECONDS = {
 
 def make_run(directory: Path, *overrides: str, iteration: int = 0, rank: int = 0, hooks: tuple[Hook, ...] = ()) -> Run:
     given = ["model.preset=tiny", "training.train_iters=1000", f"checkpoint.directory={directory}", *overrides]
-    engine: Any = SimpleNamespace(groups=SimpleNamespace(rank=rank), phases=Phases())
+    groups: Any = SimpleNamespace(rank=rank)
     unused: Any = None
     config = resolve(load_config(None, given))
     state = TrainState(iteration=iteration, consumed_samples=config.training.batch_sizes.samples_after(iteration))
-    return Run(config=config, engine=engine, state=state, dataset=unused, loader=unused, hooks=hooks)
+    return Run(
+        job=Counted(config),
+        directory=directory,
+        groups=groups,
+        platform=unused,
+        timers=Phases(),
+        trainables={},
+        state=state,
+        hooks=hooks,
+    )
+
+
+class Counted(Pretraining):
+    """Pretraining of which nothing is asked but how many steps there are."""
+
+    def __init__(self, config: ResolvedConfig):
+        self.config = config
 
 
 def record(step: int, **others: Any) -> StepRecord:
@@ -326,11 +343,10 @@ class Recorder(Hook):
 def evaluations(
     directory: Path, monkeypatch: pytest.MonkeyPatch, steps: range, *, iteration: int = 0, loss: float = 2.0
 ) -> list[EvaluationRecord]:
-    monkeypatch.setattr("qwen_megatron.train.hooks.evaluation.evaluate", lambda *_, **__: loss)
     recorder = Recorder()
     hook = EvaluationHook(10)
     run = make_run(directory, iteration=iteration, hooks=(hook, recorder))
-    run.loader = SimpleNamespace(evaluation=lambda: iter(()), num_evaluation_microbatches=1)  # type: ignore[assignment]
+    monkeypatch.setattr(run.job, "evaluate", lambda _: (loss, {}))
     hook.on_start(run)
     for step in steps:
         run.state.iteration = step

@@ -9,35 +9,31 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.optimizer import gradient_norm, sum_of_squares, update
-from qwen_megatron.train.step import pretraining_loss, run_microbatches
-from tests.support.engines import random_batches, tiny_engine, weights_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import TinyTrainable, leave_gradient, random_batches, tiny_trainable, weights_of
 
 VOCAB = 161
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with tiny_engine() as engine:
-        yield engine
+def trainable() -> Iterator[TinyTrainable]:
+    with tiny_trainable() as trainable:
+        yield trainable
 
 
-def backward(engine: Engine) -> float:
+def backward(trainable: TinyTrainable) -> float:
     """Fills the optimizer's gradients from one global batch; returns their norm."""
-    for chunk in engine.chunks:
+    for chunk in trainable.chunks:
         chunk.zero_grad_buffer()
-    engine.optimizer.zero_grad()
-    run_microbatches(
-        engine, random_batches(engine, VOCAB), engine.num_microbatches, pretraining_loss, forward_only=False
-    )
-    engine.optimizer.prepare_grads()
-    return gradient_norm(engine.optimizer)
+    trainable.optimizer.zero_grad()
+    leave_gradient(trainable, random_batches(trainable, VOCAB))
+    trainable.optimizer.prepare_grads()
+    return gradient_norm(trainable.optimizer)
 
 
-def gradients_of(engine: Engine) -> list[torch.Tensor]:
-    return [param.grad.clone() for param in engine.optimizer.get_parameters()]
+def gradients_of(trainable: TinyTrainable) -> list[torch.Tensor]:
+    return [param.grad.clone() for param in trainable.optimizer.get_parameters()]
 
 
 def test_squares_of_a_large_tensor_are_exact() -> None:
@@ -59,44 +55,44 @@ def test_squares_beyond_fp32_and_of_nothing() -> None:
     assert math.isnan(sum_of_squares([torch.tensor([1.0, math.nan])]).item())
 
 
-def test_gradient_norm_counts_every_weight_once(engine: Engine) -> None:
-    norm = backward(engine)
-    squares = sum(param.main_grad.double().square().sum().item() for param in weights_of(engine).values())
+def test_gradient_norm_counts_every_weight_once(trainable: TinyTrainable) -> None:
+    norm = backward(trainable)
+    squares = sum(param.main_grad.double().square().sum().item() for param in weights_of(trainable).values())
     assert norm == pytest.approx(math.sqrt(squares), rel=1e-12)
     assert norm > 0.1
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e-3])
-def test_clipping_scales_the_gradient_to_the_limit(engine: Engine, clip: float) -> None:
-    norm = backward(engine)
+def test_clipping_scales_the_gradient_to_the_limit(trainable: TinyTrainable, clip: float) -> None:
+    norm = backward(trainable)
     assert norm > clip
-    before = gradients_of(engine)
-    update(engine.optimizer, 0.0, clip, norm)
-    for gradient, unclipped in zip(gradients_of(engine), before, strict=True):
+    before = gradients_of(trainable)
+    update(trainable.optimizer, 0.0, clip, norm)
+    for gradient, unclipped in zip(gradients_of(trainable), before, strict=True):
         torch.testing.assert_close(gradient, unclipped * (clip / norm), rtol=1e-5, atol=0)
-    assert gradient_norm(engine.optimizer) == pytest.approx(clip, rel=1e-5)
+    assert gradient_norm(trainable.optimizer) == pytest.approx(clip, rel=1e-5)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e6])
-def test_no_clipping_below_the_limit_or_without_one(engine: Engine, clip: float) -> None:
-    norm = backward(engine)
-    before = gradients_of(engine)
-    update(engine.optimizer, 0.0, clip, norm)
-    for gradient, untouched in zip(gradients_of(engine), before, strict=True):
+def test_no_clipping_below_the_limit_or_without_one(trainable: TinyTrainable, clip: float) -> None:
+    norm = backward(trainable)
+    before = gradients_of(trainable)
+    update(trainable.optimizer, 0.0, clip, norm)
+    for gradient, untouched in zip(gradients_of(trainable), before, strict=True):
         assert torch.equal(gradient, untouched)
 
 
-def test_update_uses_the_rate_it_is_given(engine: Engine) -> None:
+def test_update_uses_the_rate_it_is_given(trainable: TinyTrainable) -> None:
     """The first step of Adam moves a weight by the rate, in the direction of its gradient's sign."""
-    norm = backward(engine)
+    norm = backward(trainable)
     name = "decoder.layers.0.self_attention.linear_qkv.bias"
-    weight = weights_of(engine)[name]
+    weight = weights_of(trainable)[name]
     before, gradient = weight.detach().clone(), weight.main_grad.clone()
-    update(engine.optimizer, 0.25, 0.0, norm)
+    update(trainable.optimizer, 0.25, 0.0, norm)
     large = gradient.abs() > 1e-5
     assert large.sum() > 50
     torch.testing.assert_close((weight - before)[large], -0.25 * gradient[large].sign(), rtol=1e-2, atol=0)
-    assert {group["lr"] for group in engine.optimizer.param_groups} == {0.25}
+    assert {group["lr"] for group in trainable.optimizer.param_groups} == {0.25}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -110,19 +106,19 @@ def test_norms_and_biases_do_not_decay_when_split(ranks: RankPool) -> None:
 
 def assert_decay(precision: str) -> None:
     """Without a gradient a step is nothing but decay."""
-    with tiny_engine(f"training.precision={precision}", "optimizer.weight_decay=0.5") as engine:
-        weights = weights_of(engine)
+    with tiny_trainable(f"training.precision={precision}", "optimizer.weight_decay=0.5") as trainable:
+        weights = weights_of(trainable)
         with torch.no_grad():
             for name, weight in weights.items():
                 if name.endswith(".bias"):
                     weight.fill_(1.0)
-        engine.optimizer.reload_model_params()
+        trainable.optimizer.reload_model_params()
         before = {name: weight.detach().clone() for name, weight in weights.items()}
-        for chunk in engine.chunks:
+        for chunk in trainable.chunks:
             chunk.zero_grad_buffer()
-        engine.optimizer.zero_grad()
-        engine.optimizer.prepare_grads()
-        update(engine.optimizer, 0.5, 0.0, 0.0)
+        trainable.optimizer.zero_grad()
+        trainable.optimizer.prepare_grads()
+        update(trainable.optimizer, 0.5, 0.0, 0.0)
         for name, weight in weights.items():
             if weight.dim() == 1:
                 assert torch.equal(weight, before[name]), f"{name} has decayed"

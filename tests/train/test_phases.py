@@ -8,11 +8,19 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from qwen_megatron.platforms.communication import communicating, listen
+from qwen_megatron.platforms.communication import communicating, heard_by
+from qwen_megatron.train.objective import NextTokenLoss
 from qwen_megatron.train.phases import STEP_PHASES, Phases
-from qwen_megatron.train.step import evaluate, pretraining_loss, run_microbatches, train_step
-from tests.support.engines import random_batches, tiny_engine
+from qwen_megatron.train.step import forward_backward, means
 from tests.support.ranks import RankPool
+from tests.support.trainables import (
+    held_out_loss,
+    random_batches,
+    take_step,
+    tiny_built,
+    tiny_config,
+    tiny_trainable,
+)
 
 
 class Clock:
@@ -89,31 +97,31 @@ def test_the_phase_of_a_failure_stays_until_an_outer_one_ends() -> None:
 
 def steps_and_evaluation(overrides: tuple[str, ...]) -> tuple[dict[str, float], float, dict[str, float], set[str]]:
     """Of five steps, seconds by phase and passed in all; by phase of an evaluation; names that another thread saw."""
-    with tiny_engine(*overrides) as engine:
-        batches = random_batches(engine, 161)
+    with tiny_trainable(*overrides) as trainable:
+        batches = random_batches(trainable, 161)
         seen: set[str] = set()
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(0.0005):
-                seen.add(engine.phases.current)
+                seen.add(trainable.timers.current)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            engine.phases.take()
-            started = engine.phases.since
+            trainable.timers.take()
+            started = trainable.timers.since
             for step in range(1, 6):
-                train_step(engine, batches, step=step, learning_rate=1e-3, clip_grad=1.0)
-            taken = engine.phases.take()
-            passed = engine.phases.since - started
-            with engine.phases.enter("evaluation"):
-                evaluate(engine, batches, engine.num_microbatches)
+                take_step(trainable, batches, step=step)
+            taken = trainable.timers.take()
+            passed = trainable.timers.since - started
+            with trainable.timers.enter("evaluation"):
+                held_out_loss(trainable, batches, trainable.num_microbatches)
         finally:
             done.set()
             watcher.join()
-        assert engine.phases.current == "other"
-        return taken, passed, engine.phases.take(), seen
+        assert trainable.timers.current == "other"
+        return taken, passed, trainable.timers.take(), seen
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,7 @@ def test_phases_of_a_step_add_up_to_its_time(ranks: RankPool, layout: tuple[str,
 
 def communications(overrides: tuple[str, ...]) -> int:
     """How often a step's layers send, or wait for what they have sent."""
-    with tiny_engine(*overrides) as engine:
+    with tiny_trainable(*overrides) as trainable:
         count = 0
 
         def enter() -> AbstractContextManager[None]:
@@ -147,9 +155,19 @@ def communications(overrides: tuple[str, ...]) -> int:
             count += 1
             return nullcontext()
 
-        listen(enter)
-        batches = random_batches(engine, 161)
-        run_microbatches(engine, batches, engine.num_microbatches, pretraining_loss, forward_only=False)
+        # Not the trainable's own timers: a step would hear itself.
+        objective = NextTokenLoss()
+        with heard_by(enter):
+            outputs = forward_backward(
+                trainable,
+                objective,
+                random_batches(trainable, 161),
+                shape=trainable.shape,
+                num_microbatches=trainable.num_microbatches,
+                forward_only=False,
+                step=0,
+            )
+            means(outputs, objective, trainable.groups)
         return count
 
 
@@ -167,15 +185,37 @@ def test_collectives_inside_layers_are_communication(ranks: RankPool) -> None:
 
 def test_another_thread_than_the_listening_one_is_passed_over() -> None:
     phases = Phases()
-    listen(functools.partial(phases.enter, "communication"))
     seen = []
 
     def communicate() -> None:
         with communicating():
             seen.append(phases.current)
 
-    thread = threading.Thread(target=communicate)
-    thread.start()
-    thread.join()
+    with heard_by(functools.partial(phases.enter, "communication")):
+        thread = threading.Thread(target=communicate)
+        thread.start()
+        thread.join()
+        communicate()
     communicate()
-    assert seen == ["other", "communication"]
+    assert seen == ["other", "communication", "other"]
+
+
+def test_two_models_hear_their_own_communication(ranks: RankPool) -> None:
+    """The second one built took the first one's clock."""
+    for first, second in ranks.run(2, two_clocks):
+        assert first == (True, False)
+        assert second == (False, True)
+
+
+def two_clocks() -> list[tuple[bool, bool]]:
+    """For a step of each of two models: whether communication was counted on either clock."""
+    with tiny_trainable("parallel.tensor_model_parallel_size=2") as first:
+        second = tiny_built(tiny_config("parallel.tensor_model_parallel_size=2"), first.groups)
+        counted = []
+        for one in (first, second):
+            for clock in (first.timers, second.timers):
+                clock.take()
+            take_step(one, random_batches(one, 161))
+            # Entered a thousand times inside layers, not only around the step.
+            counted.append(tuple(clock.take().get("communication", 0.0) > 0 for clock in (first.timers, second.timers)))
+        return counted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -14,28 +14,38 @@ import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.errors import TrainingError
-from qwen_megatron.train.engine import Engine, build_engine
-from qwen_megatron.train.step import evaluate, pretraining_loss, train_step
-from tests.support.engines import parameter_bytes, random_batches, tiny_config, tiny_engine, weights_of
 from tests.support.ranks import RankPool
+from tests.support.trainables import (
+    LossFunction,
+    OwnLoss,
+    TinyTrainable,
+    held_out_loss,
+    next_token,
+    parameter_bytes,
+    random_batches,
+    take_step,
+    tiny_built,
+    tiny_config,
+    tiny_trainable,
+    weights_of,
+)
 
 VOCAB = 161
-LossFunction = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
 def good_loss(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The usual loss under another name: tensor-parallel ranks must all take the path of a loss of their own."""
-    return pretraining_loss(losses, batch)
+    return next_token(losses, batch)
 
 
 def nan_loss(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    total, count = pretraining_loss(losses, batch)
+    total, count = next_token(losses, batch)
     return total * math.nan, count
 
 
 def infinite_gradient(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """A finite loss whose gradient is not."""
-    total, count = pretraining_loss(losses, batch)
+    total, count = next_token(losses, batch)
     if total.requires_grad:
         total.register_hook(lambda gradient: gradient * math.inf)
     return total, count
@@ -43,7 +53,7 @@ def infinite_gradient(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor,
 
 def nan_in_print(losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """A loss that is not a number, with the gradient of a good one."""
-    total, count = pretraining_loss(losses, batch)
+    total, count = next_token(losses, batch)
     return total.detach() * math.nan + (total - total.detach()), count
 
 
@@ -58,43 +68,43 @@ BAD = {"nan": nan_loss, "inf": infinite_gradient, "nan loss": nan_in_print}
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with tiny_engine() as engine:
-        yield engine
+def trainable() -> Iterator[TinyTrainable]:
+    with tiny_trainable() as trainable:
+        yield trainable
 
 
-def second_engine(engine: Engine) -> Engine:
+def another(trainable: TinyTrainable) -> TinyTrainable:
     """Another one, untrained, on the same groups."""
-    return build_engine(tiny_config(), engine.groups, engine.platform)
+    return tiny_built(tiny_config(), trainable.groups)
 
 
 def step(
-    engine: Engine, batches: Iterator[Batch], number: int, loss: LossFunction = pretraining_loss
+    trainable: TinyTrainable, batches: Iterator[Batch], number: int, loss: LossFunction | None = None
 ) -> tuple[float, float]:
-    result = train_step(engine, batches, step=number, learning_rate=1e-3, clip_grad=1.0, loss_function=loss)
+    result = take_step(trainable, batches, step=number, objective=None if loss is None else OwnLoss(loss))
     return result.loss, result.grad_norm
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_not_finite_changes_nothing(engine: Engine, bad: str) -> None:
-    batches = random_batches(engine, VOCAB)
-    step(engine, batches, 1)
-    before = parameter_bytes(engine)
+def test_not_finite_changes_nothing(trainable: TinyTrainable, bad: str) -> None:
+    batches = random_batches(trainable, VOCAB)
+    step(trainable, batches, 1)
+    before = parameter_bytes(trainable)
     with pytest.raises(TrainingError) as caught:
-        step(engine, batches, 2, BAD[bad])
-    assert parameter_bytes(engine) == before
+        step(trainable, batches, 2, BAD[bad])
+    assert parameter_bytes(trainable) == before
     assert str(caught.value).startswith("step 2: loss=")
     assert "no weight was changed" in str(caught.value)
     assert "=nan" in str(caught.value) or "=inf" in str(caught.value)
 
 
-def test_training_goes_on_after_a_refused_step_as_if_it_had_not_been(engine: Engine) -> None:
-    step(engine, random_batches(engine, VOCAB, seed=1), 1)
+def test_training_goes_on_after_a_refused_step_as_if_it_had_not_been(trainable: TinyTrainable) -> None:
+    step(trainable, random_batches(trainable, VOCAB, seed=1), 1)
     with pytest.raises(TrainingError):
-        step(engine, random_batches(engine, VOCAB, seed=2), 2, nan_loss)
-    after = step(engine, random_batches(engine, VOCAB, seed=3), 2)
-    content = parameter_bytes(engine)
-    other = second_engine(engine)
+        step(trainable, random_batches(trainable, VOCAB, seed=2), 2, nan_loss)
+    after = step(trainable, random_batches(trainable, VOCAB, seed=3), 2)
+    content = parameter_bytes(trainable)
+    other = another(trainable)
     step(other, random_batches(other, VOCAB, seed=1), 1)
     assert step(other, random_batches(other, VOCAB, seed=3), 2) == after
     assert parameter_bytes(other) == content
@@ -102,16 +112,16 @@ def test_training_goes_on_after_a_refused_step_as_if_it_had_not_been(engine: Eng
 
 def refusal_job(overrides: list[str], bad: str, bad_rank: int) -> tuple[str, bool]:
     """What this rank's step raised, and whether its weights stayed; one rank has a bad loss."""
-    with tiny_engine(*overrides) as engine:
-        batches = random_batches(engine, VOCAB)
-        step(engine, batches, 1)
-        before = parameter_bytes(engine)
+    with tiny_trainable(*overrides) as trainable:
+        batches = random_batches(trainable, VOCAB)
+        step(trainable, batches, 1)
+        before = parameter_bytes(trainable)
         loss = BAD[bad] if dist.get_rank() == bad_rank else good_loss
         try:
-            step(engine, batches, 2, loss)
+            step(trainable, batches, 2, loss)
         except TrainingError as error:
-            return str(error), parameter_bytes(engine) == before
-        return "nothing was raised", parameter_bytes(engine) == before
+            return str(error), parameter_bytes(trainable) == before
+        return "nothing was raised", parameter_bytes(trainable) == before
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -125,9 +135,9 @@ def test_one_bad_rank_stops_all(ranks: RankPool, overrides: list[str], bad: str,
 
 
 def measure_job(overrides: list[str], steps: int) -> list[tuple[float, float]]:
-    with tiny_engine(*overrides) as engine:
-        batches = random_batches(engine, VOCAB)
-        return [step(engine, batches, number, uneven_loss) for number in range(1, steps + 1)]
+    with tiny_trainable(*overrides) as trainable:
+        batches = random_batches(trainable, VOCAB)
+        return [step(trainable, batches, number, uneven_loss) for number in range(1, steps + 1)]
 
 
 def test_loss_and_gradient_are_means_over_tokens_not_over_micro_batches(ranks: RankPool) -> None:
@@ -139,54 +149,54 @@ def test_loss_and_gradient_are_means_over_tokens_not_over_micro_batches(ranks: R
         np.testing.assert_allclose(measured, expected, rtol=1e-6)
 
 
-def test_step_takes_a_steps_worth_of_batches(engine: Engine) -> None:
+def test_step_takes_a_steps_worth_of_batches(trainable: TinyTrainable) -> None:
     taken = 0
 
     def counted() -> Iterator[Batch]:
         nonlocal taken
-        for batch in random_batches(engine, VOCAB):
+        for batch in random_batches(trainable, VOCAB):
             taken += 1
             yield batch
 
-    step(engine, counted(), 1)
-    assert taken == engine.num_microbatches == 4
+    step(trainable, counted(), 1)
+    assert taken == trainable.num_microbatches == 4
 
 
-def test_training_lowers_the_loss_of_a_repeated_batch(engine: Engine) -> None:
-    losses = [step(engine, random_batches(engine, VOCAB), number)[0] for number in range(1, 21)]
+def test_training_lowers_the_loss_of_a_repeated_batch(trainable: TinyTrainable) -> None:
+    losses = [step(trainable, random_batches(trainable, VOCAB), number)[0] for number in range(1, 21)]
     assert losses[0] == pytest.approx(math.log(VOCAB), rel=0.02)
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_evaluation_is_the_mean_over_counted_tokens(engine: Engine) -> None:
-    batches = list(islice(random_batches(engine, VOCAB), 3))
+def test_evaluation_is_the_mean_over_counted_tokens(trainable: TinyTrainable) -> None:
+    batches = list(islice(random_batches(trainable, VOCAB), 3))
     filler = batches[2]
     batches[2] = dataclasses.replace(filler, loss_mask_bs=torch.zeros_like(filler.loss_mask_bs))
     batches[1] = dataclasses.replace(
-        batches[1], loss_mask_bs=torch.tensor([1.0, 0.0])[:, None].expand(-1, engine.seq_length).contiguous()
+        batches[1], loss_mask_bs=torch.tensor([1.0, 0.0])[:, None].expand(-1, trainable.shape.seq_length).contiguous()
     )
-    before = parameter_bytes(engine)
-    measured = evaluate(engine, iter(batches), 3)
+    before = parameter_bytes(trainable)
+    measured = held_out_loss(trainable, iter(batches), 3)
     total, count = 0.0, 0.0
     with torch.no_grad():
         for batch in batches:
-            logits = engine.models[0](batch.tokens_bs, batch.position_ids_bs, None)
+            logits = trainable.models[0](batch.tokens_bs, batch.position_ids_bs, None)
             losses = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).double(), batch.labels_bs.flatten(), reduction="none"
             )
             total += (losses * batch.loss_mask_bs.flatten()).sum().item()
             count += batch.loss_mask_bs.sum().item()
-    assert count == 3 * engine.seq_length
+    assert count == 3 * trainable.shape.seq_length
     assert measured == pytest.approx(total / count, rel=1e-6)
-    assert parameter_bytes(engine) == before
-    assert all(chunk.training for chunk in engine.chunks)
-    assert all(weight.grad is None for weight in weights_of(engine).values())
+    assert parameter_bytes(trainable) == before
+    assert all(chunk.training for chunk in trainable.chunks)
+    assert all(weight.grad is None for weight in weights_of(trainable).values())
 
 
-def test_evaluation_between_steps_changes_nothing(engine: Engine) -> None:
-    first = step(engine, random_batches(engine, VOCAB, seed=1), 1)
-    evaluate(engine, random_batches(engine, VOCAB, seed=9), 2)
-    second = step(engine, random_batches(engine, VOCAB, seed=2), 2)
-    other = second_engine(engine)
+def test_evaluation_between_steps_changes_nothing(trainable: TinyTrainable) -> None:
+    first = step(trainable, random_batches(trainable, VOCAB, seed=1), 1)
+    held_out_loss(trainable, random_batches(trainable, VOCAB, seed=9), 2)
+    second = step(trainable, random_batches(trainable, VOCAB, seed=2), 2)
+    other = another(trainable)
     assert step(other, random_batches(other, VOCAB, seed=1), 1) == first
     assert step(other, random_batches(other, VOCAB, seed=2), 2) == second

@@ -10,13 +10,18 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_tools.corpus import Corpus
 from qwen_megatron.data.pretraining.blending import Blend, largest_remainder
 from qwen_megatron.data.pretraining.permutation import KeyedPermutation
+from qwen_megatron.data.protocol import Dataset
 from qwen_megatron.errors import DataError
+
+if TYPE_CHECKING:
+    from qwen_megatron.data.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class SampleId:
         return f"{self.corpus}:{self.sample}:{self.epoch}"
 
 
-class BlendedDataset:
+class BlendedDataset(Dataset):
     """Training and evaluation samples of a blend.
 
     Args:
@@ -47,6 +52,7 @@ class BlendedDataset:
         seed: Order of the samples.
         eval_samples: Samples held out over the whole blend, by weight, at least one a corpus if any.
         vocab_size: Rows of the model's vocabulary; token ids must be below it. None: any id will do.
+        mask_documents: Documents packed into a sequence do not see each other.
     Raises:
         DataError: if a corpus is too small to train and hold out, or the corpora end documents in different ways.
     """
@@ -60,12 +66,14 @@ class BlendedDataset:
         seed: int,
         eval_samples: int,
         vocab_size: int | None = None,
+        mask_documents: bool = False,
     ):
         self.prefixes = list(corpora)
         self.corpora = list(corpora.values())
         self.seq_length = seq_length
         self.seed = seed
         self.vocab_size = vocab_size
+        self.mask_documents = mask_documents
         self.end_of_document = common_end(corpora)
         # An empty corpus has no share; it is refused below, by name.
         weights = [max(1, corpus.num_tokens) for corpus in self.corpora] if weights is None else list(weights)
@@ -115,17 +123,29 @@ class BlendedDataset:
             )
         return tokens
 
+    def batch(self, ids: Sequence[SampleId | None]) -> Batch:
+        """Rows of seq_length + 1 tokens, cut into inputs and labels; see `Dataset.batch`."""
+        # Not above: what only names samples, such as `trace`, starts without torch.
+        from qwen_megatron.data.batch import make_batch
+
+        rows = [None if sample is None else self.tokens(sample) for sample in ids]
+        return make_batch(rows, ids, self.seq_length, self.end_of_document, mask_documents=self.mask_documents)
+
     def consumed(self, samples: int) -> dict[str, int]:
         """The cursor: samples each corpus gave among the first `samples` of the run."""
         return dict(zip(self.prefixes, self.blend.consumed(samples), strict=True))
 
-    def fingerprints(self) -> dict[str, str]:
-        """Identity of each corpus's content."""
-        return {prefix: corpus.fingerprint for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)}
-
-    def tokenizers(self) -> dict[str, str | None]:
-        """Fingerprint of the tokenizer of each corpus, None where it is not known."""
-        return {prefix: corpus.sidecar.tokenizer for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)}
+    def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
+        """The corpora, by prefix; see `Dataset.sources`."""
+        consumed = self.consumed(consumed_samples)
+        return {
+            prefix: {
+                "fingerprint": corpus.fingerprint,
+                "tokenizer": corpus.sidecar.tokenizer,
+                "consumed_samples": consumed[prefix],
+            }
+            for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)
+        }
 
 
 def common_end(corpora: Mapping[str, Corpus]) -> int:
@@ -148,6 +168,7 @@ def open_dataset(
     seed: int,
     eval_samples: int,
     vocab_size: int,
+    mask_documents: bool = False,
 ) -> BlendedDataset:
     """Opens the corpora of `data.blend`: prefixes with weights, or prefixes alone for shares by token count.
 
@@ -157,5 +178,11 @@ def open_dataset(
     corpora = {str(prefix): Corpus.open(Path(prefix)) for prefix in blend}
     weights = list(blend.values()) if isinstance(blend, Mapping) else None
     return BlendedDataset(
-        corpora, weights, seq_length=seq_length, seed=seed, eval_samples=eval_samples, vocab_size=vocab_size
+        corpora,
+        weights,
+        seq_length=seq_length,
+        seed=seed,
+        eval_samples=eval_samples,
+        vocab_size=vocab_size,
+        mask_documents=mask_documents,
     )

@@ -26,13 +26,13 @@ class ConsoleHook(Hook):
     def on_step(self, run: Run, record: StepRecord) -> None:
         is_first = not self.recent
         self.recent.append(record)
-        last, sizes = run.num_steps, run.config.training.batch_sizes
+        last = run.num_steps
         wanted = is_first or record.step % self.interval == 0 or record.step == run.last_step
         wanted = wanted or record.spike is not None or not math.isfinite(record.loss + record.grad_norm)
         if not (run.is_main and wanted):
             return
         # By samples: the steps of a ramp take longer and longer.
-        samples = sizes.samples_after(run.last_step - record.step, record.consumed_samples) - record.consumed_samples
+        samples = run.job.samples_of(run.state, run.last_step - record.step)
         seconds = sum(r.step_seconds for r in self.recent) / sum(r.batch_size for r in self.recent)
         left = samples * seconds
         parts = [
@@ -43,8 +43,9 @@ class ConsoleHook(Hook):
             f"{record.step_seconds:.2f} s ({lost_time(record)})",
             f"{record.tokens_per_second:,.0f} tokens/s",
         ]
-        if sizes.samples:
+        if run.job.config.training.batch_sizes.samples:
             parts.insert(1, f"batch {record.batch_size}")
+        parts += [f"{name} {value:.4g}" for name, value in record.metrics.items()]
         if record.model_flops_utilization is not None:
             parts.append(f"MFU {record.model_flops_utilization:.1%}")
         parts += [f"{record.peak_memory_bytes / 2**30:.2f} GiB/rank", f"left {duration(left)}"]

@@ -6,7 +6,6 @@ import math
 import time
 
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
-from qwen_megatron.train.step import evaluate
 
 
 class EvaluationHook(Hook):
@@ -34,8 +33,8 @@ class EvaluationHook(Hook):
 
     def evaluate(self, run: Run) -> None:
         started = time.perf_counter()
-        with run.engine.phases.enter("evaluation"):
-            loss = evaluate(run.engine, run.loader.evaluation(), run.loader.num_evaluation_microbatches)
+        with run.timers.enter("evaluation"):
+            loss, metrics = run.job.evaluate(run)
         self.evaluated_at = run.state.iteration
         record = EvaluationRecord(
             step=run.state.iteration,
@@ -43,6 +42,7 @@ class EvaluationHook(Hook):
             # exp overflows for a loss beyond 709: that is a perplexity of infinity, not an error.
             perplexity=math.exp(loss) if loss < 700 else math.inf,
             eval_seconds=time.perf_counter() - started,
+            metrics=metrics,
         )
         for hook in run.hooks:
             hook.on_evaluation(run, record)

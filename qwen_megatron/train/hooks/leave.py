@@ -52,7 +52,7 @@ class LeaveHook(Hook):
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         reason = self.received or (self.found(run) if run.is_main else 0)
-        heard = torch.tensor([reason], dtype=torch.int64, device=run.engine.groups.device)
+        heard = torch.tensor([reason], dtype=torch.int64, device=run.groups.device)
         dist.all_reduce(heard, op=dist.ReduceOp.MAX)
         number = int(heard.item())
         if number:

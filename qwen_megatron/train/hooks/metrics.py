@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from data_tools.atomic_file import write_atomically
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
@@ -33,12 +33,12 @@ class MetricsHook(Hook):
             self.stream = path.open("a", encoding="utf-8")
 
     def on_step(self, run: Run, record: StepRecord) -> None:
-        row = dataclasses.asdict(record)
+        row = flat(record)
         # The float exactly, to tell "bitwise equal" from "equal in print".
         self.write({"step": row.pop("step"), "loss": row.pop("loss"), "loss_hex": record.loss.hex(), **row})
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
-        self.write(dataclasses.asdict(record))
+        self.write(flat(record))
 
     def on_row(self, run: Run, row: Mapping[str, object]) -> None:
         self.write(row)
@@ -53,6 +53,12 @@ class MetricsHook(Hook):
     def close(self) -> None:
         if self.stream is not None:
             self.stream.close()
+
+
+def flat(record: StepRecord | EvaluationRecord) -> dict[str, Any]:
+    """A record as a row; a job's own metrics stand beside the fields that all jobs have."""
+    row = dataclasses.asdict(record)
+    return row | row.pop("metrics")
 
 
 def drop_rows_after(path: Path, step: int) -> None:
@@ -90,10 +96,13 @@ class TensorBoardHook(Hook):
                 self.writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
             for name, seconds in record.phase_seconds.items():
                 self.writer.add_scalar(f"seconds/{name}", seconds, record.step)
+            for name, value in record.metrics.items():
+                self.writer.add_scalar(f"train/{name}", value, record.step)
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if self.writer is not None:
-            self.writer.add_scalar("eval/loss", record.eval_loss, record.step)
+            for name, value in {"loss": record.eval_loss, **record.metrics}.items():
+                self.writer.add_scalar(f"eval/{name}", value, record.step)
             self.writer.flush()
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ class ProfileHook(Hook):
         self.run: Run | None = None
 
     def on_start(self, run: Run) -> None:
-        if run.engine.groups.rank in self.ranks:
+        if run.groups.rank in self.ranks:
             self.run = run
             self.start_before(run.state.iteration + 1)
 
@@ -50,7 +50,7 @@ class ProfileHook(Hook):
         """Starts to record if `step` is chosen and nothing records yet."""
         if self.run is not None and self.profiler is None and step in self.steps:
             self.first = step
-            self.run.engine.phases.mark = torch.profiler.record_function
+            self.run.timers.mark = torch.profiler.record_function
             self.profiler = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
             self.profiler.start()
 
@@ -60,12 +60,12 @@ class ProfileHook(Hook):
         assert run is not None
         assert profiler is not None
         self.profiler = None
-        run.engine.phases.mark = None
-        run.engine.platform.synchronize()
+        run.timers.mark = None
+        run.platform.synchronize()
         profiler.stop()
         folder = run.directory / FOLDER
         folder.mkdir(exist_ok=True)
-        path = folder / f"steps_{self.first}-{last}_rank_{run.engine.groups.rank}.json.gz"
+        path = folder / f"steps_{self.first}-{last}_rank_{run.groups.rank}.json.gz"
         write_trace(profiler, path)
         if run.is_main:
             log.info("wrote %s", path)

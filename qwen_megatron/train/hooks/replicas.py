@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 import torch.distributed as dist
 
 from qwen_megatron.errors import ReplicaError
-from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.run import Hook, Run, StepRecord
+from qwen_megatron.train.trainable import MAIN, Trainable
 
 
 class ReplicaHook(Hook):
@@ -32,38 +32,43 @@ class ReplicaHook(Hook):
     def on_step(self, run: Run, record: StepRecord) -> None:
         if record.step % self.interval:
             return
-        with run.engine.phases.enter("replica check"), gathered_weights(run.engine):
-            check_replicas(run.engine, record.step)
-            row = {"step": record.step, "parameter_hash": parameter_hash(run.engine)}
+        trainables = run.trainables.values()
+        with run.timers.enter("replica check"), contextlib.ExitStack() as gathered:
+            for trainable in trainables:
+                gathered.enter_context(gathered_weights(trainable))
+                check_replicas(trainable, record.step)
+            row = {"step": record.step, "parameter_hash": parameter_hash(trainables)}
         for hook in run.hooks:
             hook.on_row(run, row)
 
 
 @contextlib.contextmanager
-def gathered_weights(engine: Engine) -> Iterator[None]:
+def gathered_weights(trainable: Trainable) -> Iterator[None]:
     """Inside, every weight is up to date on every rank: overlapped, they only arrive in the next forward pass."""
-    overlapped = engine.chunks[0].ddp_config.overlap_param_gather
-    for chunk in engine.chunks if overlapped else ():
+    overlapped = trainable.optimizer is not None and trainable.chunks[0].ddp_config.overlap_param_gather
+    for chunk in trainable.chunks if overlapped else ():
         chunk.disable_forward_pre_hook(param_sync=True)
     yield
-    for chunk in engine.chunks if overlapped else ():
+    for chunk in trainable.chunks if overlapped else ():
         chunk.enable_forward_pre_hook()
 
 
-def check_replicas(engine: Engine, step: int) -> None:
+def check_replicas(trainable: Trainable, step: int) -> None:
     """Raises:
     ReplicaError: on every rank, naming weights and ranks of those that differ from most.
     """
     names, sums = [], []
-    for index, model in enumerate(engine.models):
+    for index, model in enumerate(trainable.models):
         for name, weight in model.named_parameters():
             # Split over tensor-parallel ranks, it is compared with replicas only, as a weight of another name.
             split = getattr(weight, "tensor_model_parallel", False)
-            part = f" (part {engine.groups.tp.rank()})" if split else ""
-            names.append(f"{name}{part}" if len(engine.models) == 1 else f"chunk {index}: {name}{part}")
+            part = f" (part {trainable.groups.tp.rank()})" if split else ""
+            chunk = "" if len(trainable.models) == 1 else f"chunk {index}: "
+            model_name = "" if trainable.name == MAIN else f"{trainable.name}: "
+            names.append(f"{model_name}{chunk}{name}{part}")
             sums.append(checksum(weight))
     mine = torch.stack(sums).cpu()
-    problem = find_differences(engine, names, mine)
+    problem = find_differences(trainable, names, mine)
     if problem:
         raise ReplicaError(
             f"step {step}: ranks that must hold the same weights do not: {problem}. A machine may be ill; start again, "
@@ -71,27 +76,29 @@ def check_replicas(engine: Engine, step: int) -> None:
         )
 
 
-def find_differences(engine: Engine, names: list[str], mine: torch.Tensor) -> str:
+def find_differences(trainable: Trainable, names: list[str], mine: torch.Tensor) -> str:
     """In words, the same on every rank; empty if there are none.
 
     One small collective where all is well: the largest and smallest sum of every weight in this rank's stage.
     """
-    group = engine.groups.collection.tp_dp_cp
-    replicas = engine.groups.dp_cp
+    group = trainable.groups.collection.tp_dp_cp
+    replicas = trainable.groups.dp_cp
     # Names are the same and in the same order on all ranks of a stage, but for the numbers of parts.
-    both = torch.stack((mine, -mine)).to(engine.groups.device)
-    split = torch.tensor([" (part " in name for name in names], device=engine.groups.device)
+    both = torch.stack((mine, -mine)).to(trainable.groups.device)
+    split = torch.tensor([" (part " in name for name in names], device=trainable.groups.device)
     among_replicas, in_stage = both.clone(), both
     dist.all_reduce(among_replicas, op=dist.ReduceOp.MAX, group=replicas)
     dist.all_reduce(in_stage, op=dist.ReduceOp.MAX, group=group)
     extremes = torch.where(split, among_replicas, in_stage)
-    differs = torch.tensor([bool((extremes[0] != -extremes[1]).any())], dtype=torch.int32, device=engine.groups.device)
+    differs = torch.tensor(
+        [bool((extremes[0] != -extremes[1]).any())], dtype=torch.int32, device=trainable.groups.device
+    )
     dist.all_reduce(differs, op=dist.ReduceOp.MAX)
     if not differs.item():
         return ""
-    stage = engine.groups.pp.rank()
+    stage = trainable.groups.pp.rank()
     told = {f"stage {stage}, {name}": value for name, value in zip(names, mine.tolist(), strict=True)}
-    everyone: list[dict[str, int]] = [{}] * engine.groups.world_size
+    everyone: list[dict[str, int]] = [{}] * trainable.groups.world_size
     dist.all_gather_object(everyone, told)
     return describe_differences(everyone)
 
@@ -124,14 +131,17 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(words).sum(dtype=torch.int64)
 
 
-def parameter_hash(engine: Engine) -> str:
-    """Of the fp32 weights that the optimizer updates, over all ranks; equal on all of them, and layout-dependent."""
-    sums = [checksum(weight) for group in engine.optimizer.optimizer.param_groups for weight in group["params"]]
+def parameter_hash(trainables: Collection[Trainable]) -> str:
+    """Of the fp32 weights that optimizers update, over all ranks; equal on all of them, and layout-dependent."""
+    groups = next(iter(trainables)).groups
+    optimizers = [trainable.optimizer.optimizer for trainable in trainables if trainable.optimizer is not None]
+    sums = [
+        checksum(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]
+    ]
     text = repr([value.item() for value in sums]).encode()
     mine = torch.tensor(
-        [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)],
-        device=engine.groups.device,
+        [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)], device=groups.device
     )
-    everyone = torch.empty(engine.groups.world_size, dtype=torch.int64, device=engine.groups.device)
+    everyone = torch.empty(groups.world_size, dtype=torch.int64, device=groups.device)
     dist.all_gather_into_tensor(everyone, mine)
     return hashlib.blake2b(repr(everyone.tolist()).encode(), digest_size=16).hexdigest()

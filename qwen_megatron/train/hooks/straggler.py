@@ -41,7 +41,7 @@ class StragglerHook(Hook):
         self.steps += 1
         if record.step % self.interval:
             return
-        groups = run.engine.groups
+        groups = run.groups
         mine = torch.tensor(
             [self.worked / self.steps, self.passed / self.steps, groups.pp.rank()],
             dtype=torch.float64,
@@ -49,7 +49,7 @@ class StragglerHook(Hook):
         )
         self.worked, self.passed, self.steps = 0.0, 0.0, 0
         everyone = torch.empty(groups.world_size * 3, dtype=torch.float64, device=groups.device)
-        with run.engine.phases.enter("communication"):
+        with run.timers.enter("communication"):
             dist.all_gather_into_tensor(everyone, mine)
         if run.is_main:
             for line in stragglers(everyone.view(-1, 3).tolist()):

@@ -55,6 +55,7 @@ class WandbHook(Hook):
         names = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds", "peak_memory_bytes")
         row: dict[str, float] = {"step": record.step, "consumed_tokens": record.consumed_tokens}
         row |= {f"train/{name}": getattr(record, name) for name in names}
+        row |= {f"train/{name}": value for name, value in record.metrics.items()}
         row |= {f"seconds/{name}": seconds for name, seconds in record.phase_seconds.items()}
         if record.model_flops_utilization is not None:
             row["train/model_flops_utilization"] = record.model_flops_utilization
@@ -62,7 +63,8 @@ class WandbHook(Hook):
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if self.run is not None:
-            self.run.log({"step": record.step, "eval/loss": record.eval_loss, "eval/perplexity": record.perplexity})
+            measured = {"loss": record.eval_loss, "perplexity": record.perplexity, **record.metrics}
+            self.run.log({"step": record.step, **{f"eval/{name}": value for name, value in measured.items()}})
 
     def on_end(self, run: Run) -> None:
         self.has_ended = True

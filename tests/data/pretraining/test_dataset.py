@@ -174,8 +174,8 @@ def test_sample_ids_print_short() -> None:
 def test_opens_files_by_list_and_by_weight(byte_corpus: Path) -> None:
     by_list = open_dataset([str(byte_corpus)], seq_length=64, seed=1, eval_samples=4, vocab_size=257)
     by_weight = open_dataset({str(byte_corpus): 2.5}, seq_length=64, seed=1, eval_samples=4, vocab_size=257)
-    assert list(by_list.fingerprints()) == [str(byte_corpus)]
-    assert by_list.fingerprints() == by_weight.fingerprints()
+    assert list(by_list.sources(5)) == [str(byte_corpus)]
+    assert by_list.sources(5) == by_weight.sources(5)
     first = by_list.train_id(0)
     assert first == by_weight.train_id(0)
     stored = np.fromfile(f"{byte_corpus}.bin", dtype="<i4")

@@ -1,0 +1,54 @@
+"""The hooks of a run, as its configuration asks for them, in the order they are called."""
+
+from __future__ import annotations
+
+from qwen_megatron.checkpoint.hook import CheckpointHook
+from qwen_megatron.checkpoint.retention import Retention
+from qwen_megatron.checkpoint.save import Saver
+from qwen_megatron.checkpoint.state import config_sections
+from qwen_megatron.config.logging import numbers_in
+from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.train.hooks.console import ConsoleHook
+from qwen_megatron.train.hooks.evaluation import EvaluationHook
+from qwen_megatron.train.hooks.leave import LeaveHook
+from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
+from qwen_megatron.train.hooks.profile import ProfileHook
+from qwen_megatron.train.hooks.replicas import ReplicaHook
+from qwen_megatron.train.hooks.straggler import StragglerHook
+from qwen_megatron.train.hooks.wandb import WandbHook
+from qwen_megatron.train.run import Hook
+
+
+def configured_hooks(config: ResolvedConfig) -> list[Hook]:
+    """Those of any job. Metrics before checkpoints: a checkpoint is never newer than the rows about it."""
+    hooks = reporting_hooks(config)
+    if config.data.eval_samples:
+        hooks.append(EvaluationHook(config.training.eval_interval))
+    # A sick state is not saved.
+    hooks += [StragglerHook(config.logging.straggler_interval), ReplicaHook(config.logging.replica_check_interval)]
+    return [*hooks, checkpoint_hook(config), LeaveHook(seconds(config.training.exit_duration_minutes))]
+
+
+def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
+    """The hooks that only tell what happens."""
+    options = config.logging
+    hooks: list[Hook] = []
+    if options.profile_steps is not None:
+        hooks.append(ProfileHook(numbers_in(options.profile_steps), numbers_in(options.profile_ranks)))
+    hooks += [ConsoleHook(options.log_interval), MetricsHook()]
+    if options.tensorboard:
+        hooks.append(TensorBoardHook())
+    if options.wandb_project is not None:
+        hooks.append(WandbHook(options.wandb_project, options.wandb_mode, config_sections(config)))
+    return hooks
+
+
+def checkpoint_hook(config: ResolvedConfig) -> CheckpointHook:
+    """Saving as `checkpoint.*` says."""
+    options = config.checkpoint
+    saver = Saver(asynchronous=options.async_save, retention=Retention(options.keep_last, options.keep_every))
+    return CheckpointHook(saver, options.save_interval, seconds(options.save_interval_minutes))
+
+
+def seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes

@@ -1,0 +1,179 @@
+"""What stands around any job: the ranks' meeting, watchdog, lock of the folder, failure record, logging, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
+from qwen_megatron.checkpoint.run_lock import run_lock
+from qwen_megatron.checkpoint.state import config_sections
+from qwen_megatron.config.flops import flops_formula, utilization_formula
+from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.jobs.failure import retire_failure
+from qwen_megatron.jobs.failure_report import FailureReport
+from qwen_megatron.jobs.history import record_start
+from qwen_megatron.jobs.launcher import Launch
+from qwen_megatron.jobs.watchdog import Watchdog
+from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
+from qwen_megatron.parallel.meeting import Member, join_job
+from qwen_megatron.platforms import Platform, get_platform
+from qwen_megatron.train.loop import train
+from qwen_megatron.train.phases import Phases
+from qwen_megatron.train.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a job is given.
+
+    Attributes:
+        config: Resolved configuration.
+        directory: The run's folder, locked for this job.
+        groups: Layout.
+        platform: Machine.
+        timers: Clock of this rank; the watchdog looks at it.
+        shims: A line for each name of a library that was redirected.
+        watchdog: Told where the run stands.
+    """
+
+    config: ResolvedConfig
+    directory: Path
+    groups: Groups
+    platform: Platform
+    timers: Phases
+    shims: list[str]
+    watchdog: Watchdog
+
+    def train(self, run: Run) -> None:
+        """Trains a run that has passed all checks; from here on its folder is written to.
+
+        Raises:
+            DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
+        """
+        if run.is_main:
+            self.announce()
+            record_start(run)
+        self.watchdog.follow(run)
+        train(run)
+        if run.is_main and run.stopping is not None:
+            log.info("left after step %d: %s", run.state.iteration, run.stopping)
+
+    def announce(self) -> None:
+        """Says what runs, and keeps the resolved configuration in the run's folder."""
+        config, parallel = self.config, self.config.parallel
+        resolved = OmegaConf.to_yaml(OmegaConf.create(config_sections(config)))
+        write_synced(self.directory / "config.yaml", resolved.encode())
+        log.info(
+            "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; "
+            "a step: %d micro-batches of %d x %d tokens a replica",
+            f"{config.num_parameters:,}",
+            self.platform.name,
+            parallel.tensor_model_parallel_size,
+            parallel.pipeline_model_parallel_size,
+            parallel.context_parallel_size,
+            config.data_parallel_size,
+            config.training.precision,
+            config.num_microbatches,
+            config.training.micro_batch_size,
+            config.training.seq_length,
+        )
+        log.info(
+            "%s; %s",
+            flops_formula(config.model, config.training.seq_length),
+            utilization_formula(config.logging.peak_tflops_per_rank, config.world_size),
+        )
+        if self.shims:
+            path = self.directory / "shims.txt"
+            write_synced(path, "".join(line + "\n" for line in self.shims).encode())
+            log.info("%d names of Megatron-Core redirected for this platform: see %s", len(self.shims), path)
+
+
+@contextlib.contextmanager
+def session(config: ResolvedConfig) -> Iterator[Session]:
+    """Brings this rank into the job, and out of it, whatever happens in between.
+
+    An error inside is reported in one line and recorded; no rank waits for another then.
+
+    Raises:
+        PlatformError: if this machine cannot run the configuration, or a rank does not come.
+        CheckpointError: if another job is training in the folder.
+    """
+    launch = Launch.of_this_process()
+    configure_logging(launch)
+    limit_threads(launch.local_world_size or config.world_size)
+    platform = get_platform(config.parallel.platform)
+    shims = platform.prepare()
+    member = join_job(platform, config.parallel.start_timeout_seconds)
+    directory = Path(config.checkpoint.directory)
+    report = FailureReport(directory, member, launch.restarts)
+    with Watchdog(member.store, member.rank, member.world_size, config.parallel, report.stuck) as watchdog:
+        report.watch = watchdog
+        try:
+            groups = layout_of(config, platform, member)
+            with contextlib.ExitStack() as held:
+                if groups.rank == 0:
+                    take_folder(directory, held)
+                # Only now does every rank know that the folder is this job's.
+                dist.barrier()
+                report.owns_folder = True
+                yield Session(
+                    config=config,
+                    directory=directory,
+                    groups=groups,
+                    platform=platform,
+                    timers=Phases(),
+                    shims=shims,
+                    watchdog=watchdog,
+                )
+        except Exception as error:
+            report.failed(error)
+            raise
+        finally:
+            leave()
+
+
+def layout_of(config: ResolvedConfig, platform: Platform, member: Member | None = None) -> Groups:
+    """The collectives of the configured layout; `member` as for `start_process_group`."""
+    parallel = config.parallel
+    timeout = parallel.collective_timeout_seconds
+    return build_groups(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        device=start_process_group(platform, timeout, member),
+        timeout_seconds=timeout,
+    )
+
+
+def take_folder(directory: Path, held: contextlib.ExitStack) -> None:
+    """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    held.enter_context(run_lock(directory))
+    retire_failure(directory)
+    restore_replaced(directory)
+
+
+def configure_logging(launch: Launch) -> None:
+    """One short line per message, rank 0 only below warnings."""
+    level = logging.INFO if launch.rank == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+
+
+def limit_threads(local_world_size: int) -> None:
+    """Threads = cores / ranks on this machine: more of them spin against each other."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // local_world_size))

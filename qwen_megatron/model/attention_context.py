@@ -1,0 +1,103 @@
+"""What every layer may need to know of a micro-batch besides its hidden states.
+
+Legend: s whole sequence, b micro-batch, g key/value heads on this rank, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+
+class KeyValueCache(Protocol):
+    """Keys and values of tokens that were run before."""
+
+    def extend(
+        self, layer_number: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor, offset: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores keys and values of the tokens from `offset` on; returns those of all tokens up to the last of them."""
+
+
+@dataclass(kw_only=True)
+class AttentionContext(PackedSeqParams):
+    """Documents, dropout keys and key/value cache of one micro-batch.
+
+    Megatron-Core hands its `packed_seq_params` to every layer, to recomputation and to the core attention as it is;
+    this is one, of no packed format, with fields of our own.
+
+    Attributes:
+        document_ids_bs: int64 [b, s], number of each token's document in rising order, of whole sequences on every
+            rank; None if tokens see all tokens before them.
+        dropout_keys_b: int64 [b], what the masks of a row's dropout follow from; None if nothing is dropped.
+        cache: Keys and values of the tokens before, where there are some to be kept; None for none.
+        offset: Position of the first token: so many are in the cache.
+    """
+
+    document_ids_bs: torch.Tensor | None = None
+    dropout_keys_b: torch.Tensor | None = None
+    cache: KeyValueCache | None = None
+    offset: int = 0
+
+    def to(self, device: torch.device) -> AttentionContext:
+        """The same with its tensors on a device."""
+        return AttentionContext(
+            document_ids_bs=None if self.document_ids_bs is None else self.document_ids_bs.to(device),
+            dropout_keys_b=None if self.dropout_keys_b is None else self.dropout_keys_b.to(device),
+            cache=self.cache,
+            offset=self.offset,
+        )
+
+    def check(self, rows: int, length: int) -> None:
+        """Holds the context against the micro-batch it came with.
+
+        Args:
+            rows: b.
+            length: s, of the whole sequence.
+        Raises:
+            ValueError: if it is one of another micro-batch.
+        """
+        for name, tensor, shape in (
+            ("document_ids_bs", self.document_ids_bs, (rows, length)),
+            ("dropout_keys_b", self.dropout_keys_b, (rows,)),
+        ):
+            if tensor is not None and (tensor.dtype != torch.int64 or tuple(tensor.shape) != shape):
+                raise ValueError(
+                    f"{name} must be int64 {list(shape)} for this micro-batch, but is {tensor.dtype} "
+                    f"{list(tensor.shape)}"
+                )
+        if self.cache is None and self.offset:
+            raise ValueError(f"offset={self.offset}: tokens before the first need a cache of their keys; give one")
+
+    def refuse_beyond(self, takes: Collection[str], kernel: str) -> None:
+        """Refuses what a kernel would ignore.
+
+        Args:
+            takes: `documents`, `cache`.
+            kernel: Its name.
+        Raises:
+            ValueError: naming what it would ignore.
+        """
+        if self.document_ids_bs is not None and "documents" not in takes:
+            raise ValueError(f"{kernel} would ignore that documents do not see each other; use the torch kernels")
+        if self.cache is not None and "cache" not in takes:
+            raise ValueError(f"{kernel} would ignore the key/value cache; use the torch kernels")
+
+
+NO_CONTEXT = AttentionContext()
+
+
+def context_of(given: PackedSeqParams | None) -> AttentionContext:
+    """The context that Megatron-Core hands on; an empty one for None.
+
+    Raises:
+        ValueError: for packed sequences of Megatron-Core's own, which our layers would ignore.
+    """
+    if given is None:
+        return NO_CONTEXT
+    if not isinstance(given, AttentionContext):
+        raise ValueError(f"packed sequences come as an AttentionContext, not as {type(given).__name__}")
+    return given

@@ -1,0 +1,201 @@
+"""A named model on this rank, ready to train or to be asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+
+from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.optimizer import OptimizerConfig
+from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.model.builder import build_model, unwrapped
+from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.qwen_model import QwenModel
+from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms import Platform
+from qwen_megatron.platforms.communication import heard_by
+from qwen_megatron.train.optimizer import build_optimizer
+from qwen_megatron.train.phases import Phases
+
+# What the only model of a job is called.
+MAIN = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """A model, its optimizer if it has one, and the groups it was built on; several may live in one process.
+
+    The weights inside change, the references do not.
+
+    Attributes:
+        name: Under which it is saved and found again.
+        model: Its architecture.
+        head: `language_model` or `scalar`.
+        chunks: Pieces of the model on this rank, more than one if the pipeline is interleaved; wrapped for data
+            parallelism if it is trained, bare if not.
+        optimizer: Megatron-Core's distributed optimizer; None for a model that is only asked.
+        groups: Layout.
+        platform: Machine.
+        dropout_seed: Seed of the masks of dropout; None if nothing is dropped.
+        timers: What this rank is doing; Megatron-Core's schedules and optimizer report to it.
+    """
+
+    name: str
+    model: ModelConfig
+    head: str
+    chunks: list[DistributedDataParallel]
+    optimizer: DistributedOptimizer | None
+    groups: Groups
+    platform: Platform
+    dropout_seed: int | None = None
+    timers: Phases = field(default_factory=Phases)
+
+    @property
+    def models(self) -> list[QwenModel]:
+        """The pieces without their wrappers."""
+        return [unwrapped(chunk) for chunk in self.chunks]
+
+    @property
+    def trained(self) -> DistributedOptimizer:
+        """The optimizer.
+
+        Raises:
+            ValueError: if the model has none.
+        """
+        if self.optimizer is None:
+            raise ValueError(f"the model {self.name!r} has no optimizer; build it with one to train it")
+        return self.optimizer
+
+    @functools.cached_property
+    def pipeline(self) -> P2PCommunicator:
+        """Sends between the stages of this model's pipeline."""
+        return P2PCommunicator(pp_group=self.groups.pp, config=self.models[0].config)
+
+    def timed(self) -> AbstractContextManager[None]:
+        """While it is open, this thread's communication counts for this model's timers."""
+        return heard_by(functools.partial(self.timers.enter, "communication"))
+
+
+def build_trainable(
+    config: ResolvedConfig,
+    groups: Groups,
+    platform: Platform,
+    *,
+    name: str = MAIN,
+    head: str = LANGUAGE_MODEL,
+    model: ModelConfig | None = None,
+    optimizer: OptimizerConfig | None = None,
+    is_trained: bool = True,
+    seed: int | None = None,
+    timers: Phases | None = None,
+) -> Trainable:
+    """Builds and initialises this rank's share of a model, and its optimizer.
+
+    Args:
+        config: Layout and precision, and what is not given otherwise.
+        groups: Of the layout; any number of models may be built on them.
+        platform: Machine.
+        name: Of the model in its job.
+        head: `language_model` or `scalar`.
+        model: Architecture; None for the configuration's.
+        optimizer: Options; None for the configuration's.
+        is_trained: With an optimizer and gradient buffers.
+        seed: Of the first weights and of dropout; None for `training.seed`.
+        timers: Clock of this rank, shared by the models of a job; None for one of its own.
+    Raises:
+        PlatformError: if the implementation asked for cannot run here.
+    """
+    model, parallel = model or config.model, config.parallel
+    seed = config.training.seed if seed is None else seed
+    timers = timers or Phases()
+    num_virtual_stages = parallel.virtual_pipeline_model_parallel_size
+    chunks = [
+        build_model(
+            model,
+            groups,
+            precision=config.training.precision,
+            sequence_parallel=parallel.sequence_parallel,
+            recompute=parallel.recompute_granularity,
+            virtual_stage=stage,
+            num_virtual_stages=num_virtual_stages,
+            layers_in_first_stage=parallel.num_layers_in_first_pipeline_stage,
+            layers_in_last_stage=parallel.num_layers_in_last_pipeline_stage,
+            seed=seed,
+            head=head,
+        )
+        for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
+    ]
+    built = None
+    if is_trained:
+        chunks = wrap(
+            chunks,
+            groups,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+        )
+        built = build_optimizer(chunks, optimizer or config.optimizer, config.training.precision, groups)
+        built.config.timers = timers
+    for chunk in chunks:
+        unwrapped(chunk).config.timers = timers
+    return Trainable(
+        name=name,
+        model=model,
+        head=head,
+        chunks=chunks,
+        optimizer=built,
+        groups=groups,
+        platform=platform,
+        dropout_seed=seed if is_trained and (model.hidden_dropout or model.attention_dropout) else None,
+        timers=timers,
+    )
+
+
+def wrap(
+    models: Sequence[torch.nn.Module],
+    groups: Groups,
+    *,
+    overlap_grad_reduce: bool = False,
+    overlap_param_gather: bool = False,
+) -> list[DistributedDataParallel]:
+    """Gradient buffers in fp32, reduced and split over the data-parallel ranks."""
+    options = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=overlap_grad_reduce,
+        overlap_param_gather=overlap_param_gather,
+        check_for_nan_in_grad=False,
+    )
+    chunks = [
+        DistributedDataParallel(
+            config=unwrapped(model).config, ddp_config=options, module=model, pg_collection=groups.collection
+        )
+        for model in models
+    ]
+    schedule_options(chunks, overlap_grad_reduce=overlap_grad_reduce, overlap_param_gather=overlap_param_gather)
+    return chunks
+
+
+def schedule_options(
+    chunks: list[DistributedDataParallel], *, overlap_grad_reduce: bool, overlap_param_gather: bool
+) -> None:
+    """What Megatron-Core's schedules look up in the model's configuration: one function, or one for each chunk."""
+
+    def one_or_all(functions: list[Any]) -> Any:
+        return functions[0] if len(functions) == 1 else functions
+
+    for chunk in chunks:
+        config = unwrapped(chunk).config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.no_sync_func = one_or_all([chunk.no_sync for chunk in chunks])
+        if overlap_grad_reduce and len(chunks) > 1:
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
+        if overlap_param_gather and len(chunks) > 1:
+            config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
