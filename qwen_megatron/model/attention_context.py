@@ -42,6 +42,10 @@ class AttentionContext(PackedSeqParams):
     cache: KeyValueCache | None = None
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        if self.cache is None and self.offset:
+            raise ValueError(f"offset={self.offset}: tokens before the first need a cache of their keys; give one")
+
     def to(self, device: torch.device) -> AttentionContext:
         """The same with its tensors on a device."""
         return AttentionContext(
@@ -69,8 +73,6 @@ class AttentionContext(PackedSeqParams):
                     f"{name} must be int64 {list(shape)} for this micro-batch, but is {tensor.dtype} "
                     f"{list(tensor.shape)}"
                 )
-        if self.cache is None and self.offset:
-            raise ValueError(f"offset={self.offset}: tokens before the first need a cache of their keys; give one")
 
     def refuse_beyond(self, takes: Collection[str], kernel: str) -> None:
         """Refuses what a kernel would ignore.

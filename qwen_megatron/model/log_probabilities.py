@@ -42,10 +42,12 @@ def head_log_probabilities(
         [b, s] fp32, 0 at other positions, NaN where a label is not in the vocabulary.
     """
     if sequence_parallel and shard.tp_group.size() > 1:
-        whole_sbh = gather_from_sequence_parallel_region(hidden_sbh, group=shard.tp_group)
+        whole_bsh = gather_from_sequence_parallel_region(hidden_sbh, group=shard.tp_group).transpose(0, 1)
     else:
-        whole_sbh = copy_to_tensor_model_parallel_region(hidden_sbh, group=shard.tp_group)
-    chosen_nh = whole_sbh.transpose(0, 1)[positions_bs]
+        # Of the transposed states: Megatron-Core 0.16 reduces a copy of a gradient that is not contiguous, and gives
+        # back the original.
+        whole_bsh = copy_to_tensor_model_parallel_region(hidden_sbh.transpose(0, 1), group=shard.tp_group)
+    chosen_nh = whole_bsh[positions_bs]
     values_n = ChosenLogProbabilities.apply(chosen_nh, weight_vh, labels_bs[positions_bs], shard)
     return torch.zeros_like(positions_bs, dtype=torch.float32).masked_scatter(positions_bs, values_n)
 

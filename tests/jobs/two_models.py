@@ -90,7 +90,7 @@ class TwoModels(Pretraining):
             shape=self.loader.shape,
             num_microbatches=len(taken),
             step=run.state.iteration + 1,
-            learning_rate=3e-2,
+            learning_rate=3e-3,
             clip_grad=1.0,
         )
         self.steps_of_all_starts += 1
