@@ -1,6 +1,12 @@
-"""Files appear whole or not at all: temporary name in the same folder, fsync, rename."""
+"""How the tools write: whole or not at all (temporary name, fsync, rename), and never through a symbolic link.
 
+A temporary name is random and opened exclusively, so nobody can have put a link there. A file that keeps its name while
+it is written (a lock, a log) is opened by `open_unfollowed`.
+"""
+
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +14,68 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from data_tools.errors import PathError
+
 _SYNCS_AT_ONCE = 8
+
+
+def refuse_link(path: Path) -> None:
+    """Lets ``path`` pass if it is absent or no symbolic link.
+
+    Raises:
+        PathError: it is a link, naming it and what it points to.
+    """
+    if path.is_symlink():
+        raise PathError(
+            f"{path}: is a symbolic link to {os.readlink(path)}; links are not followed here, remove it (what it "
+            "points to stays)"
+        )
+
+
+def open_unfollowed(path: Path, flags: int) -> int:
+    """A descriptor of the plain file ``path``, which is created if ``flags`` say so; a link is never followed.
+
+    Args:
+        path: the file; links in its folder's path are followed.
+        flags: of os.open. Truncate after this call (`os.ftruncate`), not with O_TRUNC.
+    Raises:
+        PathError: it is a symbolic link, or no plain file.
+        OSError: it cannot be opened.
+    """
+    assert not flags & os.O_TRUNC
+    try:
+        # Not to block: a named pipe would, until somebody reads it.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            refuse_link(path)
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise PathError(f"{path}: is not a plain file; remove it or move it away") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PathError(f"{path}: is not a plain file; remove it or move it away")
+    return descriptor
+
+
+def append_stream(path: Path) -> BinaryIO:
+    """A stream that appends to ``path``; see `open_unfollowed` for what it refuses."""
+    return os.fdopen(open_unfollowed(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line and waits for the disk; a last line that a crash cut short does not swallow it.
+
+    Raises:
+        PathError: ``path`` is a symbolic link or no plain file.
+        OSError: it cannot be written.
+    """
+    with append_stream(path) as stream:
+        end = os.fstat(stream.fileno()).st_size
+        torn = end > 0 and os.pread(stream.fileno(), 1, end - 1) != b"\n"
+        stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def sync_directory(directory: Path) -> None:
