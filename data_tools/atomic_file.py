@@ -6,8 +6,8 @@ it is written (a lock, a log) is opened by `open_unfollowed`.
 
 import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -106,29 +106,33 @@ def sync_files(paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def atomic_output(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+def atomic_output(path: Path, *, sync: bool = True, replace: bool = True) -> Iterator[BinaryIO]:
     """A stream whose content replaces ``path`` when the block ends; if it ends by an exception nothing changes.
 
-    A reader sees the old file or the new one, never a part.
+    A reader sees the old file or the new one, never a part. A symbolic link at ``path`` is replaced, its target stays.
 
     Args:
         path: the file.
         sync: whether a power cut after the block leaves ``path`` whole too. False for the outputs of a task: what
             makes them valid is its manifest, before which they are synced (`pipeline.task.write_manifest`).
+        replace: False: the first one stays.
     Raises:
+        FileExistsError: ``path`` is there and must not be replaced.
         OSError: the folder cannot be written to or the disk is full; ``path`` is then as it was before.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    descriptor, temporary = temporary_file(path)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             if sync:
                 os.fsync(stream.fileno())
-        # mkstemp gives 0600; the file is meant to be read as widely as any other the user writes.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            # Unlike a rename, a link never replaces.
+            os.link(temporary, path)
+            temporary.unlink()
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -142,7 +146,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def temporary_file(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, `.NAME.XXXXXXXX.tmp`, open for writing, as widely readable as the user's files are.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
+        except FileExistsError:
+            continue

@@ -1,6 +1,7 @@
 """Symbolic links and special files where the tools write: refused by name or replaced, never followed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,39 @@ def test_a_holder_is_shown_without_terminal_codes(tmp_path: Path) -> None:
         pytest.fail("locked")
     assert str(refusal.value).isprintable()
     lock.release()
+
+
+def test_a_linked_work_folder_is_refused_by_name(
+    make_corpus: Callable[..., Path], tmp_path: Path, victim: Path
+) -> None:
+    (victim.parent / "runs").mkdir()
+    (tmp_path / ".corpus.work").symlink_to(victim.parent)
+    with pytest.raises(DataError, match=r"\.corpus\.work: is a symbolic link to .*elsewhere"):
+        make_corpus()
+    assert victim.read_bytes() == VICTIM
+    assert (victim.parent / "runs").is_dir()
+    assert (tmp_path / ".corpus.work").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "runs/../.hidden", ""])
+def test_a_work_folder_of_somebody_else_is_refused(make_corpus: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / ".corpus.work" / name
+    (tmp_path / ".corpus.work" / "runs").mkdir(parents=True) if name else None
+    foreign.write_bytes(VICTIM)
+    with pytest.raises(DataError, match=r"\.corpus\.work.*: qwen-data tokenize did not make it"):
+        make_corpus()
+    assert foreign.read_bytes() == VICTIM
+
+
+def test_links_in_a_work_folder_lead_nowhere(make_corpus: Callable[..., Path], tmp_path: Path, victim: Path) -> None:
+    (tmp_path / ".corpus.work").mkdir()
+    (tmp_path / ".corpus.work" / "runs").symlink_to(victim.parent)
+    with pytest.raises(DataError, match="outside of"):
+        make_corpus()
+    assert not (tmp_path / ".corpus.work").exists(), "nothing in it to go on from"
+    (tmp_path / ".corpus.scratch-abc").symlink_to(victim.parent)
+    (tmp_path / "corpus.bin").symlink_to(victim)
+    make_corpus(overwrite=True)
+    assert victim.read_bytes() == VICTIM
+    assert (tmp_path / ".corpus.scratch-abc").is_symlink(), "no folder that a run made"
+    assert not (tmp_path / "corpus.bin").is_symlink()
