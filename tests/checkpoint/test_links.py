@@ -8,7 +8,6 @@ from typing import cast
 
 import pytest
 
-from qwen_megatron.checkpoint.hashed_file import HashedFile
 from qwen_megatron.checkpoint.manifest import write_synced
 from qwen_megatron.checkpoint.retention import remove_leftovers
 from qwen_megatron.checkpoint.run_lock import run_lock
@@ -141,10 +140,3 @@ def test_only_own_leftovers_go(directory: Path) -> None:
         (directory / name).touch()
     remove_leftovers(directory)
     assert sorted(path.name for path in directory.iterdir()) == sorted(theirs)
-
-
-def test_a_shard_is_not_written_through_a_link(directory: Path, victim: Path) -> None:
-    (directory / "__0_0.distcp").symlink_to(victim)
-    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: cannot be written"):
-        HashedFile(directory / "__0_0.distcp")
-    assert victim.read_bytes() == VICTIM
