@@ -12,12 +12,13 @@ from typing import Any
 import orjson
 
 from data_tools.errors import DataError
+from data_tools.owned_paths import require_below, require_plain_name
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline, parse_yaml
 from data_tools.pipeline.read_stage import DataSet, ReadStage
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.settings import Problems, build
 from data_tools.pipeline.stages import NEEDS, STAGES
-from data_tools.pipeline.task import STAGE_FILE, Manifest
+from data_tools.pipeline.task import STAGE_FILE, Manifest, read_manifest
 
 READ = "read"
 # Of documents whose source is not named.
@@ -168,16 +169,18 @@ def finished_parts(output: Path, *, corpora: bool = False) -> list[Manifest]:
         wanted = "corpora; tokenize its documents first" if corpora else "documents"
         raise DataError(f"{output}: no stage of this run left {wanted}")
     number = numbers[-1]
-    folder = output / "stages" / f"{number:02d}-{summary['stages'][number - 1]['name']}"
+    name = require_plain_name(summary["stages"][number - 1]["name"], f"{output / SUMMARY}: name of a stage")
+    folder = output / "stages" / f"{number:02d}-{name}"
     try:
         names = orjson.loads((folder / STAGE_FILE).read_bytes())["manifests"]
-        return [_part(folder / name) for name in names]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        return [_part(folder / name, output) for name in names]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: not a finished stage ({error}); run it again") from error
 
 
-def _part(path: Path) -> Manifest:
-    manifest = Manifest(folder=os.path.normpath(path.parent), **orjson.loads(path.read_bytes()))
+def _part(path: Path, output: Path) -> Manifest:
+    require_below(path, output)
+    manifest = read_manifest(Path(os.path.normpath(path.parent)), path.name.removesuffix(".manifest.json"))
     for name, entry in manifest.outputs.items():
         size_bytes = manifest.path(name).stat().st_size
         if size_bytes != entry["size_bytes"]:

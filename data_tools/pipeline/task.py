@@ -10,6 +10,8 @@ import orjson
 
 from data_tools.atomic_file import sync_files, write_atomically
 from data_tools.checksums import sha256_of_file
+from data_tools.errors import PathError
+from data_tools.owned_paths import require_plain_name, require_plain_path
 from data_tools.version import version
 
 # Part of every key: raise it when an operation's output changes for the same input and options.
@@ -190,9 +192,18 @@ def read_manifest(folder: Path, name: str) -> Manifest:
     """The manifest of a finished task.
 
     Raises:
-        OSError, orjson.JSONDecodeError, TypeError: it is absent or damaged.
+        OSError, orjson.JSONDecodeError, TypeError, KeyError: it is absent or damaged.
+        PathError: a name in it is a path, and would lead out of a folder.
     """
-    return Manifest(folder=str(folder), **orjson.loads((folder / f"{name}.manifest.json").read_bytes()))
+    path = folder / f"{require_plain_name(name, f'{folder}: name of a task')}.manifest.json"
+    manifest = Manifest(folder=str(folder), **orjson.loads(path.read_bytes()))
+    if require_plain_name(manifest.name, f"{path}: name") != name:
+        raise PathError(f"{path}: name={manifest.name!r} is not that of the file")
+    for output in manifest.outputs:
+        require_plain_path(output, f"{path}: outputs")
+    for source in manifest.statistics.get("by_source", {}):
+        require_plain_name(source, f"{path}: statistics.by_source")
+    return manifest
 
 
 def finished(task: Task) -> Manifest | None:
@@ -204,6 +215,6 @@ def finished(task: Task) -> Manifest | None:
         for name, entry in manifest.outputs.items():
             if manifest.path(name).stat().st_size != entry["size_bytes"]:
                 return None
-    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+    except (OSError, orjson.JSONDecodeError, TypeError, KeyError, AttributeError, PathError):
         return None  # Absent or damaged: the task is done again.
     return manifest

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.atomic_file import write_atomically
 from qwen_megatron.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -95,14 +96,8 @@ def verify_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str]
 
 
 def write_synced(path: Path, content: bytes) -> FileEntry:
-    """Writes a file under a temporary name, syncs it and renames it."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    """Writes a file under a random temporary name, syncs it and renames it; a link at `path` is replaced."""
+    write_atomically(path, content)
     return FileEntry(len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -135,7 +130,7 @@ def restore_replaced(directory: Path) -> None:
     """
     for discarded in directory.glob(f".iter_*{REPLACED}"):
         final = discarded.with_name(discarded.name.removeprefix(".").removesuffix(REPLACED))
-        if not final.exists():
+        if FOLDER.fullmatch(final.name) and not final.exists():
             os.replace(discarded, final)
 
 

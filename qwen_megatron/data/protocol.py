@@ -64,6 +64,13 @@ class Dataset(abc.ABC):
             `consumed_samples`: how many of the run's samples it gave.
         """
 
+    def check_unchanged(self) -> None:  # noqa: B027 - not every source is a file
+        """Are the files that samples come from what they were when they were opened?
+
+        Raises:
+            DataError: naming the one that is not.
+        """
+
     def shape(self, micro_batch_size: int) -> BatchShape:
         """Of its micro-batches."""
         return BatchShape(micro_batch_size=micro_batch_size, seq_length=self.seq_length)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from datetime import UTC, datetime
 
+from data_tools.atomic_file import append_line
 from qwen_megatron.checkpoint.state import config_sections, environment
 from qwen_megatron.train.run import Run
 
@@ -14,7 +14,11 @@ STARTS = "starts.jsonl"
 
 
 def record_start(run: Run) -> None:
-    """Appends when and where a start took place, from which step, on which layout, versions and settings."""
+    """Appends when and where a start took place, from which step, on which layout, versions and settings.
+
+    Raises:
+        DataError: if the file is a symbolic link.
+    """
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": run.state.iteration,
@@ -23,10 +27,4 @@ def record_start(run: Run) -> None:
         "environment": environment(),
         "config": config_sections(run.job.config),
     }
-    path = run.directory / STARTS
-    # A row that a crash cut short must not swallow the next one.
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(("\n" if torn else "") + json.dumps(row) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_line(run.directory / STARTS, json.dumps(row))

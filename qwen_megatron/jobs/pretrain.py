@@ -116,6 +116,9 @@ class Pretraining(Job):
     def sources(self, state: TrainState) -> dict[str, dict[str, Any]]:
         return self.dataset.sources(state.consumed_samples)
 
+    def check_data(self) -> None:
+        self.dataset.check_unchanged()
+
     def close(self) -> None:
         self.loader.close()
 

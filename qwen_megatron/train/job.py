@@ -79,6 +79,13 @@ class Job(abc.ABC):
         """What the samples come from, for checkpoints: see `data.protocol.Dataset.sources`."""
         return {}
 
+    def check_data(self) -> None:  # noqa: B027 - not every job reads files
+        """Before anything that was learned is kept or judged: are the files that samples come from what they were?
+
+        Raises:
+            DataError: naming the one that is not.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """What else the job needs to go on, as JSON values."""
         return {}

@@ -72,6 +72,9 @@ class Labelled(Dataset):
     def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
         return self.inner.sources(consumed_samples)
 
+    def check_unchanged(self) -> None:
+        self.inner.check_unchanged()
+
 
 class TwoModels(Pretraining):
     """Each step trains the language model, then the critic, on the same samples."""

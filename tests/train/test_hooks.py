@@ -76,6 +76,9 @@ class Counted(Pretraining):
     def __init__(self, config: ResolvedConfig):
         self.config = config
 
+    def check_data(self) -> None:
+        """There is none."""
+
 
 def record(step: int, **others: Any) -> StepRecord:
     values: dict[str, Any] = {

@@ -32,6 +32,7 @@ class EvaluationHook(Hook):
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
+        run.job.check_data()
         started = time.perf_counter()
         with run.timers.enter("evaluation"):
             loss, metrics = run.job.evaluate(run)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import append_stream, refuse_link, write_atomically
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ class MetricsHook(Hook):
     def on_start(self, run: Run) -> None:
         if run.is_main:
             path = run.directory / "metrics.jsonl"
+            refuse_link(path)
             # A fresh start evaluates before its first step: the row of step 0 is written again too.
             drop_rows_after(path, run.state.iteration or -1)
-            self.stream = path.open("a", encoding="utf-8")
+            self.stream = io.TextIOWrapper(append_stream(path), encoding="utf-8")
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         row = flat(record)
@@ -87,6 +89,7 @@ class TensorBoardHook(Hook):
         if run.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
+            refuse_link(run.directory / "tensorboard")
             # purge_step hides events of steps that are about to be done again.
             self.writer = SummaryWriter(str(run.directory / "tensorboard"), purge_step=run.state.iteration + 1)
 

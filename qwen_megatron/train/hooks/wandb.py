@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import refuse_link, write_atomically
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
 RUN_ID = "wandb.json"
@@ -35,6 +35,7 @@ class WandbHook(Hook):
             return
         import wandb
 
+        refuse_link(run.directory / "wandb")
         self.run = wandb.init(
             project=self.project,
             mode=cast(Literal["online", "offline"], self.mode),
@@ -75,7 +76,12 @@ class WandbHook(Hook):
 
 
 def run_id(path: Path) -> str:
-    """The Weights & Biases id of a run, kept in its folder."""
+    """The Weights & Biases id of a run, kept in its folder.
+
+    Raises:
+        DataError: if the file is a symbolic link.
+    """
+    refuse_link(path)
     if not path.exists():
         write_atomically(path, json.dumps({"id": secrets.token_hex(8)}).encode())
     return str(json.loads(path.read_bytes())["id"])
