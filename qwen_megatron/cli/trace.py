@@ -7,10 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.corpus_index import CorpusIndex
-from qwen_megatron.data.pretraining.dataset import SampleId, open_dataset
-from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.preflight import prepare_config
+from qwen_megatron.report.trace import traced_samples
 
 EPILOG = """examples:
   qwen-megatron trace demo/run --step 40
@@ -42,46 +39,9 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: if the folder holds no run, or the step is none of it.
         DataError: if a corpus is gone or has changed its structure.
     """
-    configuration = args.run_directory / "config.yaml"
-    if not configuration.is_file():
-        raise ConfigError(
-            f"{args.run_directory}: holds no config.yaml; name the folder of a run (checkpoint.directory)"
-        )
-    config = prepare_config(str(configuration), (), None, with_files=False)
-    if not 1 <= args.step <= config.num_steps:
-        ramp = f" = {config.num_steps} steps with the ramp" if config.num_steps != config.training.train_iters else ""
-        raise ConfigError(
-            f"--step {args.step}: must be between 1 and training.train_iters({config.training.train_iters}){ramp}"
-        )
-    dataset = open_dataset(
-        config.data.blend,
-        seq_length=config.training.seq_length,
-        seed=config.training.seed,
-        eval_samples=config.data.eval_samples,
-        vocab_size=config.model.vocab_size,
-    )
-    indexes = [CorpusIndex.open(prefix) for prefix in dataset.prefixes]
-    sizes = config.training.batch_sizes
-    for number in range(sizes.samples_after(args.step - 1), sizes.samples_after(args.step)):
-        sample = dataset.train_id(number)
-        place = describe(number, sample, dataset.prefixes[sample.corpus], indexes[sample.corpus], dataset.seq_length)
+    for place in traced_samples(args.run_directory, args.step):
         print(json.dumps(place) if args.json else as_line(place))
     return 0
-
-
-def describe(number: int, sample: SampleId, prefix: str, index: CorpusIndex, seq_length: int) -> dict[str, Any]:
-    """A sample's number in the run, corpus, epoch, token range and documents (the last token is a label only)."""
-    start = sample.sample * seq_length
-    stop = start + seq_length + 1
-    ends = index.document_ends()
-    first, last = (int(ends.searchsorted(token, side="right")) for token in (start, stop - 1))
-    return {
-        "sample": number,
-        "corpus": prefix,
-        "epoch": sample.epoch,
-        "tokens": [start, stop],
-        "documents": list(range(first, last + 1)),
-    }
 
 
 def as_line(place: dict[str, Any]) -> str:

@@ -71,6 +71,11 @@ class Launch:
         return cls.from_environment(os.environ)
 
 
+def environment_for_children(**changes: str) -> dict[str, str]:
+    """This process's environment for a process it starts, with some variables set."""
+    return {**os.environ, **changes}
+
+
 def number(environment: Mapping[str, str], name: str, problems: list[str]) -> int | None:
     """A count from the environment; None if it is not set or wrong."""
     text = environment.get(name)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen_megatron.cli.certify import Layout, parse_layout, report
+from qwen_megatron.cli.certify import report
 from qwen_megatron.cli.main import main
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.parity import Layout, parse_layout
 
 
 def test_layouts_are_read() -> None:
