@@ -21,15 +21,17 @@ from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import resolve
 from qwen_megatron.data.batch import Batch, make_batch
 from qwen_megatron.data.pretraining.dataset import SampleId
+from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.jobs.watchdog import BEAT_SECONDS, Watchdog
 from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
 from qwen_megatron.parallel.meeting import join_job
 from qwen_megatron.platforms import get_platform
-from qwen_megatron.train.engine import build_engine
 from qwen_megatron.train.hooks.replicas import check_replicas, parameter_hash
 from qwen_megatron.train.hooks.straggler import StragglerHook
 from qwen_megatron.train.judge import FEWEST, Judge, Measured
+from qwen_megatron.train.objective import NextTokenLoss
 from qwen_megatron.train.step import train_step
+from qwen_megatron.train.trainable import build_trainable
 
 SETTINGS = [
     "model.preset=tiny",
@@ -55,11 +57,12 @@ def main() -> None:
     platform = get_platform("cpu")
     platform.prepare()
     torch.set_num_threads(1)
-    job = join_job(platform, 60)
-    device = start_process_group(platform, 60, job)
-    config = resolve(load_config(None, SETTINGS), job.world_size)
+    member = join_job(platform, 60)
+    device = start_process_group(platform, 60, member)
+    config = resolve(load_config(None, SETTINGS), member.world_size)
     groups = build_groups(device=device, timeout_seconds=60)
-    engine = build_engine(config, groups, platform)
+    trainable = build_trainable(config, groups, platform)
+    shape = BatchShape(micro_batch_size=1, seq_length=config.training.seq_length)
     samples = np.random.default_rng(groups.rank)
 
     def batches() -> Iterator[Batch]:
@@ -68,25 +71,46 @@ def main() -> None:
             yield make_batch([row], [SampleId(corpus=0, sample=0, epoch=0)], config.training.seq_length, 0)
 
     endless = batches()
-    step = median_seconds(lambda: train_step(engine, endless, step=1, learning_rate=1e-4, clip_grad=1.0), 5)
+
+    def one_step() -> object:
+        return train_step(
+            trainable,
+            NextTokenLoss(),
+            endless,
+            shape=shape,
+            num_microbatches=config.num_microbatches,
+            step=1,
+            learning_rate=1e-4,
+            clip_grad=1.0,
+        )
+
+    step = median_seconds(one_step, 5)
 
     judge = Judge(spike_sigmas=config.training.spike_sigmas)
     judge.recent.extend([12.0] * FEWEST)
     measured = Measured(loss=12.0, grad_norm=1.0, own_loss=12.0)
-    run: Any = SimpleNamespace(engine=engine, is_main=groups.rank == 0)
+    run: Any = SimpleNamespace(groups=groups, timers=trainable.timers, is_main=groups.rank == 0)
     record: Any = SimpleNamespace(own_seconds=1.0, step_seconds=1.0, step=config.logging.straggler_interval)
     straggler = StragglerHook(config.logging.straggler_interval)
-    watch = Watchdog(job.store, job.rank, job.world_size, config.parallel, print)
+    watch = Watchdog(member.store, member.rank, member.world_size, config.parallel, print)
     # Name, seconds of one, steps between two.
     parts = [
-        ("judge", median_seconds(lambda: judge.decide(engine, 1, measured, lambda: measured), 50), 1.0),
-        ("replica check", median_seconds(lambda: check_replicas(engine, 1), 5), config.logging.replica_check_interval),
-        ("hash of weights", median_seconds(lambda: parameter_hash(engine), 5), config.logging.replica_check_interval),
+        ("judge", median_seconds(lambda: judge.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
+        (
+            "replica check",
+            median_seconds(lambda: check_replicas(trainable, 1), 5),
+            config.logging.replica_check_interval,
+        ),
+        (
+            "hash of weights",
+            median_seconds(lambda: parameter_hash([trainable]), 5),
+            config.logging.replica_check_interval,
+        ),
         ("straggler report", median_seconds(lambda: straggler.on_step(run, record), 50), straggler.interval),
         ("watch", median_seconds(lambda: watch.beat("forward", watch.position()), 50), BEAT_SECONDS / step),
     ]
     if groups.rank == 0:
-        print(f"a step: {step:.3f} s ({job.world_size} processes, {config.num_parameters:,} parameters)")
+        print(f"a step: {step:.3f} s ({member.world_size} processes, {config.num_parameters:,} parameters)")
         for name, seconds, steps in parts:
             print(
                 f"{name:17} {seconds * 1e3:8.2f} ms, every {steps:6.1f} steps: {seconds / steps / step:.4%} of a step"

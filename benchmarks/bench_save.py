@@ -47,19 +47,6 @@ class NoHash:
         return "0" * 64
 
 
-class NoData:
-    """A dataset of no corpora."""
-
-    def fingerprints(self) -> dict[str, str]:
-        return {}
-
-    def tokenizers(self) -> dict[str, str | None]:
-        return {}
-
-    def consumed(self, samples: int) -> dict[str, int]:
-        return {}
-
-
 def measure_rank(directory: Path, rounds: int) -> None:
     """One rank: saves in turn and writes down the seconds it was held up."""
     import hashlib
@@ -73,22 +60,45 @@ def measure_rank(directory: Path, rounds: int) -> None:
     from qwen_megatron.config.resolve import resolve
     from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
     from qwen_megatron.platforms import get_platform
-    from qwen_megatron.train.engine import build_engine
+    from qwen_megatron.train.job import Job, StepOutcome
     from qwen_megatron.train.run import Run
     from qwen_megatron.train.state import TrainState
+    from qwen_megatron.train.trainable import MAIN, build_trainable
+
+    class NothingToDo(Job):
+        """A job of no data and no steps."""
+
+        def num_steps(self, state: TrainState) -> int:
+            return 0
+
+        def samples_of(self, state: TrainState, steps: int) -> int:
+            return 0
+
+        def step(self, run: Run) -> StepOutcome:
+            raise NotImplementedError
 
     torch.set_num_threads(1)
     config = resolve(load_config(None, [*MODEL, f"checkpoint.directory={directory}"]), 2)
     machine = get_platform("cpu")
     machine.prepare()
     groups = build_groups(device=start_process_group(machine, 600), timeout_seconds=600)
-    engine = build_engine(config, groups, machine)
+    trainable = build_trainable(config, groups, machine)
     # Allocates the moments.
-    engine.optimizer.load_state_dict(engine.optimizer.state_dict())
-    for state in engine.optimizer.optimizer.state.values():
+    trainable.trained.load_state_dict(trainable.trained.state_dict())
+    for state in trainable.trained.optimizer.state.values():
         state["exp_avg"].normal_()
         state["exp_avg_sq"].normal_()
-    run: Any = Run(config=config, engine=engine, state=TrainState(), dataset=NoData(), loader=None)  # type: ignore[arg-type]
+    job = NothingToDo()
+    job.config = config
+    run = Run(
+        job=job,
+        directory=directory,
+        groups=groups,
+        platform=machine,
+        timers=trainable.timers,
+        trainables={MAIN: trainable},
+        state=TrainState(),
+    )
     savers = {
         name: Saver(
             asynchronous=name == "background",

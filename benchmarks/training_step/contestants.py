@@ -44,12 +44,14 @@ def build_ours(work: Work) -> Callable[[], float]:
     """Our engine, through the configuration and the step of a real run."""
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
+    from qwen_megatron.data.protocol import BatchShape
     from qwen_megatron.parallel.groups import build_groups, start_process_group
     from qwen_megatron.platforms import get_platform
-    from qwen_megatron.train.engine import build_engine
+    from qwen_megatron.train.objective import NextTokenLoss
     from qwen_megatron.train.step import train_step
+    from qwen_megatron.train.trainable import build_trainable
 
-    shape = {
+    settings = {
         "model.num_layers": LAYERS,
         "model.hidden_size": HIDDEN,
         "model.ffn_hidden_size": FFN,
@@ -65,16 +67,26 @@ def build_ours(work: Work) -> Callable[[], float]:
         "training.train_iters": 100,
         "optimizer.lr_warmup_iters": 0,
     }
-    config = resolve(load_config(None, [f"{key}={value}" for key, value in shape.items()]), work.num_processes)
+    config = resolve(load_config(None, [f"{key}={value}" for key, value in settings.items()]), work.num_processes)
     machine = get_platform("cpu")
     machine.prepare()
     device = start_process_group(machine, 60)
     groups = build_groups(tensor_model_parallel_size=work.tensor_size, device=device, timeout_seconds=60)
-    engine = build_engine(config, groups, machine)
+    trainable = build_trainable(config, groups, machine)
+    shape = BatchShape(micro_batch_size=work.micro_batch, seq_length=SEQUENCE)
     batches = our_batches(work.micro_batch)
 
     def step() -> float:
-        return train_step(engine, batches, step=1, learning_rate=1e-4, clip_grad=1.0).loss
+        return train_step(
+            trainable,
+            NextTokenLoss(),
+            batches,
+            shape=shape,
+            num_microbatches=config.num_microbatches,
+            step=1,
+            learning_rate=1e-4,
+            clip_grad=1.0,
+        ).loss
 
     return step
 
