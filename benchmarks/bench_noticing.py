@@ -93,18 +93,19 @@ def main() -> None:
     record: Any = SimpleNamespace(own_seconds=1.0, step_seconds=1.0, step=config.logging.straggler_interval)
     straggler = StragglerHook(config.logging.straggler_interval)
     watch = Watchdog(member.store, member.rank, member.world_size, config.parallel, print)
+    checks = config.logging.replica_check_interval
     # Name, seconds of one, steps between two.
     parts = [
         ("judge", median_seconds(lambda: judge.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
         (
             "replica check",
             median_seconds(lambda: check_replicas(trainable, 1), 5),
-            config.logging.replica_check_interval,
+            checks,
         ),
         (
             "hash of weights",
             median_seconds(lambda: parameter_hash([trainable]), 5),
-            config.logging.replica_check_interval,
+            checks,
         ),
         ("straggler report", median_seconds(lambda: straggler.on_step(run, record), 50), straggler.interval),
         ("watch", median_seconds(lambda: watch.beat("forward", watch.position()), 50), BEAT_SECONDS / step),
