@@ -39,6 +39,14 @@ LAUNCHER = "qwen_megatron.jobs.launcher"
 UNPICKLER = "qwen_megatron.checkpoint.unpickler"
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 PICKLE_ERRORS = ("PickleError", "PicklingError", "UnpicklingError")
+OBJECT_COLLECTIVES = (
+    "all_gather_object",
+    "gather_object",
+    "broadcast_object_list",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+)
 EVALUATORS = ("eval", "exec", "compile", "__import__")
 
 Finding = tuple[int, str]
@@ -198,6 +206,18 @@ def unsafe_readers(module: str, tree: ast.Module) -> Iterator[Finding]:
                 yield node.lineno, "torch.load without weights_only=True"
 
 
+def object_collectives(module: str, tree: ast.Module) -> Iterator[Finding]:
+    """Collectives of torch.distributed that unpickle what a peer sends; small objects travel by parallel/objects.py."""
+    for line, name, _ in imported_names(module, tree):
+        if name.rpartition(".")[2] in OBJECT_COLLECTIVES:
+            yield line, f"imports {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in OBJECT_COLLECTIVES:
+            yield node.lineno, f"names {ast.unparse(node)}"
+        elif isinstance(node, ast.Constant) and node.value in OBJECT_COLLECTIVES:
+            yield node.lineno, f"hides {node.value} in a text"
+
+
 def is_constant(node: ast.expr | None, *values: object) -> bool:
     """Whether a keyword's value is one of the constants; None among them stands for a keyword not given."""
     if node is None:
@@ -212,6 +232,7 @@ RULES: tuple[Rule, ...] = (
     cuda_calls,
     environment_reads,
     unsafe_readers,
+    object_collectives,
 )
 
 
@@ -278,6 +299,10 @@ BREAKS = [
     (unsafe_readers, "data_tools.corpus", "import numpy as np\nnp.load(path, allow_pickle=flag)"),
     (unsafe_readers, "qwen_megatron.convert.from_hf", "import torch\ntorch.load(path)"),
     (unsafe_readers, "qwen_megatron.convert.from_hf", "try:\n    f()\nexcept:\n    pass"),
+    (object_collectives, "qwen_megatron.train.judge", "import torch.distributed as dist\ndist.all_gather_object(a, b)"),
+    (object_collectives, "qwen_megatron.train.judge", "from torch.distributed import broadcast_object_list as tell"),
+    (object_collectives, "qwen_megatron.train.judge", "import torch\nd: Any = torch.distributed\nd.gather_object(a)"),
+    (object_collectives, "qwen_megatron.train.judge", "getattr(dist, 'scatter_object_list')(a, b)"),
 ]
 
 

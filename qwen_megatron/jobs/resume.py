@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
 import torch.distributed as dist
 
+from qwen_megatron.checkpoint.agreement import failing_together
+from qwen_megatron.checkpoint.choice import agree_on_counters, agree_on_weights
 from qwen_megatron.checkpoint.contents import SmallState, saved_model_config
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.config.model import ModelConfig
@@ -30,15 +33,17 @@ def restore(config: ResolvedConfig, engine: Engine, dataset: BlendedDataset) -> 
         ChangesRefused: if settings or data are not those it was trained with, and nobody has allowed it.
     """
     folder = checkpoint_to_resume(config)
+    state = TrainState()
     if folder is not None:
         for change in check_changes(SmallState.read(folder), config, dataset, folder):
             log_main("allowed: %s", change)
         small = load_checkpoint(folder, engine)
         log_main("going on from %s (step %d)", folder, small.train_state.iteration)
-        return small.train_state
-    if config.checkpoint.init_from is not None:
+        state = small.train_state
+    elif config.checkpoint.init_from is not None:
         start_from_weights(Path(config.checkpoint.init_from), config, engine)
-    return TrainState()
+    agree_on_counters(config.checkpoint.directory, dataclasses.asdict(state))
+    return state
 
 
 def start_from_weights(source: Path, config: ResolvedConfig, engine: Engine) -> None:
@@ -47,8 +52,9 @@ def start_from_weights(source: Path, config: ResolvedConfig, engine: Engine) -> 
     Raises:
         CheckpointError: if the source is not whole or has another shape than the configured model.
     """
-    if is_hf_folder(source):
-        folder = HfFolder(source)
+    if agree_on_weights(source, is_hf_folder):
+        with failing_together():
+            folder = HfFolder(source)
         check_same_shape(source, folder.model, config.model)
         for model in engine.models:
             fill_model(folder, model)
@@ -56,7 +62,6 @@ def start_from_weights(source: Path, config: ResolvedConfig, engine: Engine) -> 
         engine.optimizer.reload_model_params()
         saved = folder.model
     else:
-        verify_checkpoint(source)
         saved = saved_model_config(source)
         check_same_shape(source, saved, config.model)
         load_weights(source, engine)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_megatron.errors import ReplicaError
+from qwen_megatron.parallel.objects import all_gather, dict_of, of_type
 from qwen_megatron.train.engine import Engine
 from qwen_megatron.train.run import Hook, Run, StepRecord
 
@@ -91,9 +92,7 @@ def find_differences(engine: Engine, names: list[str], mine: torch.Tensor) -> st
         return ""
     stage = engine.groups.pp.rank()
     told = {f"stage {stage}, {name}": value for name, value in zip(names, mine.tolist(), strict=True)}
-    everyone: list[dict[str, int]] = [{}] * engine.groups.world_size
-    dist.all_gather_object(everyone, told)
-    return describe_differences(everyone)
+    return describe_differences(all_gather(told, dict_of(of_type(int))))
 
 
 def describe_differences(everyone: list[dict[str, int]]) -> str:
