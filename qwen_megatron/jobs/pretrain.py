@@ -78,7 +78,7 @@ def pretrain(config: ResolvedConfig) -> None:
                 if groups.rank == 0:
                     record_start(run)
                 watch.follow(run)
-                train(run)
+                train(run, on_error=report.failed)
             if groups.rank == 0 and run.stopping is not None:
                 log.info("left after step %d: %s", run.state.iteration, run.stopping)
         except Exception as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,17 @@ from qwen_megatron.train.schedule import learning_rate
 from qwen_megatron.train.step import LossFunction, StepResult, pretraining_loss, train_step
 
 
-def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
+def train(
+    run: Run,
+    loss_function: LossFunction = pretraining_loss,
+    on_error: Callable[[Exception], None] | None = None,
+) -> None:
     """Trains from the run's state to its last step.
 
+    Args:
+        run: What is trained.
+        loss_function: Its objective.
+        on_error: Told of an error before anything is closed, which takes time.
     Raises:
         TrainingError: if a step cannot be taken. Peers are not waited for: they may be gone.
     """
@@ -29,6 +38,8 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
         resources.callback(run.loader.close)
         for hook in reversed(run.hooks):
             resources.callback(hook.close)
+        if on_error is not None:
+            resources.push(first_told(on_error))
         for hook in run.hooks:
             hook.on_start(run)
         while run.state.iteration < run.last_step and run.stopping is None:
@@ -37,6 +48,16 @@ def train(run: Run, loss_function: LossFunction = pretraining_loss) -> None:
                 hook.on_step(run, record)
         for hook in run.hooks:
             hook.on_end(run)
+
+
+def first_told(on_error: Callable[[Exception], None]) -> Callable[..., None]:
+    """`on_error` in the form of a context's exit."""
+
+    def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            on_error(error)
+
+    return leave
 
 
 def next_step(run: Run, batches: Iterator[Batch], loss_function: LossFunction) -> StepRecord:
