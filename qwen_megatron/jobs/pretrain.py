@@ -193,7 +193,11 @@ def announce(config: ResolvedConfig, platform_name: str, shims: list[str]) -> No
     )
     if shims:
         write_synced(directory / "shims.txt", "".join(line + "\n" for line in shims).encode())
-        log.info("%d names of Megatron-Core redirected for this platform: see %s", len(shims), directory / "shims.txt")
+        log.info(
+            "%d names of Megatron-Core and torch redirected for this platform: see %s",
+            len(shims),
+            directory / "shims.txt",
+        )
 
 
 def configure_logging(launch: Launch) -> None:

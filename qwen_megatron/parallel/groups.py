@@ -10,9 +10,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from qwen_megatron.parallel.gloo import one_event_loop
 from qwen_megatron.parallel.meeting import Job, join_job
 from qwen_megatron.platforms import Platform
+from qwen_megatron.platforms.shims.gloo import one_event_loop
 
 
 @dataclass(frozen=True, kw_only=True)
