@@ -51,6 +51,8 @@ class FailureReport:
     def tell_of(self, error: Exception) -> None:
         message = str(error)
         lost_peer = is_lost_peer(error)
+        if self.watch is not None:
+            self.watch.will_leave(failed=not lost_peer)
         if lost_peer and self.watch is not None:
             message = f"{self.watch.describe_peers()} ({message})"
         activity = self.watch.position().activity if self.watch is not None else "start-up"

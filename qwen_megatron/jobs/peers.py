@@ -45,6 +45,7 @@ class Beat:
         process: Host and process number, in words.
         identity: `identity_of` its process.
         gone: It has left, or has reported a failure and is about to.
+        failed: The failure was its own, not that it lost a peer.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Beat:
     process: str
     identity: str
     gone: bool
+    failed: bool = False
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -140,9 +142,13 @@ def found_by_others(store: dist.Store, seconds: float) -> str:
 
 
 def look(store: dist.Store, rank: int, world_size: int, silence_seconds: float) -> str:
-    """`describe`, by looking: at once where a process has ended, otherwise after `silence_seconds`."""
+    """`describe`, by looking: at once where a rank has said what failed or its process has ended, otherwise after
+    `silence_seconds`."""
     everyone = range(world_size)
     before = read_beats(store, everyone)
+    failed = [other for other, beat in before.known.items() if beat.failed and other != rank]
+    if failed:
+        return in_words(before, dict.fromkeys(failed, "has failed by itself"))
     deadline = time.monotonic() + silence_seconds
     here = machine()
     neighbours = [other for other, beat in before.known.items() if other != rank and is_of(here, beat.identity)]

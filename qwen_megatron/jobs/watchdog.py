@@ -70,6 +70,7 @@ class Watchdog:
         self.first_step = 0
         self.beats = 0
         self.leaving = False
+        self.failed = False
         self.identity = identity_of(os.getpid())
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.work, name="watch", daemon=True)
@@ -128,6 +129,7 @@ class Watchdog:
             process=f"{socket.gethostname()}, process {os.getpid()}",
             identity=self.identity,
             gone=gone or self.leaving,
+            failed=self.failed,
         )
         try:
             self.store.set(f"beat/{self.rank}", beat.to_json())
@@ -145,14 +147,18 @@ class Watchdog:
         sys.stdout.flush()
         os._exit(1)
 
+    def will_leave(self, *, failed: bool = False) -> None:
+        """This rank reports a failure, its own one or a lost peer: from now on nobody takes it for the silent one."""
+        self.leaving, self.failed = True, self.failed or failed
+        position = self.position()
+        self.beat(position.phase, position)
+
     def describe_peers(self) -> str:
         """Which ranks are dead or silent and where everybody was last, in words; takes some seconds at most.
 
-        The caller is about to leave: from now on nobody takes this rank for the silent one.
+        The caller is about to leave.
         """
-        self.leaving = True
-        position = self.position()
-        self.beat(position.phase, position)
+        self.will_leave()
         # Missing in the stubs of torch 2.13.
         own: dist.Store = self.store.clone()  # type: ignore[attr-defined]
         return describe(own, self.rank, self.world_size, SILENCE_SECONDS)

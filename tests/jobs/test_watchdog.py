@@ -277,6 +277,23 @@ def test_a_killed_process_is_named_at_once_and_nobody_else(store: dist.Store) ->
         assert text.count("ended") == 1
 
 
+def test_one_that_has_said_what_failed_is_named_at_once(store: dist.Store) -> None:
+    watches = [watch(store, rank) for rank in range(3)]
+    for one in watches:
+        one.follow(make_run(16))
+        one.beat("forward", one.position())
+    watches[1].will_leave(failed=True)
+    # It only lost a peer.
+    watches[2].will_leave()
+    started = time.monotonic()
+    told = watches[0].describe_peers()
+    assert time.monotonic() - started < 0.9
+    assert re.match(
+        r"rank 1 \(\S+, process \d+\) has failed by itself, it was last in other of step 17, 0 s ago; ", told
+    )
+    assert told.count("(") == 1
+
+
 def test_one_that_has_told_before_it_ended_is_not_accused(store: dist.Store) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     watches = [watch(store, rank) for rank in range(3)]
