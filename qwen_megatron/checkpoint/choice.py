@@ -45,7 +45,7 @@ READ_BY_ALL = (STATE, ".metadata", "metadata.json")
 Seen = Callable[[], str]
 
 
-class DamagedCheckpoint(CheckpointError):
+class DamagedCheckpointError(CheckpointError):
     """Rank 0, or whoever read a share of the bytes, found the checkpoint itself wrong: another one may do."""
 
 
@@ -68,7 +68,7 @@ def choose_newest(directory: Path, patience_seconds: float | None = None) -> Pat
         try:
             # By now directories have been looked at again, and opening a file asks its server: half is enough.
             agree_on(directory / name, patience / 2)
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             if rank_of_job() == 0:
                 log.warning("passing over a damaged checkpoint: %s", error)
             problems.append(str(error))
@@ -147,7 +147,7 @@ def agree_on(folder: Path, patience_seconds: float | None = None) -> None:
             problem = str(error)
     told = broadcast({"problem": problem, "manifest": expected}, dict_of(TEXT_OR_NONE))
     if told["problem"]:
-        raise DamagedCheckpoint(told["problem"])
+        raise DamagedCheckpointError(told["problem"])
     wait_together(
         lambda: differs(folder, str(told["manifest"])),
         f"{folder} as rank 0 sees it, its manifest.json with sha256 {str(told['manifest'])[:12]}...",
@@ -158,7 +158,7 @@ def agree_on(folder: Path, patience_seconds: float | None = None) -> None:
 
 def verify_share(folder: Path) -> None:
     """Raises:
-    DamagedCheckpoint: on every rank, if the bytes of a file are not those of the manifest.
+    DamagedCheckpointError: on every rank, if the bytes of a file are not those of the manifest.
     """
     rank, world_size = rank_of_job(), dist.get_world_size() if dist.is_initialized() else 1
     try:
@@ -167,7 +167,7 @@ def verify_share(folder: Path) -> None:
             mine = set(sorted(files)[rank::world_size]) | {name for name in READ_BY_ALL if name in files}
             verify_files(folder, files, sorted(mine))
     except CheckpointError as error:
-        raise DamagedCheckpoint(str(error)) from error
+        raise DamagedCheckpointError(str(error)) from error
 
 
 def differs(folder: Path, manifest: str) -> str:
