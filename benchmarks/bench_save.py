@@ -140,7 +140,8 @@ def measure(rounds: int, parent: Path) -> dict[str, Any]:
     """Runs the two ranks and returns what they wrote down."""
     directory = Path(tempfile.mkdtemp(prefix="bench-save-", dir=parent))
     try:
-        launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        launcher = [sys.executable, "-W", "ignore", "-m", "qwen_megatron.parallel.loopback"]
+        launcher += ["--nproc-per-node", "2"]
         arguments = ["--rank-of", str(directory), "--rounds", str(rounds)]
         subprocess.run(
             [*launcher, __file__, *arguments], check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}

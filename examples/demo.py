@@ -81,7 +81,8 @@ def main() -> None:
     memory.start()
     shutil.rmtree(DEMO, ignore_errors=True)
     DEMO.mkdir()
-    pretrain = ("torchrun", "--nproc-per-node", "8", "-m", "qwen_megatron", "pretrain", "examples/demo.yaml")
+    launch = (sys.executable, "-m", "qwen_megatron.parallel.loopback", "--nproc-per-node", "8")
+    pretrain = (*launch, "-m", "qwen_megatron", "pretrain", "examples/demo.yaml")
     checkpoint = "demo/run/iter_0000080"
     stages = [
         run(console, "collect text", "qwen-data", "collect-stdlib", "--output", "demo/stdlib.jsonl"),

@@ -62,7 +62,7 @@ stage() {
 train() {
   local name="$1" processes="$2"
   shift 2
-  "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$processes" -m qwen_megatron pretrain \
+  "$PYTHON" -m qwen_megatron.parallel.loopback --nproc-per-node "$processes" -m qwen_megatron pretrain \
     model.preset=tiny parallel.platform="$PLATFORM" "data.blend=[$WORK/corpus]" data.eval_samples=4 \
     training.train_iters="$STEPS" training.global_batch_size=4 training.eval_interval="$STEPS" \
     optimizer.lr=1e-2 optimizer.lr_warmup_iters=4 logging.tensorboard=false checkpoint.directory="$WORK/$name" "$@"

@@ -14,6 +14,7 @@ __all__ = [
     "PlatformError",
     "ReplicaError",
     "TrainingError",
+    "UnseenCheckpoint",
 ]
 
 
@@ -27,6 +28,10 @@ class ConfigError(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint or Hugging Face folder is incomplete, damaged or does not fit the run."""
+
+
+class UnseenCheckpoint(CheckpointError):
+    """A rank does not see the checkpoint that others see; it may when the job is started again."""
 
 
 class ChangesRefused(CheckpointError):

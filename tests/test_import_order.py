@@ -39,6 +39,15 @@ LAUNCHER = "qwen_megatron.jobs.launcher"
 UNPICKLER = "qwen_megatron.checkpoint.unpickler"
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 PICKLE_ERRORS = ("PickleError", "PicklingError", "UnpicklingError")
+OBJECT_COLLECTIVES = (
+    "all_gather_object",
+    "gather_object",
+    "broadcast_object_list",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+)
+REBINDERS = ("setattr", "delattr", "__setattr__", "__delattr__")
 EVALUATORS = ("eval", "exec", "compile", "__import__")
 
 Finding = tuple[int, str]
@@ -90,10 +99,64 @@ def full_names(module: str, tree: ast.Module) -> Callable[[ast.expr], str]:
     bound = {local: local if full.startswith(f"{local}.") else full for _, full, local in imported_names(module, tree)}
 
     def resolve(node: ast.expr) -> str:
-        root, dot, rest = dotted(node).partition(".")
-        return f"{bound[root]}{dot}{rest}" if root in bound else ""
+        if isinstance(node, ast.Attribute):
+            value = resolve(node.value)
+            return f"{value}.{node.attr}" if value else ""
+        if isinstance(node, ast.NamedExpr):
+            return resolve(node.value)
+        if isinstance(node, ast.Call):
+            return module_of_call(node)
+        if isinstance(node, ast.Subscript) and resolve(node.value) == "sys.modules":
+            return text_of(node.slice)
+        return bound.get(node.id, "") if isinstance(node, ast.Name) else ""
 
+    def module_of_call(node: ast.Call) -> str:
+        """What `import_module("torch")`, `getattr(torch, "x")` and `cast(Any, torch)` are, too."""
+        name = dotted(node.func).rpartition(".")[2]
+        if name == "import_module" and node.args:
+            return text_of(node.args[0])
+        if name == "getattr" and len(node.args) > 1 and resolve(node.args[0]):
+            return f"{resolve(node.args[0])}.{text_of(node.args[1])}"
+        return resolve(node.args[1]) if name == "cast" and len(node.args) == 2 else ""
+
+    # Names for names: `module: Any = distributed_c10d`. A chain of them takes several rounds.
+    pairs = list(assignments(tree))
+    for _ in range(len(pairs)):
+        new = {name: full for name, value in pairs if name not in bound and (full := resolve(value))}
+        if not new:
+            break
+        bound |= new
     return resolve
+
+
+def text_of(node: ast.expr) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """(name, value) of everything that gives a value a local name; a call's arguments are not followed."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield from matched(target, node.value)
+        elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            yield from matched(node.target, node.value)
+        elif isinstance(node, ast.For | ast.comprehension) and isinstance(node.iter, ast.Tuple | ast.List | ast.Set):
+            for value in node.iter.elts:
+                yield from matched(node.target, value)
+        elif isinstance(node, ast.arguments):
+            named = [*node.posonlyargs, *node.args]
+            given = [*zip(named[len(named) - len(node.defaults) :], node.defaults, strict=True)]
+            given += [(name, value) for name, value in zip(node.kwonlyargs, node.kw_defaults, strict=True) if value]
+            yield from ((argument.arg, value) for argument, value in given)
+
+
+def matched(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+        for one, other in zip(target.elts, value.elts, strict=False):
+            yield from matched(one, other)
 
 
 def wrong_direction(module: str, tree: ast.Module) -> Iterator[Finding]:
@@ -129,17 +192,23 @@ def patching(module: str, tree: ast.Module) -> Iterator[Finding]:
     def foreign(node: ast.expr) -> bool:
         return resolve(node).partition(".")[0] in ("torch", "megatron", "transformer_engine")
 
+    def names_of(node: ast.expr) -> bool:
+        """Whether it is the dictionary of a library's names."""
+        if isinstance(node, ast.Call) and dotted(node.func) == "vars":
+            return bool(node.args) and foreign(node.args[0])
+        return foreign(node) and resolve(node).endswith("__dict__")
+
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             if foreign(node.value) or node.attr in ("__code__", "__globals__", "__class__"):
                 yield node.lineno, f"{ast.unparse(node)} is rebound"
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
-            if resolve(node.value) == "sys.modules" or (
-                foreign(node.value) and dotted(node.value).endswith("__dict__")
-            ):
+            if resolve(node.value) == "sys.modules" or names_of(node.value):
                 yield node.lineno, f"{ast.unparse(node)} is rebound"
-        elif isinstance(node, ast.Call) and dotted(node.func) in ("setattr", "delattr"):
+        elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in REBINDERS:
             yield node.lineno, f"{dotted(node.func)} hides what it rebinds"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and names_of(node.func.value):
+            yield node.lineno, f"{ast.unparse(node.func)} may rebind"
         elif isinstance(node, ast.Call) and is_below(resolve(node.func), "unittest.mock"):
             yield node.lineno, f"{ast.unparse(node.func)} patches"
 
@@ -198,6 +267,18 @@ def unsafe_readers(module: str, tree: ast.Module) -> Iterator[Finding]:
                 yield node.lineno, "torch.load without weights_only=True"
 
 
+def object_collectives(module: str, tree: ast.Module) -> Iterator[Finding]:
+    """Collectives of torch.distributed that unpickle what a peer sends; small objects travel by parallel/objects.py."""
+    for line, name, _ in imported_names(module, tree):
+        if name.rpartition(".")[2] in OBJECT_COLLECTIVES:
+            yield line, f"imports {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in OBJECT_COLLECTIVES:
+            yield node.lineno, f"names {ast.unparse(node)}"
+        elif isinstance(node, ast.Constant) and node.value in OBJECT_COLLECTIVES:
+            yield node.lineno, f"hides {node.value} in a text"
+
+
 def is_constant(node: ast.expr | None, *values: object) -> bool:
     """Whether a keyword's value is one of the constants; None among them stands for a keyword not given."""
     if node is None:
@@ -212,6 +293,7 @@ RULES: tuple[Rule, ...] = (
     cuda_calls,
     environment_reads,
     unsafe_readers,
+    object_collectives,
 )
 
 
@@ -263,6 +345,35 @@ BREAKS = [
     (patching, "qwen_megatron.train.step", "import sys\nsys.modules['apex'] = None"),
     (patching, "qwen_megatron.train.step", "function.__code__ = other"),
     (patching, "qwen_megatron.train.step", "from unittest import mock\nmock.patch('torch.load')"),
+    (
+        patching,
+        "qwen_megatron.parallel.groups",
+        "from torch.distributed import distributed_c10d as c\nmodule: Any = c\nmodule.ProcessGroupGloo = None",
+    ),
+    (
+        patching,
+        "qwen_megatron.train.step",
+        "import torch\nfirst = torch\nsecond = first.distributed\nsecond.barrier = None",
+    ),
+    (patching, "qwen_megatron.train.step", "import torch\na, b = 1, torch\nb.load = None"),
+    (patching, "qwen_megatron.train.step", "import torch\n(t := torch).load = None"),
+    (
+        patching,
+        "qwen_megatron.train.step",
+        "import torch\nfor library in (torch, torch.cuda):\n    library.load = None",
+    ),
+    (patching, "qwen_megatron.train.step", "import torch\ndef f(library=torch):\n    library.load = None"),
+    (patching, "qwen_megatron.train.step", "import torch\ndef f(*, library=torch):\n    library.load = None"),
+    (patching, "qwen_megatron.train.step", "import importlib\nimportlib.import_module('torch').load = None"),
+    (patching, "qwen_megatron.train.step", "import importlib\nt = importlib.import_module('torch')\nt.load = None"),
+    (patching, "qwen_megatron.train.step", "import sys\nt = sys.modules['torch']\nt.load = None"),
+    (patching, "qwen_megatron.train.step", "import torch\nt = cast(Any, torch)\nt.load = None"),
+    (patching, "qwen_megatron.train.step", "import torch\nt = getattr(torch, 'distributed')\nt.barrier = None"),
+    (patching, "qwen_megatron.train.step", "import torch\nvars(torch)['load'] = None"),
+    (patching, "qwen_megatron.train.step", "import torch\nnames = torch.__dict__\nnames.update(load=None)"),
+    (patching, "qwen_megatron.train.step", "import torch\ntype.__setattr__(torch.Tensor, 'x', None)"),
+    (cuda_calls, "qwen_megatron.train.step", "import torch\nt = torch\nt.cuda.synchronize()"),
+    (environment_reads, "qwen_megatron.train.step", "import os\nsystem = os\nsystem.environ['RANK']"),
     (cuda_calls, "qwen_megatron.train.step", "import torch\ntorch.cuda.synchronize()"),
     (cuda_calls, "qwen_megatron.train.step", "import torch as t\nt.cuda.synchronize()"),
     (cuda_calls, "qwen_megatron.train.step", "from torch import cuda"),
@@ -278,6 +389,10 @@ BREAKS = [
     (unsafe_readers, "data_tools.corpus", "import numpy as np\nnp.load(path, allow_pickle=flag)"),
     (unsafe_readers, "qwen_megatron.convert.from_hf", "import torch\ntorch.load(path)"),
     (unsafe_readers, "qwen_megatron.convert.from_hf", "try:\n    f()\nexcept:\n    pass"),
+    (object_collectives, "qwen_megatron.train.judge", "import torch.distributed as dist\ndist.all_gather_object(a, b)"),
+    (object_collectives, "qwen_megatron.train.judge", "from torch.distributed import broadcast_object_list as tell"),
+    (object_collectives, "qwen_megatron.train.judge", "import torch\nd: Any = torch.distributed\nd.gather_object(a)"),
+    (object_collectives, "qwen_megatron.train.judge", "getattr(dist, 'scatter_object_list')(a, b)"),
 ]
 
 
@@ -289,6 +404,8 @@ def test_rule_finds_what_breaks_it(rule: Rule, module: str, text: str) -> None:
 KEEPS = [
     "import torch.distributed as dist\ndist.barrier()",
     "from megatron.core.models.gpt import GPTModel\nmodel = GPTModel()\nmodel.depth = 1",
+    "from megatron.core.models.gpt import GPTModel\nkind = GPTModel\nmodel = kind()\nmodel.depth = 1",
+    "import torch\nload = torch.load\nload(path, weights_only=True)",
     "import pickle\ntry:\n    f()\nexcept pickle.UnpicklingError:\n    raise",
     "import torch\ntorch.load(path, weights_only=True)",
     "import numpy as np\nnp.load(path, allow_pickle=False)",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch.distributed as dist
-
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.parallel.objects import TEXT_OR_NONE, all_gather
 
 
 def raise_together(problem: str | None) -> None:
@@ -16,11 +15,7 @@ def raise_together(problem: str | None) -> None:
     Raises:
         CheckpointError: on every rank, with the problems of all.
     """
-    problems = [problem]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        problems = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-    found = sorted({text for text in problems if text})
+    found = sorted({text for text in all_gather(problem, TEXT_OR_NONE) if text})
     if found:
         raise CheckpointError("\n".join(found))
 

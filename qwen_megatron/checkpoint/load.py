@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from qwen_megatron.checkpoint.agreement import failing_together
-from qwen_megatron.checkpoint.manifest import LATEST, list_checkpoints, read_latest, read_manifest, verify_files
+from qwen_megatron.checkpoint.choice import agree_on, choose_newest
 from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
 from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import load_tensors
@@ -19,8 +15,6 @@ from qwen_megatron.model.heads import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 
-log = logging.getLogger(__name__)
-
 
 def verify_checkpoint(folder: Path) -> None:
     """Checks presence, size and sha256 of all files; collective where a job is running, each rank reads its share.
@@ -28,47 +22,16 @@ def verify_checkpoint(folder: Path) -> None:
     Raises:
         CheckpointError: on every rank, naming the file, what was expected and what was found.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    with failing_together():
-        files = read_manifest(folder)
-        verify_files(folder, files, sorted(files)[rank::world])
+    agree_on(folder)
 
 
 def find_newest(directory: Path) -> Path | None:
-    """The newest checkpoint of a run that verifies; None if the run has none at all. Collective.
-
-    Damaged ones are passed over with a warning.
+    """The newest checkpoint of a run that verifies, the same on all ranks; None if the run has none. Collective.
 
     Raises:
-        CheckpointError: if there are checkpoints and none is whole, or all have gone that were here: starting from
-            scratch would lose the run silently.
+        CheckpointError: as `choose_newest`.
     """
-    candidates = list_checkpoints(directory)
-    latest = read_latest(directory)
-    if latest is not None and not candidates:
-        raise CheckpointError(
-            f"{directory}: `latest` names {latest!r}, but there is no checkpoint here any more; put it back, or remove "
-            f"{directory / LATEST} to start from nothing"
-        )
-    if latest is not None and latest not in {path.name for path in candidates}:
-        log.warning(
-            "%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest
-        )
-    problems = []
-    for folder in candidates:
-        try:
-            verify_checkpoint(folder)
-        except CheckpointError as error:
-            log.warning("passing over a damaged checkpoint: %s", error)
-            problems.append(str(error))
-        else:
-            return folder
-    if problems:
-        raise CheckpointError(
-            f"{directory}: none of its {len(candidates)} checkpoints is whole:\n  " + "\n  ".join(problems) + "\n"
-            "Repair one, or start over with checkpoint.load=none and another checkpoint.directory"
-        )
-    return None
+    return choose_newest(directory)
 
 
 def load_checkpoint(folder: Path, trainables: Mapping[str, Trainable]) -> CheckpointState:

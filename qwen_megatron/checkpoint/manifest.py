@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_tools.atomic_file import write_atomically
 from qwen_megatron.errors import CheckpointError
@@ -23,6 +24,7 @@ FORMAT = "qwen-megatron checkpoint"
 VERSION = 2
 FOLDER = re.compile(r"iter_(\d{7,})")
 FILE_NAME = re.compile(r"[A-Za-z0-9_.]+")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class FileEntry:
 
     size: int
     sha256: str
+
+    @classmethod
+    def parse(cls, pair: Any) -> FileEntry:
+        """The entry that another rank sent as `[size, sha256]`.
+
+        Raises:
+            ValueError, TypeError: if it is none.
+        """
+        size, sha256 = pair
+        if type(size) is not int or size < 0 or not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+            raise ValueError("neither size nor sha256 of a file")
+        return cls(size, sha256)
 
 
 def folder_name(iteration: int) -> str:

@@ -38,6 +38,7 @@ from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
 from qwen_megatron.checkpoint.state import STATE, checkpoint_state
 from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.parallel.objects import all_gather, dict_of
 from qwen_megatron.train.run import Run
 
 log = logging.getLogger(__name__)
@@ -201,9 +202,9 @@ class Saver:
                 log.info("saved %s in %.1f s", save.final, time.perf_counter() - save.started)
             return
         save.committing = True
-        gathered: list[dict[str, FileEntry]] | None = [{}] * run.groups.world_size if run.is_main else None
-        dist.gather_object(save.written, gathered)
-        if gathered is not None:
+        written = {name: [entry.size, entry.sha256] for name, entry in save.written.items()}
+        gathered = all_gather(written, dict_of(FileEntry.parse))
+        if run.is_main:
             save.start(self.commit, save, {name: entry for files in gathered for name, entry in files.items()})
 
     def commit(self, save: Save, files: dict[str, FileEntry]) -> None:

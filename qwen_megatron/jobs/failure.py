@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.atomic_file import append_line, atomic_output, write_atomically
-from qwen_megatron.errors import CheckpointError, ConfigError, DataError, ReplicaError, TrainingError
+from qwen_megatron.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ReplicaError,
+    TrainingError,
+    UnseenCheckpoint,
+)
 
 FAILURE = "failure.json"
 HISTORY = "failures.jsonl"
@@ -59,6 +66,8 @@ class Failure:
 
 def restart_helps(error: BaseException, activity: str) -> bool:
     """Whether another start may succeed where this one failed, doing what."""
+    if isinstance(error, UnseenCheckpoint):
+        return True
     if isinstance(error, CheckpointError):
         # What cannot be saved now may be saved later; what does not load or fit today will not tomorrow.
         return activity == "saving"

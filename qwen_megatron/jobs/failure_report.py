@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_megatron.jobs.failure import Failure, is_lost_peer, restart_helps, write_failure
-from qwen_megatron.jobs.watchdog import BETWEEN_STEPS, Watchdog
+from qwen_megatron.jobs.peers import BETWEEN_STEPS
+from qwen_megatron.jobs.watchdog import Watchdog
 from qwen_megatron.parallel.meeting import Member
 
 
@@ -29,11 +34,25 @@ class FailureReport:
         self.watch: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
         self.owns_folder = False
+        self.told: Exception | None = None
 
     def failed(self, error: Exception) -> None:
-        """An error is on its way out of this process."""
+        """An error is on its way out of this process; told once, however often it is met on the way.
+
+        A launcher that has seen another rank die ends this one with SIGTERM within a fraction of a second. It has to
+        wait until line and record are written.
+        """
+        if error is self.told:
+            return
+        self.told = error
+        with held_back(signal.SIGTERM):
+            self.tell_of(error)
+
+    def tell_of(self, error: Exception) -> None:
         message = str(error)
         lost_peer = is_lost_peer(error)
+        if self.watch is not None:
+            self.watch.will_leave(failed=not lost_peer)
         if lost_peer and self.watch is not None:
             message = f"{self.watch.describe_peers()} ({message})"
         activity = self.watch.position().activity if self.watch is not None else "start-up"
@@ -75,3 +94,19 @@ class FailureReport:
             return position.step - 1, position.activity, ()
         first = run.state.consumed_samples
         return position.step, position.phase, (first, first + run.job.samples_of(run.state, 1) - 1)
+
+
+@contextlib.contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """Inside, a signal waits; it comes at the end, to whoever handled it before. Only the main thread can do this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    previous = signal.signal(number, lambda arrived, _: received.append(arrived))
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL if previous is None else previous)
+        if received:
+            signal.raise_signal(number)

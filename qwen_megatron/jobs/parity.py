@@ -159,7 +159,7 @@ def train(path: str | None, settings: list[str], job: Layout) -> list[tuple[floa
     Raises:
         TrainingError: if the run fails.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job.world_size)]
+    launcher = [sys.executable, "-m", "qwen_megatron.parallel.loopback", "--nproc-per-node", str(job.world_size)]
     command = [*launcher, "-m", "qwen_megatron", "pretrain", *([path] if path else []), *settings]
     environment = environment_for_children(OMP_NUM_THREADS="1")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 
+from qwen_megatron.checkpoint.agreement import failing_together
+from qwen_megatron.checkpoint.choice import agree_on_counters, agree_on_weights
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.checkpoint import CheckpointConfig
@@ -35,16 +38,18 @@ def restore(job: Job, trainables: Mapping[str, Trainable]) -> TrainState:
     """
     options = job.config.checkpoint
     folder = checkpoint_to_resume(options)
+    state = TrainState()
     if folder is not None:
         for change in check_changes(CheckpointState.read(folder), job, folder):
             log_main("allowed: %s", change)
-        state = load_checkpoint(folder, trainables)
-        job.load_state_dict(state.job)
-        log_main("going on from %s (step %d)", folder, state.train_state.iteration)
-        return state.train_state
-    if options.init_from is not None:
+        saved = load_checkpoint(folder, trainables)
+        job.load_state_dict(saved.job)
+        log_main("going on from %s (step %d)", folder, saved.train_state.iteration)
+        state = saved.train_state
+    elif options.init_from is not None:
         start_from_weights(Path(options.init_from), trainables[MAIN])
-    return TrainState()
+    agree_on_counters(options.directory, dataclasses.asdict(state))
+    return state
 
 
 def start_from_weights(source: Path, trainable: Trainable) -> None:
@@ -54,8 +59,9 @@ def start_from_weights(source: Path, trainable: Trainable) -> None:
         CheckpointError: if the source is not whole or has another shape than the model.
     """
     wanted = trainable.model
-    if is_hf_folder(source):
-        folder = HfFolder(source)
+    if agree_on_weights(source, is_hf_folder):
+        with failing_together():
+            folder = HfFolder(source)
         check_same_shape(source, folder.model, wanted)
         for model in trainable.models:
             fill_model(folder, model)
@@ -64,7 +70,6 @@ def start_from_weights(source: Path, trainable: Trainable) -> None:
             trainable.optimizer.reload_model_params()
         saved = folder.model
     else:
-        verify_checkpoint(source)
         saved = saved_model_config(source)
         check_same_shape(source, saved, wanted)
         load_weights(source, trainable)

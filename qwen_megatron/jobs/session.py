@@ -46,6 +46,7 @@ class Session:
         timers: Clock of this rank; the watchdog looks at it.
         shims: A line for each name of a library that was redirected.
         watchdog: Told where the run stands.
+        report: Told of an error before anything is closed.
     """
 
     config: ResolvedConfig
@@ -55,6 +56,7 @@ class Session:
     timers: Phases
     shims: list[str]
     watchdog: Watchdog
+    report: FailureReport
 
     def train(self, run: Run) -> None:
         """Trains a run that has passed all checks; from here on its folder is written to.
@@ -66,7 +68,7 @@ class Session:
             self.announce()
             record_start(run)
         self.watchdog.follow(run)
-        train(run)
+        train(run, on_error=self.report.failed)
         if run.is_main and run.stopping is not None:
             log.info("left after step %d: %s", run.state.iteration, run.stopping)
 
@@ -97,7 +99,7 @@ class Session:
         if self.shims:
             path = self.directory / "shims.txt"
             write_synced(path, "".join(line + "\n" for line in self.shims).encode())
-            log.info("%d names of Megatron-Core redirected for this platform: see %s", len(self.shims), path)
+            log.info("%d names of Megatron-Core and torch redirected for this platform: see %s", len(self.shims), path)
 
 
 @contextlib.contextmanager
@@ -136,6 +138,7 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
                     timers=Phases(),
                     shims=shims,
                     watchdog=watchdog,
+                    report=report,
                 )
         except Exception as error:
             report.failed(error)

@@ -6,31 +6,26 @@ has not been heard of, and what it did last. No collective is used, so that noth
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 
 from qwen_megatron.config.parallel import ParallelConfig
+from qwen_megatron.jobs.peers import LEFT, Beat, describe, identity_of
 from qwen_megatron.train.phases import OTHER
 from qwen_megatron.train.run import Run
 
 BEAT_SECONDS = 1.0
 # A rank whose beat has not changed for so long is silent.
 SILENCE_SECONDS = 2.5 * BEAT_SECONDS
-LEFT = "left"
-# What is done after a step and before the next.
-BETWEEN_STEPS = ("evaluation", "replica check", "saving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +69,9 @@ class Watchdog:
         self.run: Run | None = None
         self.first_step = 0
         self.beats = 0
+        self.leaving = False
+        self.failed = False
+        self.identity = identity_of(os.getpid())
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.work, name="watch", daemon=True)
 
@@ -111,6 +109,8 @@ class Watchdog:
         return self.limits.step_timeout_seconds
 
     def work(self) -> None:
+        # At once: a rank that is killed in its first second is known, too.
+        self.beat(self.position().phase, self.position())
         while not self.done.wait(BEAT_SECONDS):
             position = self.position()
             self.beat(position.phase, position)
@@ -120,20 +120,19 @@ class Watchdog:
 
     def beat(self, phase: str, position: Position, *, gone: bool = False) -> None:
         self.beats += 1
-        text = json.dumps(
-            {
-                "beat": self.beats,
-                "step": position.step,
-                "phase": phase,
-                "activity": position.activity,
-                "seconds": time.monotonic() - position.since,
-                "time": time.time(),
-                "process": f"{socket.gethostname()}, process {os.getpid()}",
-                "gone": gone,
-            }
+        beat = Beat(
+            number=self.beats,
+            step=position.step,
+            phase=phase,
+            activity=position.activity,
+            time=time.time(),
+            process=f"{socket.gethostname()}, process {os.getpid()}",
+            identity=self.identity,
+            gone=gone or self.leaving,
+            failed=self.failed,
         )
         try:
-            self.store.set(f"beat/{self.rank}", text)
+            self.store.set(f"beat/{self.rank}", beat.to_json())
         except RuntimeError:
             # The store is gone with its process: the job is ending. Looking at the own clock goes on.
             return
@@ -144,60 +143,22 @@ class Watchdog:
         stack = "".join(traceback.format_stack(frame)[-4:]) if frame is not None else ""
         limit = self.limit(position)
         self.report(f"no progress in {position.phase} within {limit} s: {self.describe_peers()}\n{stack}".rstrip())
-        # Whoever reports later does not take this rank for the silent one.
-        self.beat(position.phase, position, gone=True)
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(1)
 
+    def will_leave(self, *, failed: bool = False) -> None:
+        """This rank reports a failure, its own one or a lost peer: from now on nobody takes it for the silent one."""
+        self.leaving, self.failed = True, self.failed or failed
+        position = self.position()
+        self.beat(position.phase, position)
+
     def describe_peers(self) -> str:
-        """Which ranks are silent and where everybody was last, in words; takes some seconds."""
-        before = self.read_beats()
-        end = time.monotonic() + SILENCE_SECONDS
-        while time.monotonic() < end:
-            # Peers that look at the same time must not take this rank for silent.
-            position = self.position()
-            self.beat(position.phase, position)
-            time.sleep(BEAT_SECONDS / 4)
-        after = self.read_beats()
-        now = time.time()
-        silent, waiting = [], defaultdict(list)
-        for rank in range(self.world_size):
-            beat = after.get(rank)
-            if beat is None:
-                silent.append(f"rank {rank} has never been heard of")
-            elif rank != self.rank and not beat["gone"] and beat["beat"] == before.get(rank, beat)["beat"]:
-                silent.append(
-                    f"rank {rank} ({beat['process']}) is silent, it was last {place(beat)}, "
-                    f"{now - beat['time']:.0f} s ago"
-                )
-            else:
-                waiting[place(beat)].append(rank)
-        told = [
-            f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} {where}"
-            for where, ranks in waiting.items()
-        ]
-        return "; ".join([*(silent or ["every rank is alive"]), *told])
+        """Which ranks are dead or silent and where everybody was last, in words; takes some seconds at most.
 
-    def read_beats(self) -> dict[int, dict[str, Any]]:
-        """The last beats, by rank."""
-        beats = {}
-        try:
-            for rank in range(self.world_size):
-                # Asking for a key that is not there would wait for it.
-                if self.store.check([f"beat/{rank}"]):
-                    beats[rank] = json.loads(self.store.get(f"beat/{rank}"))
-        except RuntimeError:
-            # The store is gone; what was read is told.
-            return beats
-        return beats
-
-
-def place(beat: dict[str, Any]) -> str:
-    """`in forward of step 17`, `in communication of evaluation after step 16`, `gone after step 16`."""
-    if beat["phase"] == LEFT:
-        return f"gone after step {beat['step'] - 1}"
-    if beat["activity"] in BETWEEN_STEPS:
-        inner = "" if beat["phase"] == beat["activity"] else f"{beat['phase']} of "
-        return f"in {inner}{beat['activity']} after step {beat['step'] - 1}"
-    return f"in {beat['phase']}" if beat["step"] == 0 else f"in {beat['phase']} of step {beat['step']}"
+        The caller is about to leave.
+        """
+        self.will_leave()
+        # Missing in the stubs of torch 2.13.
+        own: dist.Store = self.store.clone()  # type: ignore[attr-defined]
+        return describe(own, self.rank, self.world_size, SILENCE_SECONDS)

@@ -11,9 +11,9 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from qwen_megatron.errors import PlatformError
-from qwen_megatron.parallel.gloo import one_event_loop
 from qwen_megatron.parallel.meeting import Member, join_job
 from qwen_megatron.platforms import Platform
+from qwen_megatron.platforms.shims.gloo import one_event_loop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ own attempt, because torchrun starts nobody before all processes of the last att
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ from qwen_megatron.platforms import Platform
 
 # Seconds between looks at who has come; ranks arrive seconds apart anyway.
 PAUSE_SECONDS = 0.02
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ def open_store(rank: int, timeout_seconds: float) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
+        if hosts_store and is_loopback(host):
+            return loopback_store(port, timeout_seconds)
         return dist.TCPStore(
             host,
             port,
@@ -84,10 +88,47 @@ def open_store(rank: int, timeout_seconds: float) -> dist.Store:
             timeout=timedelta(seconds=timeout_seconds),
             multi_tenant=True,
         )
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise PlatformError(
             f"rank {rank}: no store at {host}:{port} (MASTER_ADDR, MASTER_PORT) within {timeout_seconds:g} s: {error}"
         ) from error
+
+
+def loopback_store(port: int = 0, timeout_seconds: float = 300.0) -> dist.TCPStore:
+    """A store that this process serves to this machine alone.
+
+    Args:
+        port: Where it listens; 0 for any free one.
+        timeout_seconds: Of its requests.
+    Raises:
+        OSError: if the port is taken.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOOPBACK, port))
+        listener.listen(1024)
+        port = listener.getsockname()[1]
+    except OSError:
+        listener.close()
+        raise
+    # The store takes the socket over.
+    return dist.TCPStore(
+        LOOPBACK,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_seconds),
+        master_listen_fd=listener.detach(),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's to itself."""
+    try:
+        return all(ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    except (OSError, ValueError):
+        return False
 
 
 def meet(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:

@@ -24,7 +24,7 @@ class Platform(abc.ABC):
         """Makes Megatron-Core usable on this machine, once per process.
 
         Returns:
-            One line per change made to a loaded library, for the log.
+            One line per change made to a loaded library, now or when it is needed, for the log.
         Raises:
             PlatformError: if the machine or an installed version does not fit.
         """

@@ -10,6 +10,7 @@ import torch
 
 from qwen_megatron.platforms.base import Platform
 from qwen_megatron.platforms.shims.cpu import apply_cpu_shims
+from qwen_megatron.platforms.shims.later import later_lines
 from qwen_megatron.platforms.wide_products import WideProducts, multiplies_bf16
 
 
@@ -20,7 +21,7 @@ class CpuPlatform(Platform):
     backend = "gloo"
 
     def prepare(self) -> list[str]:
-        return apply_cpu_shims()
+        return [*apply_cpu_shims(), *later_lines(self.backend)]
 
     def device(self, local_rank: int) -> torch.device:
         return torch.device("cpu")

@@ -6,10 +6,11 @@ import torch
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.platforms.base import Platform
+from qwen_megatron.platforms.shims.later import later_lines
 
 
 class CudaPlatform(Platform):
-    """NCCL collectives; Megatron-Core runs unchanged."""
+    """NCCL collectives; Megatron-Core runs unchanged, but for the reader of checkpoints."""
 
     name = "cuda"
     backend = "nccl"
@@ -20,7 +21,7 @@ class CudaPlatform(Platform):
                 "parallel.platform=cuda: torch sees no CUDA device; "
                 "use parallel.platform=cpu, or install a CUDA build of torch on a machine with a GPU"
             )
-        return []
+        return later_lines(self.backend)
 
     def device(self, local_rank: int) -> torch.device:
         count = torch.cuda.device_count()

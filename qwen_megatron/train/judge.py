@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_megatron.errors import TrainingError
+from qwen_megatron.parallel.objects import all_gather, list_of, of_type
 from qwen_megatron.train.optimizer import sum_of_squares
 from qwen_megatron.train.trainable import Trainable
 
@@ -142,8 +143,7 @@ def culprits(trainable: Trainable, measured: Measured) -> tuple[str, list[int]]:
     """
     squares = sum_of_squares(trainable.trained.get_main_grads_for_grad_norm()).item()
     mine = (math.isfinite(measured.own_loss), math.isfinite(squares), math.isfinite(measured.loss))
-    everyone: list[tuple[bool, bool, bool]] = [mine] * trainable.groups.world_size
-    dist.all_gather_object(everyone, mine)
+    everyone = all_gather(mine, list_of(of_type(bool), length=3))
     for what, column in (("loss", 0), ("gradient", 1), ("reduced loss", 2)):
         ranks = [rank for rank, sound in enumerate(everyone) if not sound[column]]
         if ranks:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -14,9 +16,12 @@ from qwen_megatron.train.phases import STEP_PHASES
 from qwen_megatron.train.run import Run, StepRecord
 
 
-def train(run: Run) -> None:
+def train(run: Run, on_error: Callable[[Exception], None] | None = None) -> None:
     """Trains from the run's state to its last step.
 
+    Args:
+        run: What is trained.
+        on_error: Told of an error before anything is closed, which takes time.
     Raises:
         TrainingError: if a step cannot be taken. Peers are not waited for: they may be gone.
     """
@@ -25,6 +30,8 @@ def train(run: Run) -> None:
         resources.callback(run.job.close)
         for hook in reversed(run.hooks):
             resources.callback(hook.close)
+        if on_error is not None:
+            resources.push(first_told(on_error))
         for hook in run.hooks:
             hook.on_start(run)
         while run.state.iteration < run.last_step and run.stopping is None:
@@ -33,6 +40,16 @@ def train(run: Run) -> None:
                 hook.on_step(run, record)
         for hook in run.hooks:
             hook.on_end(run)
+
+
+def first_told(on_error: Callable[[Exception], None]) -> Callable[..., None]:
+    """`on_error` in the form of a context's exit."""
+
+    def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            on_error(error)
+
+    return leave
 
 
 def next_step(run: Run) -> StepRecord:

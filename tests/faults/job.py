@@ -39,6 +39,7 @@ class Job:
         settings: `section.key=value` texts after those of `LONG`.
         max_restarts: How often torchrun starts the ranks again.
         faults: What the ranks do to themselves.
+        launcher: Module that starts the ranks.
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class Job:
         *settings: str,
         max_restarts: int = 0,
         faults: Sequence[Fault] = (),
+        launcher: str = "torch.distributed.run",
     ):
         self.directory = directory
         self.mark = uuid.uuid4().hex
         self.log = directory.parent / f"{directory.name}.{self.mark[:8]}.log"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
+        start = [sys.executable, "-m", launcher, *(["--standalone"] if launcher == "torch.distributed.run" else [])]
+        start += ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
         program = [str(SICK_WORKER)] if faults else ["-m", "qwen_megatron"]
         run = [f"data.blend=[{corpus}]", f"checkpoint.directory={directory}"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
@@ -64,7 +66,7 @@ class Job:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as stream:
             self.agent = subprocess.Popen(
-                [*launcher, *program, "pretrain", *LONG, *run, *settings],
+                [*start, *program, "pretrain", *LONG, *run, *settings],
                 env=environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,8 +22,20 @@ APART = 10
 LAYOUTS = {"dp2": (2, ()), "tp2-pp2": (4, TP2_PP2)}
 
 
-def kill_ranks(job: Job, kills: int, seed: int) -> list[str]:
-    """Kills seeded ranks at seeded moments; returns where, in words."""
+@dataclass(frozen=True)
+class Kill:
+    """A rank that was killed, its process, and the step before."""
+
+    rank: int
+    pid: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} after step {self.step}"
+
+
+def kill_ranks(job: Job, kills: int, seed: int) -> list[Kill]:
+    """Kills seeded ranks at seeded moments."""
     drawn, points = random.Random(seed), []
     for number in range(1, kills + 1):
         step = number * APART + drawn.randrange(4)
@@ -29,8 +44,31 @@ def kill_ranks(job: Job, kills: int, seed: int) -> list[str]:
         rank, share = drawn.choice(sorted(workers)), drawn.random()
         time.sleep(share * job.rows()[step]["step_seconds"])
         workers[rank].send_signal(signal.SIGKILL)
-        points.append(f"rank {rank} after step {max(job.rows())}")
+        points.append(Kill(rank, workers[rank].pid, max(job.rows())))
     return points
+
+
+def assert_named(job: Job, killed: list[Kill]) -> int:
+    """The first line after at least 95 of 100 kills names the killed rank and accuses no other; so does the record.
+
+    Returns:
+        How many were named in both.
+    """
+    attempts = re.split(r"parameters on cpu", job.output())[1:]
+    history = [json.loads(line) for line in (job.directory / "failures.jsonl").read_text().splitlines()]
+    records = {record["attempt"]: record["message"] for record in history}
+    named, others = 0, []
+    for attempt, kill in enumerate(killed):
+        line = next((line for line in attempts[attempt].splitlines() if line.startswith("qwen-megatron: rank ")), "")
+        right = all(
+            re.findall(r"rank (\d+) \(\S+, process (\d+)\) (?:has ended|is silent)", text)
+            == [(str(kill.rank), str(kill.pid))]
+            for text in (line, records.get(attempt, ""))
+        )
+        named += right
+        others += [] if right else [f"{kill}: {line or 'no line'} | {records.get(attempt, 'no record')}"]
+    assert named >= 0.95 * len(killed), "\n".join(others)
+    return named
 
 
 @pytest.mark.parametrize(
@@ -48,7 +86,7 @@ def test_killed_ranks_come_back_bitwise(
     # Kills fall before, at and after a save.
     settings = (*settings, f"training.exit_iter={(kills + 1) * APART}", "checkpoint.save_interval=7")
     with Job(tmp_path / "run", byte_corpus, processes, *settings, max_restarts=kills) as job:
-        points = kill_ranks(job, kills, seed=kills)
+        killed = kill_ranks(job, kills, seed=kills)
         assert job.wait() == 0, job.output()
     undisturbed = pretrain_on_ranks(ranks, processes, byte_corpus, tmp_path / "whole", *settings, base=LONG)
     assert_bitwise(job.rows(), undisturbed)
@@ -56,7 +94,9 @@ def test_killed_ranks_come_back_bitwise(
     # Peers of a killed rank, told to leave by torchrun, saved nothing of their own.
     saved = {int(folder.name.removeprefix("iter_")) for folder in (tmp_path / "run").glob("iter_*")}
     assert saved == {*range(7, len(undisturbed), 7), len(undisturbed)}
-    print(f"\n{layout}: {kills} ranks killed mid-step, {len(undisturbed)} steps bitwise ({'; '.join(points)})")
+    named = assert_named(job, killed)
+    points = "; ".join(map(str, killed))
+    print(f"\n{layout}: {kills} ranks killed mid-step, {named} named, {len(undisturbed)} steps bitwise ({points})")
 
 
 MIDDLES = {

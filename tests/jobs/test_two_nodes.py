@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.training import SMALL, rows
+from tests.support.ranks import RankPool
+from tests.support.training import SMALL, pretrain_on_ranks, rows
 
 
 def free_port() -> int:
@@ -19,15 +24,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_node(number: int, port: int, arguments: list[str]) -> subprocess.Popen[str]:
+def start_node(
+    number: int, port: int, arguments: list[str], program: Sequence[str] = ("-m", "qwen_megatron"), **options: Any
+) -> subprocess.Popen[str]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number)),
         *("--master-addr", "127.0.0.1", "--master-port", str(port)),
-        *("-m", "qwen_megatron", "pretrain", *arguments),
+        *(*program, "pretrain", *arguments),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def outputs_of(nodes: list[subprocess.Popen[str]], seconds: float = 120) -> list[str]:
+    try:
+        return [node.communicate(timeout=seconds)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
 
 
 def test_two_nodes_train_one_model(byte_corpus: Path, tmp_path: Path) -> None:
@@ -40,11 +57,7 @@ def test_two_nodes_train_one_model(byte_corpus: Path, tmp_path: Path) -> None:
     ]
     port = free_port()
     nodes = [start_node(number, port, arguments) for number in range(2)]
-    try:
-        outputs = [node.communicate(timeout=120)[0] for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
+    outputs = outputs_of(nodes)
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     # Rank 0 stands on the first node and alone prints the steps.
     assert "step  2/20 | loss" in outputs[0]
@@ -53,3 +66,44 @@ def test_two_nodes_train_one_model(byte_corpus: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in trained] == [1, 2]
     assert trained[0]["loss"] == pytest.approx(5.58, abs=0.1)
     assert (tmp_path / "run" / "iter_0000002" / "manifest.json").exists()
+
+
+IMPATIENT = """
+import sys
+from qwen_megatron.checkpoint import choice
+from qwen_megatron.cli.main import main
+choice.PATIENCE_SECONDS = 2.0
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("patience", "stale"),
+    [
+        ("short", 1),
+        pytest.param("real", 1, marks=pytest.mark.faults),
+        pytest.param("real", 0, marks=pytest.mark.faults),
+    ],
+)
+def test_a_node_that_sees_an_older_state_of_the_folder_ends_the_job(
+    ranks: RankPool, byte_corpus: Path, tmp_path: Path, patience: str, stale: int
+) -> None:
+    """Each node has a working directory of its own, and the run's folder is named by a relative path."""
+    settings = ("parallel.pipeline_model_parallel_size=2", "checkpoint.save_interval=2")
+    pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "node0" / "run", *settings, "training.exit_iter=4")
+    shutil.copytree(tmp_path / "node0", tmp_path / "node1")
+    shutil.rmtree(tmp_path / f"node{stale}" / "run" / "iter_0000004")
+    before = rows(tmp_path / "node0" / "run")
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    program = (str(tmp_path / "impatient.py"),) if patience == "short" else ("-m", "qwen_megatron")
+    arguments = [*SMALL, f"data.blend=[{byte_corpus}]", "checkpoint.directory=run", *settings, "training.exit_iter=8"]
+    port, started = free_port(), time.monotonic()
+    nodes = [start_node(n, port, arguments, program, cwd=tmp_path / f"node{n}") for n in range(2)]
+    outputs = outputs_of(nodes)
+    assert time.monotonic() - started < 120
+    assert [node.returncode for node in nodes] == [1, 1]
+    said = [line for line in outputs[0].splitlines() if "UnseenCheckpoint: run/iter_0000004, which rank" in line]
+    assert f"by rank {stale} (" in said[0], outputs[0]
+    assert "step  5" not in outputs[0]
+    assert rows(tmp_path / "node0" / "run") == before
+    assert not list(tmp_path.glob("node*/run/iter_0000008"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,8 +16,13 @@ from qwen_megatron.errors import PlatformError
 from qwen_megatron.platforms import get_platform
 from qwen_megatron.platforms.cpu import CpuPlatform
 from qwen_megatron.platforms.cuda import CudaPlatform
+from qwen_megatron.platforms.shims.checkpoint import checkpoint_shim
 from qwen_megatron.platforms.shims.cpu import apply_cpu_shims, cpu_shims
-from qwen_megatron.platforms.shims.registry import Constants, TorchNamespace
+from qwen_megatron.platforms.shims.gloo import gloo_shim
+from qwen_megatron.platforms.shims.later import later_lines
+from qwen_megatron.platforms.shims.registry import Constants, TorchNamespace, applied
+
+SHIMS = Path(__file__).parents[2] / "qwen_megatron/platforms/shims"
 
 # Read before any shim is applied in this process by the tests below; taken from torch's own modules, not from names
 # that a shim could have replaced.
@@ -49,7 +55,7 @@ def test_every_shim_says_why_and_until_when() -> None:
     for shim in shims:
         assert len(shim.reason) > 10, shim.target
         assert len(shim.until) > 10, shim.target
-        assert shim.megatron_version.startswith("0.16"), shim.target
+        assert (shim.library, shim.version) == ("megatron-core", "0.16.1"), shim.target
         assert shim.target.startswith("megatron.core"), "only Megatron-Core is redirected"
 
 
@@ -70,6 +76,43 @@ def test_shims_are_logged_and_applied_once(lines: list[str]) -> None:
         assert line == f"{shim.target}: {shim.reason} (until {shim.until})"
     # Applied again, every rewritten constant would be missing.
     assert apply_cpu_shims() == lines
+
+
+def test_every_shim_of_a_run_is_listed(lines: list[str]) -> None:
+    """Also those that are applied when a checkpoint is loaded and while groups are created; and no other exists."""
+    listed = get_platform("cpu").prepare()
+    assert listed[: len(lines)] == lines
+    targets = [line.partition(": ")[0] for line in listed[len(lines) :]]
+    assert targets == [
+        "megatron.core.dist_checkpointing.strategies.torch:_get_filesystem_reader",
+        "torch.distributed.distributed_c10d:ProcessGroupGloo",
+    ]
+    assert [line.partition(":")[0] for line in later_lines("nccl")] == [targets[0].partition(":")[0]]
+    written = "".join(path.read_text() for path in SHIMS.glob("*.py"))
+    assert all(target in written for target in targets)
+    # Every kind of shim is made in these modules only: what makes one is in one of the lists.
+    makers = {path.stem for path in SHIMS.glob("*.py") if "target=" in path.read_text()}
+    assert makers == {"checkpoint", "cpu", "gloo"}
+
+
+def test_later_shims_have_targets() -> None:
+    for shim in (checkpoint_shim(print), gloo_shim(print)):
+        holder, name = shim.owner()
+        assert callable(getattr(holder, name))
+
+
+def test_torch_has_its_own_gloo_groups_again() -> None:
+    from torch.distributed import distributed_c10d
+
+    original = distributed_c10d.ProcessGroupGloo
+
+    def fail() -> None:
+        with applied(gloo_shim(print)):
+            raise KeyError(distributed_c10d.ProcessGroupGloo)
+
+    with pytest.raises(KeyError, match="print"):
+        fail()
+    assert distributed_c10d.ProcessGroupGloo is original
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

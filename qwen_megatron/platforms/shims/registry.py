@@ -1,13 +1,14 @@
 """Shims: the only changes made to loaded libraries, each with its reason and its end.
 
-A shim redirects one name of Megatron-Core. It names its target exactly; a target that is gone raises, so that an
-update of Megatron-Core cannot pass silently over a shim that no longer does anything.
+A shim redirects one name of Megatron-Core or torch. It names its target exactly; a target that is gone raises, so that
+an update of a library cannot pass silently over a shim that no longer does anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -25,13 +26,20 @@ class Shim:
         target: `package.module:qualified.name` of what is changed.
         reason: What fails without it.
         until: When it can go.
-        megatron_version: Version of Megatron-Core it was written against.
+        library: Whose name it is.
+        version: Of the library it was written against.
     """
 
     target: str
     reason: str
     until: str
-    megatron_version: str = "0.16.1"
+    library: str = "megatron-core"
+    version: str = "0.16.1"
+
+    @property
+    def line(self) -> str:
+        """For the log."""
+        return f"{self.target}: {self.reason} (until {self.until})"
 
     def apply(self) -> None:
         raise NotImplementedError
@@ -44,8 +52,8 @@ class Shim:
         """
         module_name, _, path = self.target.partition(":")
         gone = PlatformError(
-            f"shim target {self.target} does not exist; it was written for megatron-core "
-            f"{self.megatron_version} ({self.reason}). Install that version or adapt platforms/shims/."
+            f"shim target {self.target} does not exist; it was written for {self.library} "
+            f"{self.version} ({self.reason}). Install that version or adapt platforms/shims/."
         )
         try:
             holder: Any = importlib.import_module(module_name)
@@ -110,7 +118,7 @@ class Constants(Shim):
         if code is function.__code__:
             raise PlatformError(
                 f"shim target {self.target} holds none of {sorted(self.literals) + sorted(self.names)}; it was written "
-                f"for megatron-core {self.megatron_version}. Install that version or adapt platforms/shims/."
+                f"for {self.library} {self.version}. Install that version or adapt platforms/shims/."
             )
         function.__code__ = code
 
@@ -143,4 +151,16 @@ def apply_shims(shims: Sequence[Shim]) -> list[str]:
     """Applies every shim, in order; returns one line each for the log."""
     for shim in shims:
         shim.apply()
-    return [f"{shim.target}: {shim.reason} (until {shim.until})" for shim in shims]
+    return [shim.line for shim in shims]
+
+
+@contextlib.contextmanager
+def applied(shim: Rebind) -> Iterator[None]:
+    """The shim, for as long as the context is open."""
+    holder, name = shim.owner()
+    original = getattr(holder, name)
+    shim.apply()
+    try:
+        yield
+    finally:
+        setattr(holder, name, original)

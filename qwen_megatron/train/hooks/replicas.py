@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_megatron.errors import ReplicaError
+from qwen_megatron.parallel.objects import all_gather, dict_of, of_type
 from qwen_megatron.train.run import Hook, Run, StepRecord
 from qwen_megatron.train.trainable import MAIN, Trainable
 
@@ -98,9 +99,7 @@ def find_differences(trainable: Trainable, names: list[str], mine: torch.Tensor)
         return ""
     stage = trainable.groups.pp.rank()
     told = {f"stage {stage}, {name}": value for name, value in zip(names, mine.tolist(), strict=True)}
-    everyone: list[dict[str, int]] = [{}] * trainable.groups.world_size
-    dist.all_gather_object(everyone, told)
-    return describe_differences(everyone)
+    return describe_differences(all_gather(told, dict_of(of_type(int))))
 
 
 def describe_differences(everyone: list[dict[str, int]]) -> str:

@@ -1,4 +1,4 @@
-"""One event loop for all gloo groups of a process."""
+"""The shim that gives all gloo groups of a process one event loop; torch has it only while groups are created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+
+from qwen_megatron.platforms.shims.registry import Rebind, applied
+
+
+def gloo_shim(group_class: Any) -> Rebind:
+    """Lets torch create gloo groups through `group_class(store, rank, size, timeout)`."""
+    return Rebind(
+        target="torch.distributed.distributed_c10d:ProcessGroupGloo",
+        reason="each group opens an event loop of its own; while groups are created",
+        until="torch.distributed.new_group takes the devices of gloo",
+        library="torch",
+        version="2.13",
+        replacement=group_class,
+    )
 
 
 @contextlib.contextmanager
@@ -36,9 +49,5 @@ def one_event_loop() -> Iterator[None]:
             options._timeout = timeout
             super().__init__(store, rank, size, options)
 
-    module: Any = distributed_c10d
-    module.ProcessGroupGloo = OnSharedDevices
-    try:
+    with applied(gloo_shim(OnSharedDevices)):
         yield
-    finally:
-        module.ProcessGroupGloo = gloo
