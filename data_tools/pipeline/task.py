@@ -10,6 +10,7 @@ import orjson
 
 from data_tools.atomic_file import sync_files, write_atomically
 from data_tools.checksums import sha256_of_file
+from data_tools.small_json import SmallFileError, build, is_count, read_object, shown
 from data_tools.version import version
 
 # Part of every key: raise it when an operation's output changes for the same input and options.
@@ -190,9 +191,32 @@ def read_manifest(folder: Path, name: str) -> Manifest:
     """The manifest of a finished task.
 
     Raises:
-        OSError, orjson.JSONDecodeError, TypeError: it is absent or damaged.
+        SmallFileError: it is absent or damaged.
     """
-    return Manifest(folder=str(folder), **orjson.loads((folder / f"{name}.manifest.json").read_bytes()))
+    return manifest_of(folder / f"{name}.manifest.json", str(folder))
+
+
+def manifest_of(path: Path, folder: str) -> Manifest:
+    """The manifest in a file, every value of the type that `Manifest` says.
+
+    Args:
+        path: where it is.
+        folder: how the paths of its files begin.
+    Raises:
+        SmallFileError: it is absent or damaged.
+    """
+    content = read_object(path)
+    if "folder" in content:
+        raise SmallFileError(f"{path}: folder is not a known key")
+    manifest = build(Manifest, {**content, "folder": folder}, str(path))
+    counts: list[object] = [manifest.records_in, manifest.records_out, manifest.copied, *manifest.rejected.values()]
+    for name, entry in manifest.outputs.items():
+        counts.append(entry.get("size_bytes"))
+        if not isinstance(entry.get("sha256"), str):
+            raise SmallFileError(f"{path}: outputs.{shown(name)}.sha256 must be text")
+    if not all(map(is_count, counts)):
+        raise SmallFileError(f"{path}: a count or a size is not a whole number of at least 0")
+    return manifest
 
 
 def finished(task: Task) -> Manifest | None:
@@ -204,6 +228,6 @@ def finished(task: Task) -> Manifest | None:
         for name, entry in manifest.outputs.items():
             if manifest.path(name).stat().st_size != entry["size_bytes"]:
                 return None
-    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+    except (OSError, ValueError, SmallFileError):
         return None  # Absent or damaged: the task is done again.
     return manifest
