@@ -15,6 +15,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+from data_tools.small_json import MissingFileError, SmallFileError, build, is_count, read_object
 from qwen_megatron.checkpoint.pieces import owned_tensors
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import ResolvedConfig
@@ -42,7 +43,7 @@ class SmallState:
 
     train_state: TrainState
     optimizer: list[dict[str, Any]]
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any]]
     data: dict[str, dict[str, Any]]
     environment: dict[str, Any]
 
@@ -54,16 +55,37 @@ class SmallState:
         """Reads `state.json` of a checkpoint.
 
         Raises:
-            CheckpointError: if it is missing or garbled.
+            CheckpointError: if it is missing or garbled, or a value is not of the kind that is used later.
         """
         path = folder / STATE
         try:
-            content = json.loads(path.read_bytes())
-            return cls(**{**content, "train_state": TrainState(**content["train_state"])})
-        except FileNotFoundError as error:
+            content = read_object(path)
+            counters = build(TrainState, content.get("train_state"), f"{path}: train_state")
+            small = build(cls, {**content, "train_state": counters}, str(path))
+            check_values(small, str(path))
+        except MissingFileError as error:
             raise CheckpointError(f"{path}: missing; the folder is not a checkpoint of qwen-megatron") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: garbled ({error!r}); name another checkpoint") from error
+        except SmallFileError as error:
+            raise CheckpointError(f"{error}; the state is garbled, name another checkpoint") from error
+        return small
+
+
+def check_values(small: SmallState, where: str) -> None:
+    """Looks below the first level: counters, and what is asked of each group, section and corpus.
+
+    Raises:
+        SmallFileError: naming the value.
+    """
+    checks = {f"train_state.{name}": is_count(value) for name, value in dataclasses.asdict(small.train_state).items()}
+    checks |= {f"optimizer[{i}].step": is_count(group.get("step")) for i, group in enumerate(small.optimizer)}
+    for prefix, entry in small.data.items():
+        checks[f"data.{prefix}.fingerprint"] = isinstance(entry.get("fingerprint"), str)
+        checks[f"data.{prefix}.tokenizer"] = isinstance(entry.get("tokenizer"), str | None)
+        checks[f"data.{prefix}.consumed_samples"] = is_count(entry.get("consumed_samples"))
+    checks["config.data.blend"] = not small.data or "blend" in small.config.get("data", {})
+    for name, is_good in checks.items():
+        if not is_good:
+            raise SmallFileError(f"{where}: {name} is missing or not what a save writes there")
 
 
 def saved_model_config(folder: Path) -> ModelConfig:

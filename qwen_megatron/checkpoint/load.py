@@ -10,18 +10,23 @@ import torch.distributed as dist
 
 from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.contents import (
+    STATE,
     SmallState,
     loaded_tensors,
     saved_model_config,
     sharded_weights,
 )
 from qwen_megatron.checkpoint.manifest import LATEST, list_checkpoints, read_latest, read_manifest, verify_files
-from qwen_megatron.checkpoint.storage import load_tensors
+from qwen_megatron.checkpoint.storage import METADATA_JSON, check_format, load_tensors
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.model.builder import QwenModel
 from qwen_megatron.train.engine import Engine
 
 log = logging.getLogger(__name__)
+
+
+# Read while a checkpoint is loaded; not verified if not listed.
+NEEDED = (STATE, METADATA_JSON, ".metadata")
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -33,6 +38,12 @@ def verify_checkpoint(folder: Path) -> None:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     with failing_together():
         files = read_manifest(folder)
+        for name in NEEDED:
+            if name not in files:
+                raise CheckpointError(f"{folder}: its manifest does not list {name}; the checkpoint cannot be trusted")
+        # Small, and every rank will read it: odd content is damage like any other, to be passed over.
+        SmallState.read(folder)
+        check_format(folder)
         verify_files(folder, files, sorted(files)[rank::world])
 
 
@@ -103,6 +114,11 @@ def continued_groups(saved: list[dict[str, Any]], engine: Engine) -> list[dict[s
     checkpoint, old betas would silently win over new ones.
     """
     groups = engine.optimizer.state_dict()["optimizer"]["param_groups"]
+    if len(saved) != len(groups):
+        raise CheckpointError(
+            f"the checkpoint has {len(saved)} groups of parameters, this model {len(groups)}; start from its weights "
+            "alone with checkpoint.init_from"
+        )
     return [{**group, "step": old["step"]} for group, old in zip(groups, saved, strict=True)]
 
 

@@ -35,14 +35,11 @@ from qwen_megatron.checkpoint.manifest import (
 )
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
-from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
+from qwen_megatron.checkpoint.storage import METADATA_JSON, HashingFileSystem, write_tensors
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.train.run import Run
 
 log = logging.getLogger(__name__)
-
-# What Megatron-Core's loader knows the format by.
-METADATA_JSON = "metadata.json"
 
 
 class Stopped(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.errors import ConfigError, TrainingError
 from qwen_megatron.jobs.preflight import prepare_config
+from qwen_megatron.report.run_files import read_run
 
 EPILOG = """examples:
   qwen-megatron certify examples/demo.yaml
@@ -179,8 +179,7 @@ def train(path: str | None, settings: list[str], job: Layout) -> list[tuple[floa
         last = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
         raise TrainingError(f"layout {job.name}: the run failed:\n{last}")
     directory = settings[-1].partition("=")[2]
-    rows = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
-    return [(row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+    return [(row["loss"], row["grad_norm"]) for row in read_run(Path(directory)).steps]
 
 
 def report(losses: dict[str, list[tuple[float, float]]]) -> int:

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from data_tools.small_json import fits
 from qwen_megatron.config.setting import broken_fields, show
 from qwen_megatron.errors import ConfigError
 
@@ -75,22 +76,6 @@ def unknown_key(key: str, word: str, known: tuple[str, ...], section: str = "") 
     """
     match = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.0)[0]
     return f"{show(key)}: unknown key; the closest known one is {section}{match}"
-
-
-def fits(value: object, kind: Any) -> bool:
-    """Whether a value of parsed JSON has a field's type; an integer is also a float, a list also a tuple."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
-    if origin is not None:
-        return isinstance(value, Mapping) and all(
-            fits(key, arguments[0]) and fits(item, arguments[1]) for key, item in value.items()
-        )
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
 
 
 def type_name(kind: Any) -> str:

@@ -16,8 +16,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from data_tools.progress import Progress, progress_bar
 from qwen_megatron.checkpoint.contents import STATE, SmallState, environment
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
-from qwen_megatron.checkpoint.save import METADATA_JSON
-from qwen_megatron.checkpoint.storage import FinalFileWriter, HashingFileSystem
+from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem
 from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, parts

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.small_json import SmallFileError, build, read_json
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, ReplicaError, TrainingError
 
 FAILURE = "failure.json"
@@ -93,9 +94,8 @@ def write_failure(directory: Path, failure: Failure) -> None:
 
 def read_failure(directory: Path) -> Failure | None:
     """The latest failure; None if there is none or the file is damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        content = json.loads((directory / FAILURE).read_text(encoding="utf-8"))
-        return Failure(**{**content, "samples": tuple(content["samples"])})
+    with contextlib.suppress(SmallFileError):
+        return build(Failure, read_json(directory / FAILURE), FAILURE)
     return None
 
 
@@ -118,4 +118,5 @@ def retire_failure(directory: Path) -> None:
     if failure is not None:
         with (directory / HISTORY).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dataclasses.asdict(failure)) + "\n")
-    path.unlink(missing_ok=True)
+    if not path.is_dir():
+        path.unlink(missing_ok=True)

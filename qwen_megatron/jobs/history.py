@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from qwen_megatron.checkpoint.contents import config_sections, environment
 from qwen_megatron.train.run import Run
+from qwen_megatron.train.writing import append_whole, writing
 
 STARTS = "starts.jsonl"
 
@@ -24,9 +25,8 @@ def record_start(run: Run) -> None:
         "config": config_sections(run.config),
     }
     path = run.directory / STARTS
-    # A row that a crash cut short must not swallow the next one.
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(("\n" if torn else "") + json.dumps(row) + "\n")
-        stream.flush()
+    with writing(path), path.open("a+b", buffering=0) as stream:
+        # A row that a crash cut short must not swallow the next one.
+        torn = stream.tell() and os.pread(stream.fileno(), 1, stream.tell() - 1) != b"\n"
+        append_whole(stream, (b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
         os.fsync(stream.fileno())

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_megatron.train.run import Hook, Run, StepRecord
+from qwen_megatron.train.writing import writing
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "stop"
@@ -77,5 +78,6 @@ class LeaveHook(Hook):
 def write_completion(directory: Path, reason: str, step: int) -> None:
     """Says that the run ended in order, why, and after which step."""
     temporary = directory / f"{COMPLETION}.partial"
-    temporary.write_text(json.dumps({"reason": reason, "step": step}) + "\n", encoding="utf-8")
-    temporary.replace(directory / COMPLETION)
+    with writing(directory / COMPLETION):
+        temporary.write_text(json.dumps({"reason": reason, "step": step}) + "\n", encoding="utf-8")
+        temporary.replace(directory / COMPLETION)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import atomic_output
+from data_tools.small_json import fits, read_rows
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
+from qwen_megatron.train.writing import append_whole, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+log = logging.getLogger(__name__)
 
 
 class MetricsHook(Hook):
@@ -23,14 +29,16 @@ class MetricsHook(Hook):
     """
 
     def __init__(self) -> None:
-        self.stream: TextIO | None = None
+        self.path = Path()
+        self.stream: BinaryIO | None = None
 
     def on_start(self, run: Run) -> None:
         if run.is_main:
-            path = run.directory / "metrics.jsonl"
-            # A fresh start evaluates before its first step: the row of step 0 is written again too.
-            drop_rows_after(path, run.state.iteration or -1)
-            self.stream = path.open("a", encoding="utf-8")
+            self.path = run.directory / "metrics.jsonl"
+            with writing(self.path):
+                # A fresh start evaluates before its first step: the row of step 0 is written again too.
+                drop_rows_after(self.path, run.state.iteration or -1)
+                self.stream = cast(BinaryIO, self.path.open("ab", buffering=0))
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         row = dataclasses.asdict(record)
@@ -47,8 +55,8 @@ class MetricsHook(Hook):
         if self.stream is not None:
             # JSON has neither NaN nor infinity.
             finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-            self.stream.write(json.dumps(finite) + "\n")
-            self.stream.flush()
+            with writing(self.path):
+                append_whole(self.stream, json.dumps(finite).encode() + b"\n")
 
     def close(self) -> None:
         if self.stream is not None:
@@ -56,19 +64,24 @@ class MetricsHook(Hook):
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Keeps the rows up to `step`; a torn last line of a killed run goes too."""
+    """Keeps the rows up to `step`; what is no row goes too, with a warning unless it is the torn end of a killed run.
+
+    Raises:
+        DataError: if the file cannot be read at all.
+        OSError: if it cannot be written.
+    """
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if row_step(line) <= step]
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
-
-
-def row_step(line: str) -> float:
-    """Step of a row, infinity if the line is torn."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+    num_odd = 0
+    with atomic_output(path) as kept:
+        for line, row in read_rows(path):
+            if row is not None and fits(row.get("step"), float):
+                if row["step"] <= step:
+                    kept.write(line if line.endswith(b"\n") else line + b"\n")
+            elif line.endswith(b"\n"):
+                num_odd += 1
+    if num_odd:
+        log.warning("%s: %d lines are no rows of steps; they are left out", path, num_odd)
 
 
 class TensorBoardHook(Hook):
