@@ -239,5 +239,9 @@ def kind_of(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value for messages, cut short if it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # YAML's 0xfff... has no limit, printing it in decimal digits has.
+        text = f"{kind_of(value)} of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."

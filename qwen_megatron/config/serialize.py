@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from data_tools.small_json import fits
-from qwen_megatron.config.setting import broken_fields, show
+from qwen_megatron.config.problems import MOST_SUGGESTIONS
+from qwen_megatron.config.setting import broken_fields, closest, show
 from qwen_megatron.errors import ConfigError
 
 Section = TypeVar("Section")
@@ -46,7 +46,8 @@ def from_dict(kind: type[Section], content: object, name: str) -> Section:
         raise ConfigError(f"{name}={show(content)}: must be a mapping of settings")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     types_of = typing.get_type_hints(kind)
-    problems = [unknown_key(f"{name}.{key}", str(key), tuple(fields)) for key in content if key not in fields]
+    unknown = [key for key in content if key not in fields][:MOST_SUGGESTIONS]
+    problems = [unknown_key(f"{name}.{key}", str(key), tuple(fields)) for key in unknown]
     values = {}
     for key, field in fields.items():
         if key in content:
@@ -74,7 +75,7 @@ def unknown_key(key: str, word: str, known: tuple[str, ...], section: str = "") 
         known: What could have stood there.
         section: Prefix of the known names, with its dot.
     """
-    match = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.0)[0]
+    match = closest(word, known)
     return f"{show(key)}: unknown key; the closest known one is {section}{match}"
 
 
