@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 
 from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.contents import STATE, saved_tensors, small_state
+from qwen_megatron.checkpoint.finite import check_before_save
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import (
     FileEntry,
@@ -109,6 +110,7 @@ class Saver:
 
         Raises:
             CheckpointError: on every rank, with what went wrong on any. The checkpoints before are untouched.
+            NonFiniteError: on every rank, if a weight, master or moment is no number; nothing is written.
         """
         self.finish(run)
         self.begin(run)
@@ -117,6 +119,8 @@ class Saver:
 
     def begin(self, run: Run) -> None:
         """Takes what is to be written: into memory, or to disk."""
+        tensors = saved_tensors(run.engine)
+        check_before_save(tensors, run.state.iteration, run.engine.groups.rank)
         final = run.directory / folder_name(run.state.iteration)
         partial = final.with_name(f".{final.name}.partial")
         save = Save(final=final, partial=partial, state=b"", started=time.perf_counter(), written={})
@@ -127,7 +131,6 @@ class Saver:
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)
                     save.state = small_state(run).to_json()
-            tensors = saved_tensors(run.engine)
             if self.asynchronous:
                 memory = MemoryFileSystem(self.arena)
                 write_tensors(tensors, partial, memory)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 
 EPILOG = """examples:
@@ -66,6 +67,7 @@ def add_to_hf(actions: Any) -> None:
         help="largest weight file, such as 500MB (5GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run_to_hf)
 
 
@@ -80,6 +82,7 @@ def add_from_hf(actions: Any) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="a Hugging Face folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint's folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run_from_hf)
 
 
@@ -134,6 +137,7 @@ def run_to_hf(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
+        allow_nonfinite=args.allow_nonfinite,
     )
     print(f"wrote {args.out}")
     return 0
@@ -144,7 +148,7 @@ def run_from_hf(args: argparse.Namespace) -> int:
     silence_libraries()
     from qwen_megatron.convert.from_hf import from_hf
 
-    from_hf(args.folder, args.out, overwrite=args.overwrite)
+    from_hf(args.folder, args.out, overwrite=args.overwrite, allow_nonfinite=args.allow_nonfinite)
     print(f"wrote {args.out}")
     return 0
 

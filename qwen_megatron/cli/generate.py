@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS, QwenTokenizer
+from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.errors import CheckpointError, ConfigError
 
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a checkpoint or a Hugging Face folder")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="ordinary text; control tokens are not special")
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="tokens to add at most (64)")
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from qwen_megatron.inference.loading import load_for_inference, single_process
 
     with single_process() as groups:
-        model = load_for_inference(args.source, groups)
+        model = load_for_inference(args.source, groups, allow_nonfinite=args.allow_nonfinite)
         if model.num_tokens_in_vocabulary < NUM_TOKENS:
             raise CheckpointError(
                 f"{args.source}: its vocabulary has {model.num_tokens_in_vocabulary} rows, Qwen's tokenizer "

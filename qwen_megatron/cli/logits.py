@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.errors import ConfigError, DataError
 
@@ -31,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a checkpoint or a Hugging Face folder")
     parser.add_argument("--input-ids", required=True, type=Path, metavar="IDS.npy", help="int64 [batch, seq]")
     parser.add_argument("--output", required=True, type=Path, metavar="LOGITS.npy", help="fp32 [batch, seq, vocab]")
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from qwen_megatron.inference.loading import load_for_inference, single_process
 
     with single_process() as groups:
-        model = load_for_inference(args.source, groups)
+        model = load_for_inference(args.source, groups, allow_nonfinite=args.allow_nonfinite)
         check_range(args.input_ids, ids_bs, model.num_tokens_in_vocabulary)
         write_logits(model, ids_bs, args.output)
     print(f"wrote {args.output}: {[*ids_bs.shape, model.num_tokens_in_vocabulary]}, fp32")

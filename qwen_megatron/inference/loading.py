@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from qwen_megatron.checkpoint.contents import saved_model_config
+from qwen_megatron.checkpoint.finite import check_weights
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
 from qwen_megatron.convert.into_model import fill_model
@@ -37,15 +38,18 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
         leave(groups)
 
 
-def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32") -> QwenModel:
+def load_for_inference(
+    source: Path, groups: Groups, *, precision: str = "fp32", allow_nonfinite: bool = False
+) -> QwenModel:
     """The model of a checkpoint or of a Hugging Face folder, in evaluation mode.
 
     Args:
         source: An `iter_NNNNNNN` folder, written on any layout, or a folder with config.json and safetensors.
         groups: As from `single_process`.
         precision: `fp32` or `bf16`.
+        allow_nonfinite: Take weights that hold NaN or infinity too.
     Raises:
-        CheckpointError: if the source is damaged or neither of the two.
+        CheckpointError: if the source is damaged or neither of the two, or its weights are no numbers.
     """
     if is_hf_folder(source):
         folder = HfFolder(source)
@@ -58,6 +62,8 @@ def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32")
         config = dataclasses.replace(saved, implementation="auto", hidden_dropout=0.0, attention_dropout=0.0)
         model = build_model(config, groups, precision=precision)
         load_model(source, unwrapped(model))
+    if not allow_nonfinite:
+        check_weights(unwrapped(model), source)
     return unwrapped(model).eval()
 
 

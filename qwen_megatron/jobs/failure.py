@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.small_json import SmallFileError, build, read_json
-from qwen_megatron.errors import CheckpointError, ConfigError, DataError, ReplicaError, TrainingError
+from qwen_megatron.errors import CheckpointError, ConfigError, DataError, NonFiniteError, ReplicaError, TrainingError
 
 FAILURE = "failure.json"
 HISTORY = "failures.jsonl"
@@ -63,7 +63,11 @@ def restart_helps(error: BaseException, activity: str) -> bool:
     if isinstance(error, CheckpointError):
         # What cannot be saved now may be saved later; what does not load or fit today will not tomorrow.
         return activity == "saving"
-    return isinstance(error, ReplicaError) or not isinstance(error, ConfigError | DataError | TrainingError)
+    # Weights went wrong though loss and gradients did not: more likely a machine's fault than the data's. If it comes
+    # again, torchrun's limit of restarts ends it.
+    if isinstance(error, ReplicaError | NonFiniteError):
+        return True
+    return not isinstance(error, ConfigError | DataError | TrainingError)
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from qwen_megatron.checkpoint.contents import SmallState, saved_model_config
+from qwen_megatron.checkpoint.finite import check_loaded
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import ResolvedConfig
@@ -26,7 +27,7 @@ def restore(config: ResolvedConfig, engine: Engine, dataset: BlendedDataset) -> 
     """Goes on from `checkpoint.load`, starts from `checkpoint.init_from`, or starts anew.
 
     Raises:
-        CheckpointError: if what is asked for is not whole or does not fit.
+        CheckpointError: if what is asked for is not whole, does not fit, or holds NaN or infinity.
         ChangesRefused: if settings or data are not those it was trained with, and nobody has allowed it.
     """
     folder = checkpoint_to_resume(config)
@@ -34,6 +35,8 @@ def restore(config: ResolvedConfig, engine: Engine, dataset: BlendedDataset) -> 
         for change in check_changes(SmallState.read(folder), config, dataset, folder):
             log_main("allowed: %s", change)
         small = load_checkpoint(folder, engine)
+        if not config.checkpoint.allow_nonfinite:
+            check_loaded(engine, folder, weights_only=False)
         log_main("going on from %s (step %d)", folder, small.train_state.iteration)
         return small.train_state
     if config.checkpoint.init_from is not None:
@@ -60,6 +63,8 @@ def start_from_weights(source: Path, config: ResolvedConfig, engine: Engine) -> 
         saved = saved_model_config(source)
         check_same_shape(source, saved, config.model)
         load_weights(source, engine)
+    if not config.checkpoint.allow_nonfinite:
+        check_loaded(engine, source, weights_only=True)
     for name in ("rotary_base", "layernorm_epsilon"):
         if getattr(saved, name) != getattr(config.model, name):
             # Wanted when the context is extended, wrong otherwise.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from qwen_megatron.train.finite import check_evaluation
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 from qwen_megatron.train.step import evaluate
 
@@ -46,3 +47,5 @@ class EvaluationHook(Hook):
         )
         for hook in run.hooks:
             hook.on_evaluation(run, record)
+        if not run.config.checkpoint.allow_nonfinite:
+            check_evaluation(run.engine, run.state.iteration, loss)
