@@ -1,14 +1,81 @@
-"""Files appear whole or not at all: temporary name in the same folder, fsync, rename."""
+"""How the tools write: whole or not at all (temporary name, fsync, rename), and never through a symbolic link.
 
+A temporary name is random and opened exclusively, so nobody can have put a link there. A file that keeps its name while
+it is written (a lock, a log) is opened by `open_unfollowed`.
+"""
+
+import errno
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from data_tools.errors import PathError
+
 _SYNCS_AT_ONCE = 8
+
+
+def refuse_link(path: Path) -> None:
+    """Lets ``path`` pass if it is absent or no symbolic link.
+
+    Raises:
+        PathError: it is a link, naming it and what it points to.
+    """
+    if path.is_symlink():
+        raise PathError(
+            f"{path}: is a symbolic link to {os.readlink(path)}; links are not followed here, remove it (what it "
+            "points to stays)"
+        )
+
+
+def open_unfollowed(path: Path, flags: int) -> int:
+    """A descriptor of the plain file ``path``, which is created if ``flags`` say so; a link is never followed.
+
+    Args:
+        path: the file; links in its folder's path are followed.
+        flags: of os.open. Truncate after this call (`os.ftruncate`), not with O_TRUNC.
+    Raises:
+        PathError: it is a symbolic link, or no plain file.
+        OSError: it cannot be opened.
+    """
+    assert not flags & os.O_TRUNC
+    try:
+        # Not to block: a named pipe would, until somebody reads it.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            refuse_link(path)
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise PathError(f"{path}: is not a plain file; remove it or move it away") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PathError(f"{path}: is not a plain file; remove it or move it away")
+    return descriptor
+
+
+def append_stream(path: Path) -> BinaryIO:
+    """A stream that appends to ``path``; see `open_unfollowed` for what it refuses."""
+    return os.fdopen(open_unfollowed(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line and waits for the disk; a last line that a crash cut short does not swallow it.
+
+    Raises:
+        PathError: ``path`` is a symbolic link or no plain file.
+        OSError: it cannot be written.
+    """
+    with append_stream(path) as stream:
+        end = os.fstat(stream.fileno()).st_size
+        torn = end > 0 and os.pread(stream.fileno(), 1, end - 1) != b"\n"
+        stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def sync_directory(directory: Path) -> None:
@@ -39,29 +106,33 @@ def sync_files(paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def atomic_output(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+def atomic_output(path: Path, *, sync: bool = True, replace: bool = True) -> Iterator[BinaryIO]:
     """A stream whose content replaces ``path`` when the block ends; if it ends by an exception nothing changes.
 
-    A reader sees the old file or the new one, never a part.
+    A reader sees the old file or the new one, never a part. A symbolic link at ``path`` is replaced, its target stays.
 
     Args:
         path: the file.
         sync: whether a power cut after the block leaves ``path`` whole too. False for the outputs of a task: what
             makes them valid is its manifest, before which they are synced (`pipeline.task.write_manifest`).
+        replace: False: the first one stays.
     Raises:
+        FileExistsError: ``path`` is there and must not be replaced.
         OSError: the folder cannot be written to or the disk is full; ``path`` is then as it was before.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    descriptor, temporary = temporary_file(path)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             if sync:
                 os.fsync(stream.fileno())
-        # mkstemp gives 0600; the file is meant to be read as widely as any other the user writes.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            # Unlike a rename, a link never replaces.
+            os.link(temporary, path)
+            temporary.unlink()
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -75,7 +146,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def temporary_file(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, `.NAME.XXXXXXXX.tmp`, open for writing, as widely readable as the user's files are.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
+        except FileExistsError:
+            continue

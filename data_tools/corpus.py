@@ -1,11 +1,15 @@
 """Reading a corpus for training: tokens by position, opened in O(1), every block verified at its first read.
 
+"First" is since the opening or the last `Corpus.verify_again`; in between, `Corpus.check_unchanged` looks at size and
+time of the files.
+
 A corpus is PREFIX.bin (raw tokens), PREFIX.idx (Megatron's MMIDIDX index, not needed here), PREFIX.json (sidecar) and
 PREFIX.crc (CRC-32 of each 64 KiB block of .bin).
 """
 
 import os
 import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +51,7 @@ class Corpus:
         self._bin_bytes = sidecar.bin.size_bytes
         self._bin = _ReadOnlyFile(corpus_path(prefix, "bin"), sidecar.bin.size_bytes, prefix)
         self._crc = _ReadOnlyFile(corpus_path(prefix, "crc"), sidecar.crc.size_bytes, prefix)
-        # One bit a block, zero pages until touched: 8 MB of address space for 4 TB of tokens.
-        self._verified = np.zeros(num_blocks(self._bin_bytes) // 8 + 1, dtype=np.uint8)
+        self.verify_again()
 
     @classmethod
     def open(cls, prefix: str | Path, *, verify_blocks: bool = True) -> "Corpus":
@@ -79,6 +82,28 @@ class Corpus:
         last = first + count * self._dtype.itemsize
         content = self._read_verified(first, last) if self._verify_blocks else self._bin.read(first, last)
         return np.frombuffer(content, dtype=self._dtype).astype(np.int64)
+
+    def verify_again(self) -> None:
+        """Forgets which blocks were verified: the next read of each compares its CRC anew.
+
+        For every pass through the corpus, because a disk or a hand may damage what was read before. Reads in other
+        threads go on meanwhile.
+        """
+        # One bit a block, zero pages until touched: 8 MB of address space for 4 TB of tokens.
+        self._verified = np.zeros(num_blocks(self._bin_bytes) // 8 + 1, dtype=np.uint8)
+
+    def check_unchanged(self) -> None:
+        """Looks again at size and time of the open files; reads nothing.
+
+        A file that another has replaced by its name is no change: what was opened is still what is read.
+
+        Raises:
+            DataError: a file was written to since it was opened, naming it; blocks that had been verified may have
+                changed since.
+        """
+        touched = [file.check_unchanged() for file in (self._bin, self._crc)]
+        if any(touched):
+            self.verify_again()
 
     def _read_verified(self, first: int, last: int) -> bytes | memoryview:
         begin, end = first // BLOCK_BYTES, num_blocks(last)
@@ -115,6 +140,10 @@ def _reopen(prefix: Path, verify_blocks: bool, fingerprint: str) -> Corpus:
     return corpus
 
 
+def _utc(status: os.stat_result) -> str:
+    return datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="milliseconds")
+
+
 class _ReadOnlyFile:
     """A file of known size, read by position."""
 
@@ -128,12 +157,33 @@ class _ReadOnlyFile:
             ) from error
         except OSError as error:
             raise DataError(f"{path}: cannot be opened: {error.strerror}") from error
-        actual_bytes = os.fstat(self._descriptor).st_size
+        self._opened = os.fstat(self._descriptor)
+        self._change_ns = self._opened.st_ctime_ns
+        actual_bytes = self._opened.st_size
         if actual_bytes != expected_bytes:
             raise DataError(
                 f"{path}: {actual_bytes} bytes, but {prefix}.json says {expected_bytes}; the file is truncated or not "
                 "the one the sidecar was written for: restore it or make the corpus again"
             )
+
+    def check_unchanged(self) -> bool:
+        """Whether anything but size and time is different, such as the owner; then the time cannot be relied upon.
+
+        Raises:
+            DataError: size or time are different.
+        """
+        try:
+            now = os.fstat(self._descriptor)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be looked at: {error.strerror}") from error
+        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+            raise DataError(
+                f"{self.path}: was changed while it was open: {now.st_size} bytes written at {_utc(now)}, at its "
+                f"opening {self._opened.st_size} bytes of {_utc(self._opened)}; restore it and go on from the last "
+                "checkpoint: what was read since may be wrong"
+            )
+        before, self._change_ns = self._change_ns, now.st_ctime_ns
+        return before != now.st_ctime_ns
 
     def read(self, first: int, last: int) -> bytes:
         """Bytes [first, last)."""

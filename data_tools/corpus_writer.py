@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.atomic_file import sync_directory
+from data_tools.owned_paths import remove_files, remove_tree, temporary_of
 from data_tools.sidecar import Sidecar, corpus_path
 
 TOKEN_DTYPE = np.dtype("<i4")
@@ -24,13 +25,12 @@ def scratch_folder(prefix: str | Path) -> Iterator[Path]:
     """
     target = Path(prefix)
     pattern = f".{target.name}.scratch-"
-    # As `atomic_file` names them.
-    temporary = re.compile(rf"\.{re.escape(target.name)}\.(json|rejected\.jsonl)\.[a-z0-9_]{{8}}\.tmp")
+    name = re.escape(target.name)
+    scratch = re.compile(rf"\.{name}\.scratch-[a-z0-9_]+")
     for stale in target.parent.iterdir():
-        if stale.name.startswith(pattern):
-            shutil.rmtree(stale)
-        elif temporary.fullmatch(stale.name):
-            stale.unlink()
+        if scratch.fullmatch(stale.name) and stale.is_dir() and not stale.is_symlink():
+            remove_tree(stale, target.parent)
+    remove_files(target.parent, temporary_of(rf"{name}\.(?:json|rejected\.jsonl)"))
     folder = Path(tempfile.mkdtemp(prefix=pattern, dir=target.parent))
     try:
         yield folder

@@ -6,3 +6,10 @@ class DataError(Exception):
 
     The message names the file (and line), the rule that is broken and what to change.
     """
+
+
+class PathError(DataError):
+    """A name leads elsewhere: a symbolic link or no plain file where the tools write, or a name that is a path.
+
+    Nothing has been written, removed or followed.
+    """

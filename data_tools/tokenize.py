@@ -4,19 +4,21 @@ What is done is kept in a folder .NAME.work beside the corpus until the corpus i
 killed goes on from there. Memory does not grow with the text or with its longest line.
 """
 
+import contextlib
 import hashlib
 import os
-import shutil
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import refuse_link, write_atomically
 from data_tools.encoder import ENCODERS
-from data_tools.errors import DataError
+from data_tools.errors import DataError, PathError
 from data_tools.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from data_tools.lock import corpus_lock
+from data_tools.owned_paths import remove_tree
 from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
 from data_tools.pipeline.planning import plan_parts
 from data_tools.pipeline.quarantine import write_quarantine
@@ -35,6 +37,11 @@ _PARTS = 1024
 _SMALLEST_PART_BYTES = 16 * 1024 * 1024
 _LARGEST_PART_BYTES = 256 * 1024 * 1024
 _PUBLISHING = "publishing"
+# What a folder .NAME.work holds.
+_OWN_WORK = re.compile(
+    r"runs|buckets|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
+    r"|tokens-[0-9a-f]{64}\.bin"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,7 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
 
 def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: TokenizeOptions) -> Sidecar:
     work = prefix.parent / f".{prefix.name}.work"
+    _require_own_work(work)
     tasks = _encode_tasks(work / "runs", input_files, options)
     # Killed while it gave its files their names: they are not somebody else's.
     was_publishing = _content(work / _PUBLISHING) == _plan_key(tasks)
@@ -117,14 +125,16 @@ def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: Tokeniz
     executor = InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
     try:
         try:
-            sidecar = _run(Runner(executor), work, tasks, input_files, prefix, options)
+            sidecar = _run(Runner(executor, root=work), work, tasks, input_files, prefix, options)
         finally:
             executor.close()
     except BaseException:
         if not any(work.glob("*/*.manifest.json")):
-            shutil.rmtree(work, ignore_errors=True)  # Nothing to go on from.
+            # Nothing to go on from; what went wrong is worth more than what is left.
+            with contextlib.suppress(OSError, PathError):
+                remove_tree(work, prefix.parent)
         raise
-    shutil.rmtree(work)
+    remove_tree(work, prefix.parent)
     return sidecar
 
 
@@ -148,7 +158,7 @@ def _run(
     write_quarantine(work / QUARANTINE_FILE, encoded)
     publish_list(work / QUARANTINE_FILE, list_path)
     if not any(manifest.records_out for manifest in encoded):
-        shutil.rmtree(work)
+        remove_tree(work, prefix.parent)
         raise DataError(_no_documents(input_files, rejected, list_path))
     runner.title = "shuffling"
     target, gathered = gather_runs(runner, work, encoded, TOKENS_IN_MEMORY, shuffle=options.shuffle)
@@ -208,6 +218,23 @@ def _require_file_name(prefix: str | Path) -> None:
         raise DataError(
             f"{prefix}: cannot be in {error.filename}, which is a file and not a folder; choose another --output"
         ) from error
+
+
+def _require_own_work(work: Path) -> None:
+    """Lets pass what an earlier call left, or nothing: the folder is removed in the end.
+
+    Raises:
+        PathError: it is a symbolic link, no folder, or holds something else.
+    """
+    refuse_link(work)
+    if not os.path.lexists(work):
+        return
+    foreign = [entry for entry in work.iterdir() if not _OWN_WORK.fullmatch(entry.name)] if work.is_dir() else [work]
+    if foreign:
+        raise PathError(
+            f"{foreign[0]}: qwen-data tokenize did not make it, but keeps its work in {work} and removes that in the "
+            "end; move it away, or choose another --output"
+        )
 
 
 def _require_absent(prefix: str | Path, overwrite: bool) -> None:

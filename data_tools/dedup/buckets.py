@@ -4,6 +4,7 @@ Document numbers must not depend on how the input is split into shards (file num
 neither do the edges, up to their order.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,14 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic_file import atomic_output, sync_directory, sync_file
+from data_tools.atomic_file import (
+    atomic_output,
+    open_unfollowed,
+    refuse_link,
+    sync_directory,
+    sync_file,
+    temporary_file,
+)
 from data_tools.dedup.minhash import DEFAULT, NO_SHINGLE, MinHashConfig, band_keys
 from data_tools.errors import DataError
 
@@ -57,12 +65,17 @@ class BucketWriter:
             for band in range(config.bands)
             for part in range(num_parts)
         ]
+        self._temporary: list[Path] = []
         self._pending: list[list[npt.NDArray[np.void]]] = [[] for _ in self._paths]
 
     def __enter__(self) -> "BucketWriter":
         for path in self._paths:
+            refuse_link(path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _temporary(path).write_bytes(b"")
+            # Not left open: there may be more of them than a process may have.
+            descriptor, temporary = temporary_file(path)
+            os.close(descriptor)
+            self._temporary.append(temporary)
         return self
 
     def __exit__(
@@ -70,13 +83,13 @@ class BucketWriter:
     ) -> None:
         if kind is None:
             self._flush()
-            for path in self._paths:
-                sync_file(_temporary(path))
-                _temporary(path).replace(path)
+            for path, temporary in zip(self._paths, self._temporary, strict=True):
+                sync_file(temporary)
+                temporary.replace(path)
                 sync_directory(path.parent)
         else:
-            for path in self._paths:
-                _temporary(path).unlink(missing_ok=True)
+            for temporary in self._temporary:
+                temporary.unlink(missing_ok=True)
 
     def add(self, documents: npt.NDArray[np.uint64], signatures: npt.NDArray[np.uint64]) -> None:
         """Adds documents by their signatures ([n, bands * rows]); those without words have no candidates."""
@@ -95,16 +108,12 @@ class BucketWriter:
             self._flush()
 
     def _flush(self) -> None:
-        for path, pending in zip(self._paths, self._pending, strict=True):
-            with _temporary(path).open("ab") as stream:
+        for temporary, pending in zip(self._temporary, self._pending, strict=True):
+            with os.fdopen(open_unfollowed(temporary, os.O_WRONLY | os.O_APPEND), "ab") as stream:
                 for records in pending:
                     stream.write(records.tobytes())
             pending.clear()
         self._buffered = 0
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def group_bucket(bucket: Path, similar: Similar | None = None) -> Edges:

@@ -26,6 +26,7 @@ from data_tools.pipeline.document import (
 )
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.jaccard_tasks import checked_edges
+from data_tools.pipeline.own_files import sweep_bucket
 from data_tools.pipeline.part_tasks import part_tasks
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
@@ -81,10 +82,7 @@ class FuzzyDedupStage:
         tasks = []
         for name in names:
             files = [part.output(f"{name}/{part.name}.bin") for part in signed]
-            # Files of parts that are no more must not be grouped.
-            for path in (folder / "buckets" / name).iterdir():
-                if path.suffix == ".bin" and path.stem not in {part.name for part in signed}:
-                    path.unlink()
+            sweep_bucket(folder / "buckets" / name, {part.name for part in signed})
             files_list = write_input_list(folder / "lists" / f"{name}.json", files)
             tasks.append(
                 Task(

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import refuse_link, write_atomically
 from data_tools.checksums import sha256_of_file
 from data_tools.pipeline.task import TaskInput
 from data_tools.small_json import SmallFileError, fits, is_count, read_json
@@ -16,6 +16,7 @@ from data_tools.small_json import SmallFileError, fits, is_count, read_json
 def write_input_list(path: Path, inputs: Sequence[TaskInput]) -> TaskInput:
     """Writes the list of ``inputs``, files that tasks wrote, and gives it as an input that stands for all of them."""
     entries = [(os.path.relpath(one.path, path.parent), one.size_bytes, one.sha256) for one in inputs]
+    refuse_link(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, orjson.dumps(entries))
     return TaskInput(path=str(path), size_bytes=path.stat().st_size, sha256=sha256_of_file(path))

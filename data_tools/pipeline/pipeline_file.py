@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import yaml
 
 from data_tools.errors import DataError
+from data_tools.owned_paths import is_plain_name
 from data_tools.pipeline.read_stage import ReadStage
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import Problems, build, rule
@@ -103,7 +104,7 @@ def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...
         kind = str(entry["kind"])
         name = entry.get("name", kind)
         name = name if isinstance(name, str) else shown(name)
-        if not name.replace("-", "").replace("_", "").isalnum():
+        if not (name.replace("-", "").replace("_", "").isalnum() and is_plain_name(name)):
             problems.add(f"{where}.name", name, "must be letters, digits, - and _")
         if name in names:
             problems.add(f"{where}.name", name, "is used twice; give each stage a name of its own")

@@ -8,10 +8,12 @@ import orjson
 
 from data_tools.atomic_file import atomic_output
 from data_tools.errors import DataError
+from data_tools.owned_paths import PLAIN_NAME_RULE, is_plain_name
 from data_tools.pipeline.document import Document, ShardWriter
 from data_tools.pipeline.planning import SPLIT_BYTES, plan_parts
 from data_tools.pipeline.quarantine import write_quarantine
 from data_tools.pipeline.runner import Runner
+from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import QUARANTINE_FILE, Manifest, Task, TaskInput, TaskResult
 from data_tools.readers.files import check_unchanged, find_files
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, format_of, reader_of
@@ -27,7 +29,7 @@ class DataSet:
 
     Attributes:
         path: file, folder, glob pattern or fsspec URL.
-        source: name of the data set in all counts.
+        source: name of the data set in all counts, and of its corpus.
         format: jsonl, parquet, warc, text; "auto" goes by the file name.
         text_key: key or column of the text.
         keep: other keys to carry along.
@@ -35,7 +37,7 @@ class DataSet:
     """
 
     path: str
-    source: str
+    source: str = rule(is_plain_name, PLAIN_NAME_RULE)
     format: str = "auto"
     text_key: str = "text"
     keep: tuple[str, ...] = ()

@@ -14,8 +14,10 @@ import orjson
 
 from data_tools.atomic_file import write_atomically
 from data_tools.lock import corpus_lock
+from data_tools.owned_paths import require_below
 from data_tools.pipeline.document import DocumentStatistics
 from data_tools.pipeline.executor import Executor
+from data_tools.pipeline.own_files import remove_leftovers
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
 from data_tools.pipeline.runner import Runner, Share
 from data_tools.pipeline.task import QUARANTINE_FILE, STAGE_FILE, Manifest
@@ -62,7 +64,8 @@ def run_pipeline(
         share: this process's part of the tasks if several array jobs run the same pipeline.
         inputs: parts of another run that the first stage begins with, if it is not `read`.
     Raises:
-        DataError: an input cannot be used, a task failed, or another process is working on the same output.
+        DataError: an input cannot be used, a task failed, another process is working on the same output, or a
+            symbolic link leads out of it.
         OSError: the disk is full or fails. Finished parts are kept in either case.
     """
     pipeline.output.mkdir(parents=True, exist_ok=True)
@@ -71,10 +74,8 @@ def run_pipeline(
         if share is not None:
             locks.enter_context(corpus_lock(pipeline.output / f"shard-{share.index}-of-{share.count}"))
         else:
-            # Left by a killed run; nobody else writes here now.
-            for leftover in pipeline.output.rglob(".*.tmp"):
-                leftover.unlink()
-        runner = Runner(executor, share)
+            remove_leftovers(pipeline.output)
+        runner = Runner(executor, share, root=pipeline.output)
         parts = list(inputs)
         stages: list[dict[str, Any]] = []
         for number, named in enumerate(pipeline.stages):
@@ -82,6 +83,7 @@ def run_pipeline(
             if sys.stderr.isatty():
                 print(f"stage {number + 1} of {len(pipeline.stages)}: {named.name}", file=sys.stderr)
             folder = stage_folder(pipeline, number)
+            require_below(folder, pipeline.output)
             records_in = sum(part.records_out for part in parts)
             parts = named.stage.run(runner, folder, parts)
             stages.append(stage_summary(named, parts))

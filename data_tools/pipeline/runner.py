@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError
+from data_tools.owned_paths import require_below
 from data_tools.pipeline.executor import Executor
+from data_tools.pipeline.own_files import sweep as sweep_folder
 from data_tools.pipeline.task import QUARANTINE_FILE, STAGE_FILE, Manifest, Task, finished
 from data_tools.progress import progress_bar
 
@@ -28,14 +30,26 @@ class Share:
 class Runner:
     """Runs tasks, each at most once for the same inputs and options.
 
+    Args:
+        executor: where tasks run.
+        share: which tasks are ours; None: all.
+        wait_seconds: how long to wait for those of others.
+        root: the folder that all tasks must work below; None: not checked.
     Attributes:
         tasks_done: tasks done by this run.
         tasks_skipped: tasks found finished.
         superseded_by: task that makes it vain to wait for others when it is finished; None: no such task.
     """
 
-    def __init__(self, executor: Executor, share: Share | None = None, wait_seconds: float = 86400) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        share: Share | None = None,
+        wait_seconds: float = 86400,
+        root: Path | None = None,
+    ) -> None:
         self._executor = executor
+        self._root = root
         self._share = share
         self._wait_seconds = wait_seconds
         self.title = ""
@@ -46,7 +60,7 @@ class Runner:
     def run(self, folder: Path, tasks: Sequence[Task], *, sweep: bool = True) -> list[Manifest]:
         """Does the unfinished of ``tasks``, which must not depend on each other.
 
-        Files in ``folder`` that belong to no task (leftovers of killed or differently configured runs) are removed.
+        Files in ``folder`` that tasks of killed or differently configured runs left there are removed.
 
         Args:
             folder: where all of the tasks work; nothing else may.
@@ -55,9 +69,12 @@ class Runner:
         Returns:
             the manifests in the order of the tasks.
         Raises:
-            DataError: a task failed, or another array job has not finished its share in time.
+            DataError: a task failed, another array job has not finished its share in time, or a link leads out of
+                the root.
             SupersededError: `superseded_by` was finished by another array job.
         """
+        if self._root is not None:
+            require_below(folder, self._root)
         folder.mkdir(parents=True, exist_ok=True)
         done: dict[str, Manifest] = {}
         for task in tasks:
@@ -107,6 +124,4 @@ def _sweep(folder: Path, manifests: Iterable[Manifest]) -> None:
     for manifest in manifests:
         wanted.add(f"{manifest.name}.manifest.json")
         wanted.update(manifest.outputs)
-    for path in folder.iterdir():
-        if path.is_file() and path.name not in wanted:
-            path.unlink()
+    sweep_folder(folder, wanted)

@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 
 from data_tools.errors import DataError
+from data_tools.owned_paths import require_below, require_plain_name
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline, parse_yaml
 from data_tools.pipeline.read_stage import DataSet, ReadStage
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.settings import Problems, build
 from data_tools.pipeline.stages import NEEDS, STAGES
 from data_tools.pipeline.summary_file import check_statistics, read_summary
-from data_tools.pipeline.task import STAGE_FILE, Manifest, manifest_of
+from data_tools.pipeline.task import STAGE_FILE, Manifest, read_manifest
 from data_tools.small_json import SmallFileError, fits, read_object
 
 READ = "read"
@@ -170,18 +171,20 @@ def finished_parts(output: Path, *, corpora: bool = False) -> list[Manifest]:
         wanted = "corpora; tokenize its documents first" if corpora else "documents"
         raise DataError(f"{output}: no stage of this run left {wanted}")
     number = numbers[-1]
-    folder = output / "stages" / f"{number:02d}-{stages[number - 1]['name']}"
+    name = require_plain_name(stages[number - 1]["name"], f"{output / SUMMARY}: name of a stage")
+    folder = output / "stages" / f"{number:02d}-{name}"
     try:
         names: Any = read_object(folder / STAGE_FILE).get("manifests")
         if not fits(names, list[str]):
             raise SmallFileError(f"{folder / STAGE_FILE}: manifests must be a list of names")
-        return [_part(folder / name) for name in names]
+        return [_part(folder / name, output) for name in names]
     except (OSError, ValueError, SmallFileError) as error:
         raise DataError(f"{folder}: not a finished stage ({error}); run it again") from error
 
 
-def _part(path: Path) -> Manifest:
-    manifest = manifest_of(path, os.path.normpath(path.parent))
+def _part(path: Path, output: Path) -> Manifest:
+    require_below(path, output)
+    manifest = read_manifest(Path(os.path.normpath(path.parent)), path.name.removesuffix(".manifest.json"))
     if manifest.statistics:
         check_statistics(manifest.statistics, str(path))
     for name, entry in manifest.outputs.items():

@@ -6,6 +6,7 @@ the same page.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic_file import atomic_output
+from data_tools.atomic_file import atomic_output, open_unfollowed
 from data_tools.checksums import BLOCK_BYTES, read_pieces
 from data_tools.corpus_writer import TOKEN_DTYPE
 from data_tools.document_order import ordered_pieces
@@ -29,6 +30,7 @@ _BUCKETS = 8
 _SMALLEST_BUCKET_TOKENS = 2 * 1024 * 1024
 # A longer document that is alone in its run is copied from there, not held in memory.
 _LARGE_TOKENS = 1024 * 1024
+_TOKEN_FILE = re.compile(r"tokens-[0-9a-f]{64}\.bin")
 
 
 def gather_runs(
@@ -79,7 +81,7 @@ def gather_runs(
     gathered = runner.run(folder / "buckets", buckets)
     if runner.is_alone:
         for stale in folder.glob("tokens-*.bin"):
-            if stale != target:
+            if stale != target and _TOKEN_FILE.fullmatch(stale.name):
                 stale.unlink()
     return target, gathered
 
@@ -107,7 +109,7 @@ def _forget_ranges_of_missing(target: Path) -> None:
 
     The file is created before the first manifest, so manifests seen before the file was found missing are stale.
     """
-    stale = list((target.parent / "buckets").glob("*.manifest.json"))
+    stale = list((target.parent / "buckets").glob("bucket-*.manifest.json"))
     if not target.exists():
         for path in stale:
             path.unlink(missing_ok=True)
@@ -126,7 +128,7 @@ def gather_bucket(task: Task) -> TaskResult:
         runs = runs[options["bucket"] : options["bucket"] + 1]
     bucket = _Bucket(runs, options["bucket"], options["num_buckets"], shuffle=options["shuffle"])
     target = Path(task.folder).parent / options["target"]
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = open_unfollowed(target, os.O_WRONLY | os.O_CREAT)
     try:
         if os.fstat(descriptor).st_size < 4 * options["total"]:
             os.ftruncate(descriptor, 4 * options["total"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools import _native
-from data_tools.atomic_file import atomic_output, sync_file
+from data_tools.atomic_file import atomic_output, open_unfollowed, sync_file
 from data_tools.checksums import StreamChecksums, read_pieces, sha256_of_file
 from data_tools.corpus_index import DTYPE_CODES
 from data_tools.corpus_writer import TOKEN_DTYPE, publish, scratch_folder
@@ -89,7 +89,7 @@ def seal(
 
 def _put_in_edges(target: Path, gathered: Sequence[Manifest]) -> None:
     """Writes what each range has of the blocks that it shares with others; the same bytes if done again."""
-    descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    descriptor = open_unfollowed(target, os.O_WRONLY)
     try:
         for manifest in gathered:
             edges = manifest.path(f"{manifest.name}.edges").read_bytes()

@@ -6,7 +6,6 @@ file. The order is the one that docs/data-format.md defines: the bytes are those
 shards, which does the same tasks.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from data_tools.encoder import ENCODERS
 from data_tools.errors import DataError
 from data_tools.jsonl import LARGEST_DOCUMENT_BYTES
 from data_tools.lock import corpus_lock
+from data_tools.owned_paths import remove_tree, require_plain_name
 from data_tools.pipeline.input_list import read_input_list, write_input_list
 from data_tools.pipeline.quarantine import write_quarantine
 from data_tools.pipeline.runner import Runner, SupersededError
@@ -101,7 +101,7 @@ class TokenizeStage:
             runner.tasks_skipped += 1
         if runner.is_alone:
             for work in ("runs", "buckets"):
-                shutil.rmtree(folder / work, ignore_errors=True)
+                remove_tree(folder / work, folder)
         return manifest
 
     def _encoding(self) -> dict[str, str | int]:
@@ -152,6 +152,7 @@ def seal_corpus(task: Task) -> TaskResult:
     """The operation `tokenize_seal`: the ranges to a corpus."""
     work, prefix = Path(task.options["work"]), Path(task.folder, task.name)
     plan = build(_SealPlan, read_json(work / _SEAL_PLAN), str(work / _SEAL_PLAN))
+    target = work / require_plain_name(plan.target, f"{work / _SEAL_PLAN}: target")
     gathered = [read_manifest(work / "buckets", name) for name in plan.buckets]
     inputs = []
     for shard in read_input_list(task.inputs[0]):
@@ -161,7 +162,7 @@ def seal_corpus(task: Task) -> TaskResult:
         publish_list(work / QUARANTINE_FILE, rejected_path(prefix))
         seed = task.options["seed"] if task.options["shuffle"] else None
         rejected = Counter(plan.rejected)
-        sidecar = seal(prefix, work / plan.target, gathered, rejected, inputs, seed, SilentProgress())
+        sidecar = seal(prefix, target, gathered, rejected, inputs, seed, SilentProgress())
     digests = {"bin": sidecar.bin, "idx": sidecar.idx, "crc": sidecar.crc}
     return TaskResult(
         outputs=[f"{task.name}.{suffix}" for suffix in (*digests, "json")],
@@ -177,4 +178,5 @@ def _source_of(part: Manifest) -> str:
     sources = list(part.statistics["by_source"])
     if len(sources) > 1:
         raise RuntimeError(f"{part.folder}/{part.name}: documents of several sources: {sources}; this is a bug")
-    return sources[0]
+    # The name of folders and of the corpus.
+    return require_plain_name(sources[0], f"{part.folder}/{part.name}.manifest.json: statistics.by_source")

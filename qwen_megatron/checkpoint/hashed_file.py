@@ -31,7 +31,7 @@ class HashedFile:
     """Writes strictly forward; a second thread hashes while this one writes and waits for the disk.
 
     Args:
-        path: Created, or cut to nothing.
+        path: Created, or cut to nothing; a symbolic link is refused.
         new_digest: Makes the hash; sha256 for everything that is kept.
     Attributes:
         error: What the first method that failed raised.
@@ -47,7 +47,8 @@ class HashedFile:
         self.unsynced = 0
         self.error: CheckpointError | None = None
         try:
-            self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.descriptor = os.open(path, flags, 0o666)
         except OSError as error:
             raise self.failure(error) from error
 

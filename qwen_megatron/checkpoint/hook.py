@@ -57,6 +57,7 @@ class CheckpointHook(Hook):
             self.saver.finish(run)
 
     def save(self, run: Run) -> None:
+        run.dataset.check_unchanged()
         self.saver.save(run)
         self.saved_at = run.state.iteration
         self.saved_time = time.monotonic()

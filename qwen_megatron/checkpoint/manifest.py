@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.atomic_file import write_atomically
 from data_tools.small_json import MissingFileError, SmallFileError, build, kind_of, read_bytes, read_object, shown
 from qwen_megatron.errors import CheckpointError
 
@@ -111,19 +112,13 @@ def verify_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str]
 
 
 def write_synced(path: Path, content: bytes) -> FileEntry:
-    """Writes a file under a temporary name, syncs it and renames it."""
-    temporary = path.with_name(path.name + ".partial")
+    """Writes a file under a random temporary name, syncs it and renames it; a link at `path` is replaced."""
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, content)
     except OSError as error:
         # A write does not say which file it was for.
         error.filename = error.filename or str(path)
         raise
-    sync_folder(path.parent)
     return FileEntry(len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -149,7 +144,6 @@ def publish(partial: Path, final: Path) -> None:
     try:
         write_synced(final.parent / LATEST, (final.name + "\n").encode())
     except IsADirectoryError:
-        (final.parent / f"{LATEST}.partial").unlink(missing_ok=True)
         log.warning("%s: is a folder, so it cannot name the newest checkpoint; remove it", final.parent / LATEST)
 
 
@@ -160,7 +154,7 @@ def restore_replaced(directory: Path) -> None:
     """
     for discarded in directory.glob(f".iter_*{REPLACED}"):
         final = discarded.with_name(discarded.name.removeprefix(".").removesuffix(REPLACED))
-        if not final.exists():
+        if FOLDER.fullmatch(final.name) and not final.exists():
             os.replace(discarded, final)
 
 

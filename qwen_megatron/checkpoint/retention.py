@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
 
+from data_tools.owned_paths import remove_files, temporary_of
 from qwen_megatron.checkpoint.manifest import FOLDER, list_checkpoints, read_latest, read_manifest, sync_folder
 from qwen_megatron.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+# Of saves and removals, and of the files that a run replaces as a whole.
+HIDDEN_FOLDER = re.compile(r"\.iter_\d{7,}\.(partial|replaced|removed)")
+REPLACED_FILES = r"latest|config\.yaml|shims\.txt|completion\.json|failure\.json|metrics\.jsonl|wandb\.json"
 
 
 class Retention:
@@ -74,7 +80,10 @@ class Retention:
 def remove_leftovers(directory: Path) -> None:
     """Removes what saves and removals of a killed run have left behind; only while the run's lock is held."""
     for path in directory.glob(".iter_*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if HIDDEN_FOLDER.fullmatch(path.name):
+            # Not through a link, which rmtree refuses.
+            shutil.rmtree(path, ignore_errors=True)
+    remove_files(directory, temporary_of(REPLACED_FILES))
 
 
 def is_whole(folder: Path) -> bool:

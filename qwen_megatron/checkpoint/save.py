@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
+from data_tools.lock import FileLock
 from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.contents import STATE, saved_tensors, small_state
 from qwen_megatron.checkpoint.finite import check_before_save
@@ -35,6 +36,7 @@ from qwen_megatron.checkpoint.manifest import (
     write_synced,
 )
 from qwen_megatron.checkpoint.retention import Retention
+from qwen_megatron.checkpoint.run_lock import check_still_held
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
 from qwen_megatron.checkpoint.storage import METADATA_JSON, HashingFileSystem, write_tensors
 from qwen_megatron.errors import CheckpointError
@@ -91,14 +93,21 @@ class Saver:
         asynchronous: Training goes on while a snapshot in memory is written.
         retention: Removes old checkpoints after a commit.
         new_digest: Makes the hash of each file; another one than sha256 is for measuring only.
+        lock: Of the run's folder, on rank 0: nothing is saved where it is lost.
     """
 
     def __init__(
-        self, *, asynchronous: bool, retention: Retention, new_digest: Callable[[], Digest] = hashlib.sha256
+        self,
+        *,
+        asynchronous: bool,
+        retention: Retention,
+        new_digest: Callable[[], Digest] = hashlib.sha256,
+        lock: FileLock | None = None,
     ) -> None:
         self.asynchronous = asynchronous
         self.retention = retention
         self.new_digest = new_digest
+        self.lock = lock
         self.arena = Arena()
         self.pending: Save | None = None
         self.stop = threading.Event()
@@ -128,8 +137,10 @@ class Saver:
         try:
             with failing_together():
                 if run.is_main:
+                    check_still_held(self.lock)
                     shutil.rmtree(partial, ignore_errors=True)
-                    partial.mkdir(parents=True)
+                    # The run's folder itself is made once, when it is locked.
+                    partial.mkdir()
                     save.state = small_state(run).to_json()
             if self.asynchronous:
                 memory = MemoryFileSystem(self.arena)
@@ -207,6 +218,7 @@ class Saver:
 
     def commit(self, save: Save, files: dict[str, FileEntry]) -> None:
         """The thread of rank 0: completes the folder, gives it its name, and removes what is not to be kept."""
+        check_still_held(self.lock)
         save_config(CheckpointingConfig("torch_dist", 1), str(save.partial))
         files[METADATA_JSON] = hashed(save.partial / METADATA_JSON)
         files[STATE] = write_synced(save.partial / STATE, save.state)

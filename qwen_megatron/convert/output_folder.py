@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.atomic_file import sync_directory, sync_file
+from data_tools.errors import PathError
+from data_tools.lock import FileLock, HeldError
 from qwen_megatron.checkpoint.manifest import MANIFEST
 from qwen_megatron.errors import CheckpointError
 
-# One of these makes a folder a model that may be replaced.
-MARKS = ("config.json", MANIFEST)
+# What the converters write. A folder is a model that may be replaced if it holds the marks and nothing but such files.
+CHECKPOINT_FILES = re.compile(r"manifest\.json|state\.json|metadata\.json|\.metadata|__\d+_\d+\.distcp")
+HF_FILES = re.compile(
+    r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.json|tokenizer_config\.json|vocab\.json|merges\.txt|qwen\.tiktoken"
+)
+WEIGHTS_SUFFIX = ".safetensors"
 
 
 @contextlib.contextmanager
@@ -24,28 +33,32 @@ def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         out: The folder to make; its parent is made too.
         overwrite: Replace a model that is already there.
     Raises:
-        CheckpointError: if `out` exists and may not be replaced.
+        CheckpointError: if `out` exists and may not be replaced, or another process is making it.
     """
-    check_replaceable(out, overwrite=overwrite)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in partial.iterdir():
-            sync_file(path)
-        sync_directory(partial)
-        publish(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        remove_leftovers(out)
+        check_replaceable(out, overwrite=overwrite)
+        partial = hidden(out, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            for path in partial.iterdir():
+                sync_file(path)
+            sync_directory(partial)
+            # Hours later somebody may have put something there.
+            check_replaceable(out, overwrite=overwrite)
+            publish(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def check_replaceable(out: Path, *, overwrite: bool) -> None:
     """Refuses to write over anything the user did not mean.
 
     Raises:
-        CheckpointError: if there is something, and it is no model or `overwrite` is not given.
+        CheckpointError: if there is something, and it is no model or more than one, or `overwrite` is not given.
     """
     if not os.path.lexists(out):
         return
@@ -53,16 +66,66 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
         raise CheckpointError(f"{out}: exists; choose another name, or replace it with --overwrite")
     if out.is_symlink() or not out.is_dir():
         raise CheckpointError(f"{out}: is not a folder, --overwrite does not replace it; choose another name")
-    if any(out.iterdir()) and not any((out / mark).is_file() for mark in MARKS):
+    names = sorted(path.name for path in out.iterdir())
+    if not names:
+        return
+    if MANIFEST in names:
+        own = CHECKPOINT_FILES
+    elif "config.json" in names and any(name.endswith(WEIGHTS_SUFFIX) for name in names):
+        own = HF_FILES
+    else:
         raise CheckpointError(f"{out}: does not hold a model, --overwrite does not replace it; choose another name")
+    for name in names:
+        path = out / name
+        if not own.fullmatch(name) or path.is_symlink() or not path.is_file():
+            raise CheckpointError(
+                f"{path}: is no part of the model in that folder, which --overwrite would remove; move it away, or "
+                "choose another name for the output"
+            )
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Gives the folder its name."""
-    replaced = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
+    """Gives the folder its name; what had it before is removed."""
+    replaced = hidden(out, "replaced")
     if out.exists():
         os.replace(out, replaced)
     os.replace(partial, out)
     sync_directory(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def hidden(out: Path, what: str) -> Path:
+    """A name beside `out` that nothing has."""
+    return out.with_name(f".{out.name}.{what}-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keeps other conversions out.
+
+    Raises:
+        CheckpointError: if another process is making the same folder.
+    """
+    try:
+        lock = FileLock(out.with_name(f".{out.name}.lock"))
+    except HeldError as error:
+        raise CheckpointError(f"{out}: {error.holder} is making it; wait for it, or choose another name") from error
+    except PathError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes what a killed conversion left, and gives its name back to a model that was about to be replaced."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.(partial|replaced)-[0-9a-f]{{8}}")
+    for path in out.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is None or path.is_symlink() or not path.is_dir():
+            continue
+        if match[1] == "replaced" and not os.path.lexists(out):
+            os.replace(path, out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

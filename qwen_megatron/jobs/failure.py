@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.atomic_file import append_line, atomic_output, write_atomically
 from data_tools.small_json import SmallFileError, build, read_json
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, NonFiniteError, ReplicaError, TrainingError
 
@@ -80,20 +80,15 @@ def is_lost_peer(error: BaseException) -> bool:
 def write_failure(directory: Path, failure: Failure) -> None:
     """Keeps the failure, if no other rank was first; one that only lost its peer gives way to the culprit's own."""
     path = directory / FAILURE
-    temporary = directory / f"{FAILURE}.rank{failure.rank}.partial"
+    content = (json.dumps(dataclasses.asdict(failure), indent=2) + "\n").encode()
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(dataclasses.asdict(failure), indent=2) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        # Unlike a rename, a link never replaces: the first one stays.
-        os.link(temporary, path)
+        # The first one stays.
+        with atomic_output(path, replace=False) as stream:
+            stream.write(content)
     except FileExistsError:
         present = read_failure(directory)
         if not failure.lost_peer and (present is None or present.lost_peer):
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            write_atomically(path, content)
 
 
 def read_failure(directory: Path) -> Failure | None:
@@ -116,11 +111,14 @@ def refusal(directory: Path) -> str | None:
 
 
 def retire_failure(directory: Path) -> None:
-    """Moves the failure that a start goes on from to the history."""
+    """Moves the failure that a start goes on from to the history.
+
+    Raises:
+        DataError: if the history is a symbolic link.
+    """
     path = directory / FAILURE
     failure = read_failure(directory)
     if failure is not None:
-        with (directory / HISTORY).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dataclasses.asdict(failure)) + "\n")
+        append_line(directory / HISTORY, json.dumps(dataclasses.asdict(failure)))
     if not path.is_dir():
         path.unlink(missing_ok=True)

@@ -28,7 +28,19 @@ class FailureReport:
         self.attempt = attempt
         self.watch: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
-        self.owns_folder = False
+        self.folder: os.stat_result | None = None
+
+    def own_folder(self) -> None:
+        """The folder is this job's from now on, until another one stands in its place."""
+        self.folder = self.directory.stat()
+
+    @property
+    def owns_folder(self) -> bool:
+        """Whether the folder that was taken is still the one of this name."""
+        try:
+            return self.folder is not None and os.path.samestat(self.folder, self.directory.stat())
+        except OSError:
+            return False
 
     def failed(self, error: Exception) -> None:
         """An error is on its way out of this process."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
+from data_tools.lock import FileLock
 from qwen_megatron.checkpoint.contents import config_sections
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
@@ -67,14 +68,13 @@ def pretrain(config: ResolvedConfig) -> None:
         try:
             groups = start_groups(config, platform, job)
             with contextlib.ExitStack() as held:
-                if groups.rank == 0:
-                    take_folder(config, held)
+                lock = take_folder(config, held) if groups.rank == 0 else None
                 # Only now does every rank know that the folder is this job's.
                 dist.barrier()
-                report.owns_folder = True
+                report.own_folder()
                 if groups.rank == 0:
                     announce(config, platform.name, shims)
-                run = build_run(config, build_engine(config, groups, platform))
+                run = build_run(config, build_engine(config, groups, platform), lock)
                 if groups.rank == 0:
                     record_start(run)
                 watch.follow(run)
@@ -102,16 +102,17 @@ def start_groups(config: ResolvedConfig, platform: Platform, job: Job) -> Groups
     )
 
 
-def take_folder(config: ResolvedConfig, held: contextlib.ExitStack) -> None:
+def take_folder(config: ResolvedConfig, held: contextlib.ExitStack) -> FileLock:
     """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
     directory = Path(config.checkpoint.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    held.enter_context(run_lock(directory))
+    lock = held.enter_context(run_lock(directory))
     retire_failure(directory)
     restore_replaced(directory)
+    return lock
 
 
-def build_run(config: ResolvedConfig, engine: Engine) -> Run:
+def build_run(config: ResolvedConfig, engine: Engine, lock: FileLock | None = None) -> Run:
     """Opens the data, restores the state and puts the hooks in order."""
     dataset = open_dataset(
         config.data.blend,
@@ -137,7 +138,7 @@ def build_run(config: ResolvedConfig, engine: Engine) -> Run:
         hooks.append(EvaluationHook(config.training.eval_interval))
     # A sick state is not saved.
     hooks += [StragglerHook(config.logging.straggler_interval), ReplicaHook(config.logging.replica_check_interval)]
-    hooks += [checkpoint_hook(config), LeaveHook(seconds(config.training.exit_duration_minutes))]
+    hooks += [checkpoint_hook(config, lock), LeaveHook(seconds(config.training.exit_duration_minutes))]
     judge = Judge(max_skips=config.training.skip_nonfinite_steps, spike_sigmas=config.training.spike_sigmas)
     return Run(config=config, engine=engine, state=state, dataset=dataset, loader=loader, hooks=hooks, judge=judge)
 
@@ -156,10 +157,11 @@ def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
     return hooks
 
 
-def checkpoint_hook(config: ResolvedConfig) -> CheckpointHook:
+def checkpoint_hook(config: ResolvedConfig, lock: FileLock | None) -> CheckpointHook:
     """Saving as `checkpoint.*` says."""
     options = config.checkpoint
-    saver = Saver(asynchronous=options.async_save, retention=Retention(options.keep_last, options.keep_every))
+    retention = Retention(options.keep_last, options.keep_every)
+    saver = Saver(asynchronous=options.async_save, retention=retention, lock=lock)
     return CheckpointHook(saver, options.save_interval, seconds(options.save_interval_minutes))
 
 

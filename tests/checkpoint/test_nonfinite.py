@@ -87,7 +87,7 @@ def pretrain_with_a_spoiler(overrides: list[str], what: str, rank: int, step: in
             for hook in self.hooks:
                 hook.close()
 
-    wiring.checkpoint_hook = lambda config: Both([Spoiler(what, rank, step), plain(config)])  # type: ignore
+    wiring.checkpoint_hook = lambda *given: Both([Spoiler(what, rank, step), plain(*given)])  # type: ignore
     try:
         with pytest.raises(TrainingError) as caught:
             pretrain_job(overrides)

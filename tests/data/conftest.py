@@ -16,6 +16,10 @@ class MemoryCorpus:
         self.content = tokens
         self.num_tokens = len(tokens)
         self.end_of_document = end_of_document
+        self.times_verified = 0
+
+    def verify_again(self) -> None:
+        self.times_verified += 1
 
     def tokens(self, start: int, count: int) -> np.ndarray:
         assert start >= 0

@@ -248,6 +248,61 @@ def test_open_corpus_keeps_reading_what_it_opened(make_corpus: Callable[..., Pat
     assert corpus.tokens(0, corpus.num_tokens).tolist() == before
 
 
+def overwrite(path: Path, position: int, *, keep_time: bool = False) -> None:
+    """Damages a file in place, unlike `flip`, which cuts it to nothing first."""
+    before = path.stat()
+    with path.open("r+b", buffering=0) as stream:
+        stream.seek(position)
+        stream.write(b"\xff")
+    if keep_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("suffix", ["bin", "crc"])
+def test_a_file_changed_in_place_is_found_without_reading(large: Path, suffix: str) -> None:
+    corpus = Corpus.open(large)
+    corpus.check_unchanged()
+    corpus.tokens(0, corpus.num_tokens)
+    overwrite(Path(f"{large}.{suffix}"), 100)
+    with pytest.raises(DataError, match=rf"corpus\.{suffix}: was changed while it was open: \d+ bytes written at 20"):
+        corpus.check_unchanged()
+
+
+def test_a_file_that_grew_is_found(large: Path) -> None:
+    corpus = Corpus.open(large)
+    with Path(f"{large}.bin").open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(DataError, match=r"corpus\.bin: was changed while it was open"):
+        corpus.check_unchanged()
+
+
+def test_damage_with_its_time_put_back_is_found_at_the_next_read(large: Path) -> None:
+    corpus = Corpus.open(large)
+    corpus.tokens(0, corpus.num_tokens)
+    overwrite(Path(f"{large}.bin"), 100, keep_time=True)
+    corpus.check_unchanged()
+    with pytest.raises(DataError, match=r"corpus\.bin: block 0 .* the file is damaged"):
+        corpus.tokens(0, 10)
+
+
+def test_a_corpus_replaced_by_name_is_no_change(make_corpus: Callable[..., Path]) -> None:
+    corpus = Corpus.open(make_corpus(["one"]))
+    before = corpus.tokens(0, corpus.num_tokens).tolist()
+    make_corpus(["two two two"], overwrite=True)
+    corpus.check_unchanged()
+    assert corpus.tokens(0, corpus.num_tokens).tolist() == before
+
+
+def test_blocks_are_verified_again_when_asked(large: Path) -> None:
+    corpus = Corpus.open(large)
+    corpus.tokens(0, corpus.num_tokens)
+    overwrite(Path(f"{large}.bin"), BLOCK_BYTES + 5)
+    corpus.tokens(BLOCK_BYTES // 4, 5)  # Verified before.
+    corpus.verify_again()
+    with pytest.raises(DataError, match=r"corpus\.bin: block 1 .* the file is damaged"):
+        corpus.tokens(BLOCK_BYTES // 4, 5)
+
+
 @given(st.lists(st.binary(max_size=3 * BLOCK_BYTES), max_size=4))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_checksums_do_not_depend_on_the_pieces(pieces: list[bytes]) -> None:

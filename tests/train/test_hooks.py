@@ -57,7 +57,8 @@ def make_run(directory: Path, *overrides: str, iteration: int = 0, rank: int = 0
     unused: Any = None
     config = resolve(load_config(None, given))
     state = TrainState(iteration=iteration, consumed_samples=config.training.batch_sizes.samples_after(iteration))
-    return Run(config=config, engine=engine, state=state, dataset=unused, loader=unused, hooks=hooks)
+    dataset: Any = SimpleNamespace(check_unchanged=lambda: None)
+    return Run(config=config, engine=engine, state=state, dataset=dataset, loader=unused, hooks=hooks)
 
 
 def record(step: int, **others: Any) -> StepRecord:

@@ -70,6 +70,8 @@ class BlendedDataset:
         # An empty corpus has no share; it is refused below, by name.
         weights = [max(1, corpus.num_tokens) for corpus in self.corpora] if weights is None else list(weights)
         self.blend = Blend(weights)
+        # The latest epoch that a sample was read of, by corpus.
+        self.epochs = [0] * len(self.corpora)
         held_out = largest_remainder(weights, max(eval_samples, len(weights))) if eval_samples else [0] * len(weights)
         totals = [max(0, corpus.num_tokens - 1) // seq_length for corpus in self.corpora]
         self.train_counts = [total - held for total, held in zip(totals, held_out, strict=True)]
@@ -103,6 +105,10 @@ class BlendedDataset:
         Raises:
             DataError: if the file is damaged or a token is not in the model's vocabulary.
         """
+        if sample.epoch > self.epochs[sample.corpus]:
+            # A block that was good an epoch ago need not be so today.
+            self.epochs[sample.corpus] = sample.epoch
+            self.corpora[sample.corpus].verify_again()
         first = sample.sample * self.seq_length
         tokens = self.corpora[sample.corpus].tokens(first, self.seq_length + 1)
         # Tensor parallelism would train through such an id: every rank takes it for a row of another one.
@@ -114,6 +120,15 @@ class BlendedDataset:
                 "with the model's"
             )
         return tokens
+
+    def check_unchanged(self) -> None:
+        """Before anything that was learned from the corpora is kept or judged: are their files what they were?
+
+        Raises:
+            DataError: naming a file whose size or time is not that of its opening.
+        """
+        for corpus in self.corpora:
+            corpus.check_unchanged()
 
     def consumed(self, samples: int) -> dict[str, int]:
         """The cursor: samples each corpus gave among the first `samples` of the run."""

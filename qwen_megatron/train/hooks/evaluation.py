@@ -34,6 +34,7 @@ class EvaluationHook(Hook):
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
+        run.dataset.check_unchanged()
         started = time.perf_counter()
         with run.engine.phases.enter("evaluation"):
             loss = evaluate(run.engine, run.loader.evaluation(), run.loader.num_evaluation_microbatches)

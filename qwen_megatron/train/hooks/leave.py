@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_tools.atomic_file import write_atomically
 from qwen_megatron.train.run import Hook, Run, StepRecord
 from qwen_megatron.train.writing import writing
 
@@ -77,7 +78,5 @@ class LeaveHook(Hook):
 
 def write_completion(directory: Path, reason: str, step: int) -> None:
     """Says that the run ended in order, why, and after which step."""
-    temporary = directory / f"{COMPLETION}.partial"
     with writing(directory / COMPLETION):
-        temporary.write_text(json.dumps({"reason": reason, "step": step}) + "\n", encoding="utf-8")
-        temporary.replace(directory / COMPLETION)
+        write_atomically(directory / COMPLETION, (json.dumps({"reason": reason, "step": step}) + "\n").encode())

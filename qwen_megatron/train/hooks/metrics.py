@@ -6,11 +6,12 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from data_tools.atomic_file import atomic_output
+from data_tools.atomic_file import atomic_output, open_unfollowed, refuse_link
 from data_tools.small_json import fits, read_rows
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 from qwen_megatron.train.writing import append_whole, writing
@@ -35,10 +36,12 @@ class MetricsHook(Hook):
     def on_start(self, run: Run) -> None:
         if run.is_main:
             self.path = run.directory / "metrics.jsonl"
+            refuse_link(self.path)
             with writing(self.path):
                 # A fresh start evaluates before its first step: the row of step 0 is written again too.
                 drop_rows_after(self.path, run.state.iteration or -1)
-                self.stream = cast(BinaryIO, self.path.open("ab", buffering=0))
+                descriptor = open_unfollowed(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+                self.stream = cast(BinaryIO, os.fdopen(descriptor, "ab", buffering=0))
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         row = dataclasses.asdict(record)
@@ -94,6 +97,7 @@ class TensorBoardHook(Hook):
         if run.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
+            refuse_link(run.directory / "tensorboard")
             # purge_step hides events of steps that are about to be done again.
             self.writer = SummaryWriter(str(run.directory / "tensorboard"), purge_step=run.state.iteration + 1)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import torch
 
+from data_tools.atomic_file import refuse_link
 from qwen_megatron.train.run import Hook, Run, StepRecord
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class ProfileHook(Hook):
         run.engine.platform.synchronize()
         profiler.stop()
         folder = run.directory / FOLDER
+        refuse_link(folder)
         folder.mkdir(exist_ok=True)
         path = folder / f"steps_{self.first}-{last}_rank_{run.engine.groups.rank}.json.gz"
         write_trace(profiler, path)
@@ -78,6 +81,7 @@ class ProfileHook(Hook):
 
 def write_trace(profiler: torch.profiler.profile, path: Path) -> None:
     """Writes the trace whole or not at all."""
-    temporary = path.with_name(f".{path.name.removesuffix('.json.gz')}.partial.json.gz")
-    profiler.export_chrome_trace(str(temporary))
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        profiler.export_chrome_trace(str(temporary))
+        temporary.replace(path)

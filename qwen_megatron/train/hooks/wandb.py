@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from data_tools.atomic_file import write_atomically
+from data_tools.atomic_file import refuse_link, write_atomically
 from data_tools.small_json import MissingFileError, SmallFileError, read_object
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
@@ -42,6 +42,7 @@ class WandbHook(Hook):
             return
         import wandb
 
+        refuse_link(run.directory / "wandb")
         self.run = wandb.init(
             project=self.project,
             mode=cast(Literal["online", "offline"], self.mode),
@@ -83,8 +84,10 @@ def run_id(path: Path) -> str:
     """The Weights & Biases id of a run, kept in its folder; a new one if what is there is none.
 
     Raises:
+        DataError: if the file is a symbolic link.
         OSError: if it cannot be written.
     """
+    refuse_link(path)
     try:
         found = read_object(path).get("id")
         if isinstance(found, str) and RUN_ID_FORM.fullmatch(found):

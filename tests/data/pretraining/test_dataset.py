@@ -75,6 +75,17 @@ def test_epochs_follow_one_another(two: BlendedDataset) -> None:
         assert sequence == [position // two.train_counts[corpus] for position in range(len(sequence))]
 
 
+def test_each_epoch_of_a_corpus_verifies_it_anew(two: BlendedDataset) -> None:
+    verified: list[tuple[int, int]] = []
+    for number in range(300):
+        two.tokens(two.train_id(number))
+        verified.append((two.corpora[0].times_verified, two.corpora[1].times_verified))
+        # Read ahead, or held out: a sample of an epoch before starts nothing.
+        two.tokens(two.eval_ids[0])
+    assert verified[-1] == (300 * 3 // 4 // 43, 300 // 4 // 26)
+    assert verified == sorted(verified)
+
+
 def test_held_out_tokens_are_never_trained_on(two: BlendedDataset) -> None:
     trained = {(sample.corpus, sample.sample) for sample in map(two.train_id, range(1000))}
     held_out = {(sample.corpus, sample.sample) for sample in two.eval_ids}
