@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,10 @@ from data_tools.small_json import MissingFileError, SmallFileError, read_object,
 from qwen_megatron.errors import ConfigError
 
 Row = Mapping[str, Any]
+
+# Beyond these sums, squares and axes of a chart would leave what a float can hold.
+LARGEST_NUMBER = 1e30
+SMALLEST_NUMBER = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +86,10 @@ def read_run(directory: Path) -> RunFiles:
 
 
 def number(value: object) -> float | None:
-    """A finite number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A number of a size that a run can have, 0 if it is too small to be drawn; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) >= SMALLEST_NUMBER else 0.0
 
 
 def section(row: Row, name: str) -> Row:
