@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_tools.plain_text import printable
 from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 
@@ -164,7 +165,7 @@ def run_verify(args: argparse.Namespace) -> int:
     equal = report.num_tensors - len(report.different_tensors)
     print(f"tensors: {equal} of {report.num_tensors} equal bit for bit")
     for name in report.different_tensors[:10]:
-        print(f"  differs: {name}")
+        print(f"  differs: {printable(name)}")
     print(f"logits: largest difference {report.max_difference:.3g}, tolerance {report.tolerance:g}")
     if report.first_difference is not None:
         print(f"  first difference: {report.first_difference}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from data_tools.plain_text import printable
 from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS, QwenTokenizer
 from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
@@ -60,5 +62,6 @@ def run(args: argparse.Namespace) -> int:
                 f"{NUM_TOKENS} tokens; text needs a model with Qwen's vocabulary"
             )
         new = generate_greedy(model, prompt, args.max_new_tokens, stop=(END_OF_DOCUMENT,))
-    print(tokenizer.decode([*prompt, *new]))
+    text = tokenizer.decode([*prompt, *new])
+    print(printable(text) if sys.stdout.isatty() else text)
     return 0

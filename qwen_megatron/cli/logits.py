@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def read_ids(path: Path) -> np.ndarray:
     try:
         # Mapped: a header that promises more than the file holds is found before anything is allocated.
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError, tokenize.TokenError) as error:
+        # The header is a piece of Python, which numpy reads as such.
         raise DataError(f"{path}: is not a readable .npy file of numbers ({error})") from error
     if not isinstance(ids, np.ndarray):
         raise DataError(f"{path}: is an archive of arrays; save one array with numpy.save")

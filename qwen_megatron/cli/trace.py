@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.corpus_index import CorpusIndex
+from data_tools.plain_text import printable
 from qwen_megatron.data.pretraining.dataset import SampleId, open_dataset
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.preflight import prepare_config
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for number in range(sizes.samples_after(args.step - 1), sizes.samples_after(args.step)):
         sample = dataset.train_id(number)
         place = describe(number, sample, dataset.prefixes[sample.corpus], indexes[sample.corpus], dataset.seq_length)
-        print(json.dumps(place) if args.json else as_line(place))
+        print(json.dumps(place) if args.json else printable(as_line(place)))
     return 0
 
 

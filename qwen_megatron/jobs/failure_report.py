@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+from data_tools.plain_text import printable
 from qwen_megatron.jobs.failure import Failure, is_lost_peer, restart_helps, write_failure
 from qwen_megatron.jobs.watchdog import BETWEEN_STEPS, Watchdog
 from qwen_megatron.parallel.meeting import Job
@@ -59,7 +60,8 @@ class FailureReport:
         step, phase, samples = self.place()
         failure = Failure(
             error=error,
-            message=message,
+            # Of what the system calls a file's name, half a character cannot be kept in JSON.
+            message=printable(message),
             rank=self.job.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -71,7 +73,7 @@ class FailureReport:
             restart_helps=helps,
             lost_peer=lost_peer,
         )
-        print(f"qwen-megatron: {failure}", file=sys.stderr, flush=True)
+        print(f"qwen-megatron: {printable(failure)}", file=sys.stderr, flush=True)
         if self.owns_folder:
             try:
                 write_failure(self.directory, failure)

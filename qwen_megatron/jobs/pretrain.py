@@ -13,6 +13,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from data_tools.lock import FileLock
+from data_tools.plain_text import printable
 from qwen_megatron.checkpoint.contents import config_sections
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
@@ -198,11 +199,18 @@ def announce(config: ResolvedConfig, platform_name: str, shims: list[str]) -> No
         log.info("%d names of Megatron-Core redirected for this platform: see %s", len(shims), directory / "shims.txt")
 
 
+class PrintableFormatter(logging.Formatter):
+    """Messages quote files, which may hold what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def configure_logging(launch: Launch) -> None:
     """One short line per message, rank 0 only below warnings."""
-    logging.basicConfig(
-        level=logging.INFO if launch.rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO if launch.rank == 0 else logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -381,12 +382,9 @@ def test_whatever_is_in_the_file(target: Target, tmp_path: Path) -> None:
     def outcome(mutated: bytes) -> None:
         path.unlink(missing_ok=True)
         path.write_bytes(mutated)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                target.read(folder)
-        except DOCUMENTED as error:
-            assert str(error)
+        with warnings.catch_warnings(), contextlib.suppress(*DOCUMENTED):
+            warnings.simplefilter("ignore")
+            target.read(folder)
 
     @settings(
         max_examples=EXAMPLES if target.dump is None else 2 * EXAMPLES,
