@@ -27,6 +27,7 @@ from qwen_megatron.train.run import Run
 from qwen_megatron.train.state import TrainState
 
 STATE = "state.json"
+MOMENTS = "optimizer.state.exp_avg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,12 @@ def loaded_tensors(engine: Engine) -> dict[str, Any]:
     # Allocates the moments where no step has been taken yet.
     engine.optimizer.load_state_dict(engine.optimizer.state_dict())
     weights = all_weights(engine)
-    return {**weights, "optimizer": owned_tensors(engine.optimizer, weights, weights=False)}
+    owned = owned_tensors(engine.optimizer, weights, weights=False)
+    for tensor in owned.values():
+        if tensor.key.startswith(MOMENTS):
+            # Allocated without content; rows that pad the vocabulary for this layout are in no checkpoint.
+            tensor.data.zero_()
+    return {**weights, "optimizer": owned}
 
 
 def all_weights(engine: Engine) -> dict[str, Any]:
