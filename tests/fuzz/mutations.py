@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -90,12 +91,12 @@ def values_of(draw: st.DrawFn, value: Any) -> Any:
         if not known:
             break
         container, key = known[draw(st.integers(0, len(known) - 1))]
-        odd = draw(st.sampled_from(ODD_VALUES))
+        odd = copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
         kind = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
         if kind == "remove" and key != "":
             del container[key]
         elif kind == "add" and isinstance(container, dict):
             container[draw(st.sampled_from(["x", "../x", "\0", "1", "999999999999", "y" * 300]))] = odd
         else:
-            container[key] = json.loads(json.dumps(odd)) if isinstance(odd, list | dict) else odd
+            container[key] = odd
     return value.get("", {})
