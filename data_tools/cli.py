@@ -25,6 +25,7 @@ from data_tools.commands import (
     verify,
 )
 from data_tools.errors import DataError
+from data_tools.plain_text import printable
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
 
@@ -106,5 +107,5 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _failed(message: str) -> int:
-    print(f"qwen-data: error: {message}", file=sys.stderr)
+    print(f"qwen-data: error: {printable(message)}", file=sys.stderr)
     return EXIT_FAILED

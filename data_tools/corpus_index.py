@@ -130,7 +130,18 @@ class CorpusIndex:
         return int(self.offsets[sequence]) // self.dtype.itemsize
 
     def document_ends(self) -> npt.NDArray[np.int64]:
-        """[num_documents] int64 token position after the last token of each document."""
+        """[num_documents] int64 token position after the last token of each document.
+
+        Raises:
+            DataError: a document begins at a sequence that there is not.
+        """
+        wrong = (self.document_indices < 0) | (self.document_indices > self.num_sequences)
+        if wrong.any():
+            number = int(np.argmax(wrong))
+            raise DataError(
+                f"{self.path}: document {number} begins at sequence {int(self.document_indices[number])} of "
+                f"{self.num_sequences}; the file is damaged"
+            )
         starts = np.append(np.asarray(self.offsets) // self.dtype.itemsize, self.num_tokens)
         return starts[self.document_indices[1:]]
 

@@ -16,11 +16,11 @@ import orjson
 from data_tools.atomic_file import write_atomically
 from data_tools.checksums import num_blocks
 from data_tools.errors import DataError
+from data_tools.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_json
 
 FORMAT = "qwen-megatron-corpus"
 VERSION = 1
 TOKEN_DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16")
-MAX_SIDECAR_BYTES = 256 * 1024 * 1024
 
 
 def corpus_path(prefix: str | Path, suffix: str) -> Path:
@@ -94,18 +94,11 @@ class Sidecar:
         """
         path = corpus_path(prefix, "json")
         try:
-            size = path.stat().st_size
-            content = path.read_bytes() if size <= MAX_SIDECAR_BYTES else b""
-        except FileNotFoundError as error:
+            document = read_json(path)
+        except MissingFileError as error:
             raise DataError(_missing(prefix, path)) from error
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        if size > MAX_SIDECAR_BYTES:
-            raise DataError(f"{path}: {size} bytes is too large for a sidecar; make the corpus again")
-        try:
-            document = orjson.loads(content)
-        except orjson.JSONDecodeError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); make the corpus again") from error
+        except SmallFileError as error:
+            raise DataError(f"{error}; make the corpus again") from error
         return _Fields(path, document).sidecar()
 
     def write(self, path: Path) -> None:
@@ -151,6 +144,8 @@ class _Fields:
         value = self.get(name, (int,), "must be an integer")
         if value < 0:
             raise self.error(self.where + name, "must not be negative", value)
+        if value > LARGEST_INTEGER:
+            raise self.error(self.where + name, f"must be at most {LARGEST_INTEGER}", value)
         return int(value)
 
     def text(self, name: str) -> str:

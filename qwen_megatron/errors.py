@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "NonFiniteError",
     "PlatformError",
     "ReplicaError",
     "TrainingError",
@@ -44,6 +45,10 @@ class PlatformError(Exception):
 
 class TrainingError(Exception):
     """A run met something it must not train through, such as a loss that is not a number."""
+
+
+class NonFiniteError(TrainingError):
+    """Weights or the optimizer's state hold NaN or infinity; they are not saved, the last checkpoint is good."""
 
 
 class ReplicaError(TrainingError):

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import sys
 
 from data_tools.commands.arguments import non_negative_int
+from data_tools.plain_text import printable
 
 _EXAMPLES = """examples:
   qwen-data inspect corpora/mix
@@ -31,15 +33,17 @@ def run(options: argparse.Namespace) -> int:
     """Prints the summary or the document."""
     from data_tools.inspect import format_summary, read_document, summarize
 
+    on_terminal = sys.stdout.isatty()
     if options.document is None:
         summary = summarize(options.prefix)
-        print(json.dumps(summary, ensure_ascii=False, indent=2) if options.json else format_summary(summary))
+        as_json = options.json and json.dumps(summary, ensure_ascii=on_terminal, indent=2)
+        print(as_json or printable(format_summary(summary)))
         return 0
     document = read_document(options.prefix, options.document)
     if options.json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(json.dumps(document, ensure_ascii=on_terminal))
     elif document["text"] is None:
         print(f"not in Qwen's vocabulary, tokens: {' '.join(map(str, document['tokens']))}")
     else:
-        print(document["text"])
+        print(printable(document["text"]) if on_terminal else document["text"])
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import add_workers_argument
 from data_tools.errors import DataError
+from data_tools.plain_text import printable
 
 if TYPE_CHECKING:
     from data_tools.pipeline.executor import Executor
@@ -113,10 +114,12 @@ def _print(summary: "RunSummary", seconds: float) -> None:
     for stage in summary.stages:
         counts = [*stage["rejected"].items(), *([("copies", stage["copied"])] if stage["copied"] else [])]
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
-        print(f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,}  {reasons}".rstrip())
+        line = f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,}  {reasons}"
+        print(printable(line.rstrip()))
         for name, share in stage["shares"].items():
             epochs, tokens = stage["epochs"][name], stage["tokens"][name]
-            print(f"  {name:<14} {share:>12.2%} of training: {epochs * tokens:,.0f} tokens, {epochs:.2f} epochs")
+            row = f"  {printable(name):<14} {share:>12.2%} of training: "
+            print(f"{row}{epochs * tokens:,.0f} tokens, {epochs:.2f} epochs")
     print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
     if summary.num_bad:
         print(f"qwen-data: {summary.num_bad:,} records cannot be read: {summary.quarantine}", file=sys.stderr)

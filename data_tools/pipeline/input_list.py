@@ -3,12 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from data_tools.atomic_file import refuse_link, write_atomically
 from data_tools.checksums import sha256_of_file
 from data_tools.pipeline.task import TaskInput
+from data_tools.small_json import SmallFileError, fits, is_count, read_json
 
 
 def write_input_list(path: Path, inputs: Sequence[TaskInput]) -> TaskInput:
@@ -21,9 +23,18 @@ def write_input_list(path: Path, inputs: Sequence[TaskInput]) -> TaskInput:
 
 
 def read_input_list(one: TaskInput) -> list[TaskInput]:
-    """What `write_input_list` was given."""
+    """What `write_input_list` was given.
+
+    Raises:
+        SmallFileError: the list is missing or damaged.
+    """
     folder = Path(one.path).parent
+    entries = read_json(Path(one.path))
+    if not fits(entries, list[list[Any]]) or not all(
+        len(entry) == 3 and fits(entry[0], str) and is_count(entry[1]) and fits(entry[2], str) for entry in entries
+    ):
+        raise SmallFileError(f"{one.path}: must be a list of name, size and SHA-256; delete it and run again")
     return [
         TaskInput(path=os.path.normpath(folder / name), size_bytes=size_bytes, sha256=sha256)
-        for name, size_bytes, sha256 in orjson.loads(Path(one.path).read_bytes())
+        for name, size_bytes, sha256 in entries
     ]

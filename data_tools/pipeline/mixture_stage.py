@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data_tools.errors import DataError
 from data_tools.mixture import ingredients, mix, write_mixture
 from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import rule
 from data_tools.pipeline.task import Manifest
+from data_tools.small_json import is_count
 
 MIXTURE_FILE = "mixture.yaml"
 
@@ -32,6 +34,9 @@ class MixtureStage:
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Writes OUTPUT/mixture.yaml; the documents stay as they are."""
+        for part in inputs:
+            if not is_count(part.values.get("tokens")) or not isinstance(part.values.get("prefix"), str):
+                raise DataError(f"{part.folder}/{part.name}: not the manifest of a corpus; tokenize it again")
         tokens = {part.name: int(part.values["tokens"]) for part in inputs}
         prefixes = {part.name: str(part.values["prefix"]) for part in inputs}
         shares = mix(

@@ -15,8 +15,20 @@ from data_tools.pipeline.runner import Runner
 from data_tools.pipeline.settings import Problems, build, rule
 from data_tools.pipeline.stages import NEEDS, STAGES, SampleStage
 from data_tools.pipeline.task import Manifest
+from data_tools.small_json import shown
 
 MAX_FILE_BYTES = 1024 * 1024
+MOST_LEVELS = 32
+_LONGEST_KEY = 1000
+# Keys, values and the signs between them: some ten thousand lines.
+MOST_TOKENS = 50_000
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 class Stage(Protocol):
@@ -85,12 +97,13 @@ def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...
     names: set[str] = set()
     for number, entry in enumerate(entries):
         where = f"stages[{number}]"
-        if not isinstance(entry, Mapping) or entry.get("kind") not in STAGES:
-            value = entry.get("kind") if isinstance(entry, Mapping) else entry
+        value = entry.get("kind") if isinstance(entry, Mapping) else entry
+        if not isinstance(entry, Mapping) or not isinstance(value, str) or value not in STAGES:
             problems.add(f"{where}.kind", value, f"must be one of {', '.join(STAGES)}")
             continue
         kind = str(entry["kind"])
-        name = str(entry.get("name", kind))
+        name = entry.get("name", kind)
+        name = name if isinstance(name, str) else shown(name)
         if not (name.replace("-", "").replace("_", "").isalnum() and is_plain_name(name)):
             problems.add(f"{where}.name", name, "must be letters, digits, - and _")
         if name in names:
@@ -131,10 +144,16 @@ class _Loader(yaml.SafeLoader):
     """Plain values only: no tags, no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
+            if len(key.value) > _LONGEST_KEY:
+                raise yaml.constructor.ConstructorError(None, None, "a key is too long", key.start_mark)
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 
 
@@ -150,8 +169,21 @@ def _read_yaml(path: Path) -> Any:
     return parse_yaml(text, str(path))
 
 
+def _check_tokens(text: str, name: str) -> None:
+    """Looks at the pieces of ``text`` before anything is made of them."""
+    depth = 0
+    for number, token in enumerate(yaml.scan(text, Loader=_Loader)):
+        line = token.start_mark.line + 1
+        if isinstance(token, yaml.TagToken | yaml.AliasToken):
+            raise DataError(f"{name}:{line}: tags (!) and aliases (*) are not allowed; write the value itself")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > MOST_LEVELS or number > MOST_TOKENS:
+            rule = f"more than {MOST_LEVELS} levels" if depth > MOST_LEVELS else f"more than {MOST_TOKENS} pieces"
+            raise DataError(f"{name}:{line}: {rule}; this is not a pipeline file")
+
+
 def parse_yaml(text: str, name: str) -> Any:
-    """What ``text`` says in plain YAML: no tags, no aliases, no key twice.
+    """What ``text`` says in plain YAML: no tags, no aliases, no key twice, nothing deep or long.
 
     Args:
         text: a document or a single value.
@@ -160,11 +192,11 @@ def parse_yaml(text: str, name: str) -> Any:
         DataError: it is something else; name, line and what is wrong.
     """
     try:
-        for token in yaml.scan(text, Loader=_Loader):
-            if isinstance(token, yaml.TagToken | yaml.AliasToken):
-                line = token.start_mark.line + 1
-                raise DataError(f"{name}:{line}: tags (!) and aliases (*) are not allowed; write the value itself")
+        _check_tokens(text, name)
         return _Loader(text).get_single_data()
+    except (ValueError, OverflowError) as error:
+        # A date that is none, or more digits than a number can have.
+        raise DataError(f"{name}: not a plain value: {error}; put it in quotes if it is text") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{name}:{mark.line + 1}" if mark is not None else name

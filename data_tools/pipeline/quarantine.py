@@ -9,6 +9,7 @@ import orjson
 from data_tools.atomic_file import atomic_output
 from data_tools.jsonl import Rejection
 from data_tools.pipeline.task import Manifest
+from data_tools.small_json import SmallFileError, parse_json
 
 
 def write_quarantine(path: Path, manifests: Sequence[Manifest]) -> None:
@@ -34,7 +35,10 @@ def write_quarantine(path: Path, manifests: Sequence[Manifest]) -> None:
 
 
 def _bad_records(manifest: Manifest) -> Iterator[tuple[int, int, str, str]]:
-    with manifest.path(f"{manifest.name}.bad.jsonl").open("rb") as stream:
+    path = manifest.path(f"{manifest.name}.bad.jsonl")
+    with path.open("rb") as stream:
         for line in stream:
-            number, line_number, reason, detail = orjson.loads(line)
-            yield number, line_number, reason, detail
+            row = parse_json(line, str(path))
+            if not isinstance(row, list) or [type(value) for value in row] != [int, int, str, str]:
+                raise SmallFileError(f"{path}: a line must be file, line, reason and detail; delete it and run again")
+            yield row[0], row[1], row[2], row[3]

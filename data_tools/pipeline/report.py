@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from data_tools.atomic_file import write_atomically
 from data_tools.errors import DataError
 from data_tools.pipeline.run import SUMMARY
+from data_tools.pipeline.summary_file import read_summary
+from data_tools.small_json import MissingFileError, SmallFileError
 
 REPORT = "report.html"
 _WHERE = (
@@ -44,13 +44,12 @@ def write_report(output: Path) -> Path:
     """
     path = output / SUMMARY
     try:
-        summary = orjson.loads(path.read_bytes())
-        page = render(summary, str(output))
-    except FileNotFoundError as error:
+        page = render(read_summary(output), str(output))
+    except MissingFileError as error:
         raise DataError(f"{path}: not there; a report is made of a finished run: qwen-data run") from error
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the pipeline again") from error
-    write_atomically(output / REPORT, page.encode("utf-8"))
+    except SmallFileError as error:
+        raise DataError(f"{error}; run the pipeline again") from error
+    write_atomically(output / REPORT, page.encode("utf-8", errors="backslashreplace"))
     return output / REPORT
 
 

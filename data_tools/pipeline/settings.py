@@ -2,11 +2,17 @@
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from data_tools.small_json import LARGEST_INTEGER, shown
+
+_LONGEST_WORD = 80
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 Rule = tuple[Callable[[Any], bool], str]
 
 
@@ -19,9 +25,12 @@ class Problems:
 
     def add(self, key: str, value: object, rule: str) -> None:
         """Notes that ``key`` with ``value`` breaks ``rule``."""
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        self.lines.append(f"{self.path}: {key}={shown} {rule}")
+        self.lines.append(f"{self.path}: {key}={shown(value)} {rule}")
+
+
+def _is_usable(value: float) -> bool:
+    """Whether a number is neither infinite nor longer than any that means something here."""
+    return abs(value) <= LARGEST_INTEGER if isinstance(value, int) else math.isfinite(value)
 
 
 def rule(check: Callable[[Any], bool], text: str, default: Any = dataclasses.MISSING) -> Any:
@@ -43,11 +52,14 @@ def build(kind: type[Any], values: Mapping[str, Any], where: str, problems: Prob
         problems: gets every mistake.
     """
     before = len(problems.lines)
+    suggestions = 0
     hints = typing.get_type_hints(kind)
     fields = {one.name: one for one in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
+            suggestions += 1
+            # Of a thousand wrong keys nobody reads a thousand suggestions, each of which takes its time.
+            near = difflib.get_close_matches(str(key)[:_LONGEST_WORD], fields, 1) if suggestions <= 20 else []
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(fields)}"
             problems.add(f"{where}{key}", values[key], f"is not a known key; {hint}")
     converted: dict[str, Any] = {}
@@ -82,6 +94,12 @@ def _convert(hint: Any, value: Any, key: str, problems: Problems) -> Any:
         return tuple(_convert(one, part, key, problems) for one, part in zip(arguments, value, strict=True))
     if origin is tuple:
         return _tuple(arguments[0], value, key, problems)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not _is_usable(value):
+        problems.add(key, value, "must be a finite number of usual size")
+        return 0
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        problems.add(key, value, "must not contain null characters or halves of surrogate pairs")
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is not None:
@@ -111,7 +129,7 @@ def _mapping(value: Any, key: str, problems: Problems) -> Any:
         return {}
     result = {}
     for name, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not _is_usable(number) or number < 0:
             problems.add(f"{key}.{name}", number, "must be a number of at least 0")
         else:
             result[str(name)] = float(number)

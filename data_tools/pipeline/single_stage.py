@@ -18,7 +18,9 @@ from data_tools.pipeline.read_stage import DataSet, ReadStage
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.settings import Problems, build
 from data_tools.pipeline.stages import NEEDS, STAGES
+from data_tools.pipeline.summary_file import check_statistics, read_summary
 from data_tools.pipeline.task import STAGE_FILE, Manifest, read_manifest
+from data_tools.small_json import SmallFileError, fits, read_object
 
 READ = "read"
 # Of documents whose source is not named.
@@ -159,28 +161,32 @@ def finished_parts(output: Path, *, corpora: bool = False) -> list[Manifest]:
     Raises:
         DataError: there is no such stage, or a part is missing or damaged.
     """
-    summary = orjson.loads((output / SUMMARY).read_bytes())
+    stages = read_summary(output)["stages"]
     numbers = [
         number
-        for number, stage in enumerate(summary["stages"], 1)
+        for number, stage in enumerate(stages, 1)
         if (stage["kind"] in _CORPUS_KINDS) == corpora and stage["kind"] != "mixture"
     ]
     if not numbers:
         wanted = "corpora; tokenize its documents first" if corpora else "documents"
         raise DataError(f"{output}: no stage of this run left {wanted}")
     number = numbers[-1]
-    name = require_plain_name(summary["stages"][number - 1]["name"], f"{output / SUMMARY}: name of a stage")
+    name = require_plain_name(stages[number - 1]["name"], f"{output / SUMMARY}: name of a stage")
     folder = output / "stages" / f"{number:02d}-{name}"
     try:
-        names = orjson.loads((folder / STAGE_FILE).read_bytes())["manifests"]
+        names: Any = read_object(folder / STAGE_FILE).get("manifests")
+        if not fits(names, list[str]):
+            raise SmallFileError(f"{folder / STAGE_FILE}: manifests must be a list of names")
         return [_part(folder / name, output) for name in names]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, SmallFileError) as error:
         raise DataError(f"{folder}: not a finished stage ({error}); run it again") from error
 
 
 def _part(path: Path, output: Path) -> Manifest:
     require_below(path, output)
     manifest = read_manifest(Path(os.path.normpath(path.parent)), path.name.removesuffix(".manifest.json"))
+    if manifest.statistics:
+        check_statistics(manifest.statistics, str(path))
     for name, entry in manifest.outputs.items():
         size_bytes = manifest.path(name).stat().st_size
         if size_bytes != entry["size_bytes"]:

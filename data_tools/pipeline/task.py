@@ -12,6 +12,7 @@ from data_tools.atomic_file import sync_files, write_atomically
 from data_tools.checksums import sha256_of_file
 from data_tools.errors import PathError
 from data_tools.owned_paths import require_plain_name, require_plain_path
+from data_tools.small_json import SmallFileError, build, fits, is_count, read_object, shown
 from data_tools.version import version
 
 # Part of every key: raise it when an operation's output changes for the same input and options.
@@ -192,18 +193,35 @@ def read_manifest(folder: Path, name: str) -> Manifest:
     """The manifest of a finished task.
 
     Raises:
-        OSError, orjson.JSONDecodeError, TypeError, KeyError: it is absent or damaged.
+        SmallFileError: it is absent or damaged.
         PathError: a name in it is a path, and would lead out of a folder.
     """
     path = folder / f"{require_plain_name(name, f'{folder}: name of a task')}.manifest.json"
-    manifest = Manifest(folder=str(folder), **orjson.loads(path.read_bytes()))
+    content = read_object(path)
+    if "folder" in content:
+        raise SmallFileError(f"{path}: folder is not a known key")
+    manifest = build(Manifest, {**content, "folder": str(folder)}, str(path))
     if require_plain_name(manifest.name, f"{path}: name") != name:
         raise PathError(f"{path}: name={manifest.name!r} is not that of the file")
-    for output in manifest.outputs:
-        require_plain_path(output, f"{path}: outputs")
-    for source in manifest.statistics.get("by_source", {}):
-        require_plain_name(source, f"{path}: statistics.by_source")
+    _check(manifest, path)
     return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """Looks below the first level of a manifest."""
+    counts: list[object] = [manifest.records_in, manifest.records_out, manifest.copied, *manifest.rejected.values()]
+    for output, entry in manifest.outputs.items():
+        require_plain_path(output, f"{path}: outputs")
+        counts.append(entry.get("size_bytes"))
+        if not isinstance(entry.get("sha256"), str):
+            raise SmallFileError(f"{path}: outputs.{shown(output)}.sha256 must be text")
+    if not all(map(is_count, counts)):
+        raise SmallFileError(f"{path}: a count or a size is not a whole number of at least 0")
+    by_source = manifest.statistics.get("by_source", {})
+    if not fits(by_source, dict[str, Any]):
+        raise SmallFileError(f"{path}: statistics.by_source must be an object")
+    for source in by_source:
+        require_plain_name(source, f"{path}: statistics.by_source")
 
 
 def finished(task: Task) -> Manifest | None:
@@ -215,6 +233,6 @@ def finished(task: Task) -> Manifest | None:
         for name, entry in manifest.outputs.items():
             if manifest.path(name).stat().st_size != entry["size_bytes"]:
                 return None
-    except (OSError, orjson.JSONDecodeError, TypeError, KeyError, AttributeError, PathError):
+    except (OSError, ValueError, SmallFileError, PathError):
         return None  # Absent or damaged: the task is done again.
     return manifest

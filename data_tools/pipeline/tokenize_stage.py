@@ -38,6 +38,7 @@ from data_tools.pipeline.tokenize_seal import seal
 from data_tools.progress import SilentProgress
 from data_tools.rejections import publish_list, rejected_path
 from data_tools.sidecar import InputFile
+from data_tools.small_json import build, read_json
 
 # A line of a shard holds the text with JSON's escapes and the document's other fields.
 _LONGEST_LINE = 7 * LARGEST_DOCUMENT_BYTES
@@ -138,12 +139,21 @@ class TokenizeStage:
         write_atomically(folder / _SEAL_PLAN, orjson.dumps(plan))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SealPlan:
+    """The ranges, the file they were gathered in, and what was rejected before."""
+
+    target: str
+    buckets: list[str]
+    rejected: dict[str, int]
+
+
 def seal_corpus(task: Task) -> TaskResult:
     """The operation `tokenize_seal`: the ranges to a corpus."""
     work, prefix = Path(task.options["work"]), Path(task.folder, task.name)
-    plan = orjson.loads((work / _SEAL_PLAN).read_bytes())
-    target = work / require_plain_name(plan["target"], f"{work / _SEAL_PLAN}: target")
-    gathered = [read_manifest(work / "buckets", name) for name in plan["buckets"]]
+    plan = build(_SealPlan, read_json(work / _SEAL_PLAN), str(work / _SEAL_PLAN))
+    target = work / require_plain_name(plan.target, f"{work / _SEAL_PLAN}: target")
+    gathered = [read_manifest(work / "buckets", name) for name in plan.buckets]
     inputs = []
     for shard in read_input_list(task.inputs[0]):
         status = Path(shard.path).stat()
@@ -151,7 +161,7 @@ def seal_corpus(task: Task) -> TaskResult:
     with corpus_lock(prefix):
         publish_list(work / QUARANTINE_FILE, rejected_path(prefix))
         seed = task.options["seed"] if task.options["shuffle"] else None
-        rejected = Counter(plan["rejected"])
+        rejected = Counter(plan.rejected)
         sidecar = seal(prefix, target, gathered, rejected, inputs, seed, SilentProgress())
     digests = {"bin": sidecar.bin, "idx": sidecar.idx, "crc": sidecar.crc}
     return TaskResult(

@@ -16,6 +16,7 @@ from data_tools.errors import DataError
 from data_tools.pipeline.settings import Problems, build, rule
 from data_tools.quality.calibration import Calibration
 from data_tools.quality.features import FEWEST_BITS, LONGEST_NGRAM, MOST_BITS, FeatureConfig, feature_scores
+from data_tools.small_json import SmallFileError, parse_json, read_bytes
 
 # Under which a score lies in records and in the metadata of documents.
 SCORE_KEY = "quality"
@@ -107,9 +108,9 @@ class QualityModel:
         """
         path = folder / MODEL_FILE
         try:
-            content = orjson.loads(_read(path, _MAX_JSON_BYTES))
-        except orjson.JSONDecodeError as error:
-            raise DataError(f"{path}: not JSON: {error}; {_AGAIN}") from error
+            content = parse_json(_read(path, _MAX_JSON_BYTES), str(path))
+        except SmallFileError as error:
+            raise DataError(f"{error}; {_AGAIN}") from error
         problems = Problems(str(path))
         head = build(_Head, content, "", problems) if isinstance(content, dict) else None
         if head is None:
@@ -149,12 +150,9 @@ class _Head:
 
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DataError(f"{path}: {size} bytes, more than the {max_bytes} such a file can have; {_AGAIN}")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; name the folder of a trained model") from error
+        return read_bytes(path, max_bytes)
+    except SmallFileError as error:
+        raise DataError(f"{error}; name the folder of a trained model, or train it again") from error
 
 
 def _load_weights(path: Path, bits: int, sha256: str) -> npt.NDArray[np.float32]:

@@ -26,7 +26,8 @@ from qwen_megatron.checkpoint.manifest import (
     read_manifest,
     verify_files,
 )
-from qwen_megatron.checkpoint.state import STATE
+from qwen_megatron.checkpoint.state import STATE, CheckpointState
+from qwen_megatron.checkpoint.storage import METADATA_JSON, check_format
 from qwen_megatron.errors import CheckpointError, UnseenCheckpoint
 from qwen_megatron.parallel.objects import TEXT_OR_NONE, all_gather, broadcast, dict_of, list_of, of_type
 
@@ -40,7 +41,7 @@ TOLD = 8
 # At either end of a file of weights.
 END_BYTES = 65536
 # Every rank reads these whole, whatever its share of the verification.
-READ_BY_ALL = (STATE, ".metadata", "metadata.json")
+READ_BY_ALL = (STATE, ".metadata", METADATA_JSON)
 
 Seen = Callable[[], str]
 
@@ -164,8 +165,15 @@ def verify_share(folder: Path) -> None:
     try:
         with failing_together():
             files = read_manifest(folder)
-            mine = set(sorted(files)[rank::world_size]) | {name for name in READ_BY_ALL if name in files}
-            verify_files(folder, files, sorted(mine))
+            for name in READ_BY_ALL:
+                if name not in files:
+                    raise CheckpointError(
+                        f"{folder}: its manifest does not list {name}; the checkpoint cannot be trusted"
+                    )
+            # Small, and every rank will read it: odd content is damage like any other, to be passed over.
+            CheckpointState.read(folder)
+            check_format(folder)
+            verify_files(folder, files, sorted({*sorted(files)[rank::world_size], *READ_BY_ALL}))
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
 

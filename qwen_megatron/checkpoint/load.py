@@ -81,6 +81,11 @@ def continued_groups(saved: list[dict[str, Any]], trainable: Trainable) -> list[
     checkpoint, old betas would silently win over new ones.
     """
     groups = trainable.trained.state_dict()["optimizer"]["param_groups"]
+    if len(saved) != len(groups):
+        raise CheckpointError(
+            f"the checkpoint has {len(saved)} groups of parameters, this model {len(groups)}; start from its weights "
+            "alone with checkpoint.init_from"
+        )
     return [{**group, "step": old["step"]} for group, old in zip(groups, saved, strict=True)]
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_tools.atomic_file import write_atomically
+from data_tools.small_json import MissingFileError, SmallFileError, build, kind_of, read_bytes, read_object, shown
 from qwen_megatron.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+# Far more than the name of a folder.
+LATEST_BYTES = 4096
 # End of the hidden name of a checkpoint whose step is saved again.
 REPLACED = ".replaced"
 FORMAT = "qwen-megatron checkpoint"
@@ -70,27 +77,36 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
-        if content["format"] != FORMAT or content["version"] not in (1, VERSION):
-            raise CheckpointError(
-                f"{path}: is version {content['version']} of '{content['format']}', not 1 or {VERSION} of '{FORMAT}'"
-            )
-        files = {name: FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
-    except FileNotFoundError as error:
+        content = read_object(path)
+        if content.get("format") != FORMAT or content.get("version") not in (1, VERSION):
+            form, version = shown(content.get("format")), shown(content.get("version"))
+            raise CheckpointError(f"{path}: is version {version} of {form}, not 1 or {VERSION} of '{FORMAT}'")
+        files = {name: build(FileEntry, entry, f"{path}: {name}") for name, entry in entries_of(content, path).items()}
+    except MissingFileError as error:
         latest = read_latest(folder)
         advice = f"name one of the checkpoints in it, such as {folder / latest}" if latest else "name another one"
         raise CheckpointError(f"{path}: missing, so {folder} is not a complete checkpoint; {advice}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except SmallFileError as error:
         raise CheckpointError(f"{path}: not a readable manifest ({error}); the checkpoint cannot be trusted") from error
     for name, entry in files.items():
         if not FILE_NAME.fullmatch(name):
             raise CheckpointError(f"{path}: names a file {name!r}; only plain file names are allowed")
         try:
-            size = (folder / name).stat().st_size
+            found = (folder / name).stat()
         except OSError as error:
             raise CheckpointError(f"{folder / name}: missing, the manifest lists it with {entry.size} bytes") from error
-        if size != entry.size:
-            raise CheckpointError(f"{folder / name}: has {size} bytes, the manifest says {entry.size}")
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{folder / name}: is not a file, as the manifest says")
+        if found.st_size != entry.size:
+            raise CheckpointError(f"{folder / name}: has {found.st_size} bytes, the manifest says {entry.size}")
+    return files
+
+
+def entries_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a manifest says of each file, unchecked."""
+    files = content.get("files")
+    if not isinstance(files, dict):
+        raise SmallFileError(f"{path}: files must be an object, not {kind_of(files)}")
     return files
 
 
@@ -111,7 +127,12 @@ def verify_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str]
 
 def write_synced(path: Path, content: bytes) -> FileEntry:
     """Writes a file under a random temporary name, syncs it and renames it; a link at `path` is replaced."""
-    write_atomically(path, content)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        # A write does not say which file it was for.
+        error.filename = error.filename or str(path)
+        raise
     return FileEntry(len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -134,7 +155,10 @@ def publish(partial: Path, final: Path) -> None:
     else:
         os.replace(partial, final)
     sync_folder(final.parent)
-    write_synced(final.parent / LATEST, (final.name + "\n").encode())
+    try:
+        write_synced(final.parent / LATEST, (final.name + "\n").encode())
+    except IsADirectoryError:
+        log.warning("%s: is a folder, so it cannot name the newest checkpoint; remove it", final.parent / LATEST)
 
 
 def restore_replaced(directory: Path) -> None:
@@ -164,8 +188,14 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def read_latest(directory: Path) -> str | None:
-    """What the `latest` file names, None if there is no such file."""
+    """What the `latest` file names, None if there is no such file.
+
+    It is a hint for people, so whatever else stands there under this name is told and otherwise taken for nothing.
+    """
     try:
-        return (directory / LATEST).read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:
+        return read_bytes(directory / LATEST, LATEST_BYTES).decode("utf-8", errors="replace").strip()
+    except MissingFileError:
+        return None
+    except SmallFileError as error:
+        log.warning("%s; looking at the folders instead", error)
         return None

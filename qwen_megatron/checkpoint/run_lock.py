@@ -37,3 +37,18 @@ def run_lock(directory: Path) -> Iterator[FileLock]:
     finally:
         # The file stays: the next job opens the same one.
         lock.release()
+
+
+def check_still_held(lock: FileLock | None) -> None:
+    """Before anything is saved: the folder must still be the one that was locked.
+
+    Args:
+        lock: From `run_lock`; None where nobody has locked anything.
+    Raises:
+        CheckpointError: if the folder was removed, moved or replaced. Another job may be in it.
+    """
+    if lock is not None and not lock.still_held():
+        raise CheckpointError(
+            f"{lock.path.parent}: was removed, moved or replaced while this job trained in it, and may be another "
+            "job's now; nothing more is saved. Put it back, or start with another checkpoint.directory"
+        )

@@ -22,7 +22,9 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
+from data_tools.lock import FileLock
 from qwen_megatron.checkpoint.agreement import failing_together
+from qwen_megatron.checkpoint.finite import check_before_save
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import (
     FileEntry,
@@ -33,18 +35,16 @@ from qwen_megatron.checkpoint.manifest import (
     write_synced,
 )
 from qwen_megatron.checkpoint.retention import Retention
+from qwen_megatron.checkpoint.run_lock import check_still_held
 from qwen_megatron.checkpoint.sharded_state import saved_tensors
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
 from qwen_megatron.checkpoint.state import STATE, checkpoint_state
-from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
+from qwen_megatron.checkpoint.storage import METADATA_JSON, HashingFileSystem, write_tensors
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.parallel.objects import all_gather, dict_of
 from qwen_megatron.train.run import Run
 
 log = logging.getLogger(__name__)
-
-# What Megatron-Core's loader knows the format by.
-METADATA_JSON = "metadata.json"
 
 
 class Stopped(Exception):
@@ -95,14 +95,21 @@ class Saver:
         asynchronous: Training goes on while a snapshot in memory is written.
         retention: Removes old checkpoints after a commit.
         new_digest: Makes the hash of each file; another one than sha256 is for measuring only.
+        lock: Of the run's folder, on rank 0: nothing is saved where it is lost.
     """
 
     def __init__(
-        self, *, asynchronous: bool, retention: Retention, new_digest: Callable[[], Digest] = hashlib.sha256
+        self,
+        *,
+        asynchronous: bool,
+        retention: Retention,
+        new_digest: Callable[[], Digest] = hashlib.sha256,
+        lock: FileLock | None = None,
     ) -> None:
         self.asynchronous = asynchronous
         self.retention = retention
         self.new_digest = new_digest
+        self.lock = lock
         self.arena = Arena()
         self.pending: Save | None = None
         self.stop = threading.Event()
@@ -114,6 +121,7 @@ class Saver:
 
         Raises:
             CheckpointError: on every rank, with what went wrong on any. The checkpoints before are untouched.
+            NonFiniteError: on every rank, if a weight, master or moment is no number; nothing is written.
         """
         self.finish(run)
         self.begin(run)
@@ -122,6 +130,8 @@ class Saver:
 
     def begin(self, run: Run) -> None:
         """Takes what is to be written: into memory, or to disk."""
+        tensors = saved_tensors(run.trainables.values())
+        check_before_save(tensors, run.state.iteration, run.groups.rank)
         final = run.directory / folder_name(run.state.iteration)
         partial = final.with_name(f".{final.name}.partial")
         save = Save(final=final, partial=partial, state=b"", started=time.perf_counter(), written={})
@@ -129,10 +139,11 @@ class Saver:
         try:
             with failing_together():
                 if run.is_main:
+                    check_still_held(self.lock)
                     shutil.rmtree(partial, ignore_errors=True)
-                    partial.mkdir(parents=True)
+                    # The run's folder itself is made once, when it is locked.
+                    partial.mkdir()
                     save.state = checkpoint_state(run).to_json()
-            tensors = saved_tensors(run.trainables.values())
             if self.asynchronous:
                 memory = MemoryFileSystem(self.arena)
                 write_tensors(tensors, partial, memory)
@@ -209,6 +220,7 @@ class Saver:
 
     def commit(self, save: Save, files: dict[str, FileEntry]) -> None:
         """The thread of rank 0: completes the folder, gives it its name, and removes what is not to be kept."""
+        check_still_held(self.lock)
         save_config(CheckpointingConfig("torch_dist", 1), str(save.partial))
         files[METADATA_JSON] = hashed(save.partial / METADATA_JSON)
         files[STATE] = write_synced(save.partial / STATE, save.state)

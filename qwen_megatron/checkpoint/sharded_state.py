@@ -17,6 +17,8 @@ from qwen_megatron.checkpoint.pieces import owned_tensors
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 
+MOMENTS = "optimizer.state.exp_avg"
+
 
 def saved_tensors(trainables: Collection[Trainable]) -> dict[str, ShardedTensor]:
     """What this rank writes: its own part of the weights, of their fp32 masters and of the moments.
@@ -48,6 +50,10 @@ def loaded_tensors(trainable: Trainable, prefix: str) -> dict[str, Any]:
     trainable.optimizer.load_state_dict(trainable.optimizer.state_dict())
     weights = all_weights(trainable)
     owned = owned_tensors(trainable.optimizer, weights, weights=False)
+    for shard in owned.values():
+        if shard.key.startswith(MOMENTS):
+            # Allocated without content; rows that pad the vocabulary for this layout are in no checkpoint.
+            shard.data.zero_()
     return named({**weights, "optimizer": owned}, prefix)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform as python_platform
+import re
 import subprocess
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from data_tools.small_json import MissingFileError, SmallFileError, build, is_count, read_object, shown
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
@@ -25,6 +27,7 @@ from qwen_megatron.train.trainable import MAIN, Trainable
 STATE = "state.json"
 # Version 2: models have names. Version 1 is still read.
 VERSION = 2
+MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class CheckpointState:
 
     train_state: TrainState
     models: dict[str, ModelState]
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any]]
     data: dict[str, dict[str, Any]]
     environment: dict[str, Any]
     job: dict[str, Any] = field(default_factory=dict)
@@ -72,26 +75,23 @@ class CheckpointState:
         """Reads `state.json` of a checkpoint.
 
         Raises:
-            CheckpointError: if it is missing or garbled.
+            CheckpointError: if it is missing or garbled, or a value is not of the kind that is used later.
         """
         path = folder / STATE
         try:
-            content = json.loads(path.read_bytes())
-            version = content.setdefault("version", 1)
-            if version not in (1, VERSION):
-                raise CheckpointError(
-                    f"{path}: is of version {version}, this program reads 1 and {VERSION}; use the one that wrote it"
-                )
-            if version == 1:
-                content["models"] = {
-                    MAIN: {"config": content["config"]["model"], "optimizer": content.pop("optimizer")}
-                }
-            models = {str(name): ModelState(**model) for name, model in content["models"].items()}
-            return cls(**{**content, "train_state": TrainState(**content["train_state"]), "models": models})
-        except FileNotFoundError as error:
+            content = of_this_version(read_object(path), str(path))
+            counters = build(TrainState, content.get("train_state"), f"{path}: train_state")
+            models = content.get("models")
+            if not isinstance(models, dict) or not models:
+                raise SmallFileError(f"{path}: models must be an object that names at least one model")
+            built = {name: build(ModelState, model, f"{path}: models.{name}") for name, model in models.items()}
+            state = build(cls, {**content, "train_state": counters, "models": built}, str(path))
+            check_values(state, str(path))
+        except MissingFileError as error:
             raise CheckpointError(f"{path}: missing; the folder is not a checkpoint of qwen-megatron") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: garbled ({error!r}); name another checkpoint") from error
+        except SmallFileError as error:
+            raise CheckpointError(f"{error}; the state is garbled, name another checkpoint") from error
+        return state
 
     def model(self, name: str, folder: Path) -> ModelState:
         """One of the models.
@@ -101,14 +101,54 @@ class CheckpointState:
         """
         if name not in self.models:
             raise CheckpointError(f"{folder}: holds no model {name!r}; it has {', '.join(sorted(self.models))}")
-        found = self.models[name]
-        if found.head not in HEADS:
-            raise CheckpointError(f"{folder / STATE}: head {found.head!r} of model {name!r} must be one of {HEADS}")
-        return found
+        return self.models[name]
 
     def prefix(self, name: str) -> str:
         """What stands before the keys of a model's tensors."""
         return "" if self.version == 1 else f"{name}."
+
+
+def of_this_version(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """The content of a state of any version that is read, in the form of the newest.
+
+    Raises:
+        SmallFileError: if it is of another version.
+    """
+    version = content.get("version", 1)
+    if version == VERSION:
+        return content
+    if version != 1:
+        raise SmallFileError(f"{where}: is of version {shown(version)}, this program reads 1 and {VERSION}")
+    config = content.get("config")
+    model = {"config": config.get("model") if isinstance(config, dict) else None, "optimizer": content.get("optimizer")}
+    return {
+        **{key: value for key, value in content.items() if key != "optimizer"},
+        "version": 1,
+        "models": {MAIN: model},
+    }
+
+
+def check_values(state: CheckpointState, where: str) -> None:
+    """Looks below the first level: counters, and what is asked of each model, group, section and source.
+
+    Raises:
+        SmallFileError: naming the value.
+    """
+    checks = {f"train_state.{name}": is_count(value) for name, value in dataclasses.asdict(state.train_state).items()}
+    for name, model in state.models.items():
+        checks[f"models.{name}.head"] = model.head in HEADS
+        # It is part of keys, and may be asked for on a command line.
+        checks[f"the model's name {shown(name)}"] = MODEL_NAME.fullmatch(name) is not None
+        for i, group in enumerate(model.optimizer):
+            checks[f"models.{name}.optimizer[{i}].step"] = is_count(group.get("step"))
+    for prefix, entry in state.data.items():
+        checks[f"data.{prefix}.fingerprint"] = isinstance(entry.get("fingerprint"), str)
+        checks[f"data.{prefix}.tokenizer"] = isinstance(entry.get("tokenizer"), str | None)
+        checks[f"data.{prefix}.consumed_samples"] = is_count(entry.get("consumed_samples"))
+    checks["config.data.blend"] = not state.data or "blend" in state.config.get("data", {})
+    for name, is_good in checks.items():
+        if not is_good:
+            raise SmallFileError(f"{where}: {name} is missing or not what a save writes there")
 
 
 def only_model(state: CheckpointState, folder: Path) -> str:

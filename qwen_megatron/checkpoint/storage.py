@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
 from megatron.core.dist_checkpointing.strategies.torch import (
@@ -24,11 +25,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from data_tools.small_json import SmallFileError, read_object, shown
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import FILE_NAME, FileEntry
 from qwen_megatron.checkpoint.unpickler import read_metadata
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.platforms.shims.checkpoint import apply_checkpoint_shims
+
+# What Megatron-Core's loader knows the format by.
+METADATA_JSON = "metadata.json"
 
 
 class HashingFileSystem(FileSystem):
@@ -145,6 +150,22 @@ class NoCommonState(LoadCommonStrategy):
 
     def check_version_compatibility(self, loaded_version: Any) -> None:
         """Nothing is read."""
+
+
+def check_format(folder: Path) -> None:
+    """Looks at `metadata.json` before Megatron-Core does, which takes it as it is.
+
+    Raises:
+        CheckpointError: if it is missing, or names another format than ours.
+    """
+    path = folder / METADATA_JSON
+    try:
+        content = read_object(path)
+    except SmallFileError as error:
+        raise CheckpointError(f"{error}; the folder is not a torch_dist checkpoint") from error
+    expected = dataclasses.asdict(CheckpointingConfig("torch_dist", 1))
+    if content != expected:
+        raise CheckpointError(f"{path}: holds {shown(content)}, not {expected}; the checkpoint cannot be trusted")
 
 
 def load_tensors(sharded_state_dict: ShardedStateDict, folder: Path) -> dict[str, Any]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from torch.distributed.checkpoint.metadata import Metadata
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
+from data_tools.small_json import MissingFileError, SmallFileError, read_bytes
+from qwen_megatron.checkpoint.pickle_limits import LARGEST_BYTES, check_pickle
 from qwen_megatron.errors import CheckpointError
 
 ALLOWED = frozenset(
@@ -33,6 +45,20 @@ ALLOWED = frozenset(
 )
 
 
+# What loading a pickle and looking at the result may raise, whatever is in it.
+DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+
+
 class NamedClassesUnpickler(pickle.Unpickler):
     """Refuses every global that is not on the list before it is looked up, so nothing foreign is imported or called."""
 
@@ -53,15 +79,56 @@ def read_metadata(path: Path) -> Metadata:
     """The metadata of a torch_dist checkpoint.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or asks for another class.
+        CheckpointError: if the file is missing, damaged, larger than any real one, or asks for another class.
     """
     try:
-        with path.open("rb") as stream:
-            metadata = NamedClassesUnpickler(stream, path).load()
-    except FileNotFoundError as error:
+        content = read_bytes(path, LARGEST_BYTES)
+        check_pickle(content, path)
+        metadata = NamedClassesUnpickler(io.BytesIO(content), path).load()
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f"{path}: holds a {type(metadata).__name__}, not checkpoint metadata")
+        check_parts(metadata)
+    except MissingFileError as error:
         raise CheckpointError(f"{path}: missing; the folder is not a torch_dist checkpoint") from error
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError) as error:
+    except SmallFileError as error:
+        raise CheckpointError(str(error)) from error
+    except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged checkpoint metadata ({error})") from error
-    if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"{path}: holds a {type(metadata).__name__}, not checkpoint metadata")
     return metadata
+
+
+def check_parts(metadata: Metadata) -> None:
+    """Whether everything in it is what the reader takes it for; an object made without its state has no attributes.
+
+    Raises:
+        TypeError, AttributeError: it is not.
+    """
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue  # The caller refuses it by its name.
+        expect(str, key)
+        expect(TensorProperties, entry.properties)
+        expect(torch.dtype, entry.properties.dtype)
+        for chunk in expect(list, entry.chunks):
+            expect(ChunkStorageMetadata, chunk)
+            for box in (chunk.offsets, chunk.sizes):
+                if len(expect(torch.Size, box)) != len(expect(torch.Size, entry.size)) or min(box, default=0) < 0:
+                    raise TypeError(f"{key} has a shard of another shape")
+    for index, place in expect(dict, metadata.storage_data).items():
+        expect(MetadataIndex, index)
+        expect(str, index.fqn)
+        expect(str, expect(_StorageInfo, place).relative_path)
+        if min(expect(int, place.offset), expect(int, place.length)) < 0:
+            raise TypeError(f"{index.fqn} lies at a place below 0")
+    expect((StorageMeta, type(None)), metadata.storage_meta)
+
+
+def expect(kind: Any, value: Any) -> Any:
+    """The value, if it is of the kind.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} stands where {kind} must")
+    return value

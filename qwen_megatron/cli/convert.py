@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_tools.plain_text import printable
+from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model
 
@@ -68,6 +70,7 @@ def add_to_hf(actions: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
     add_model(parser)
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run_to_hf)
 
 
@@ -82,6 +85,7 @@ def add_from_hf(actions: Any) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="a Hugging Face folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint's folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run_from_hf)
 
 
@@ -138,6 +142,7 @@ def run_to_hf(args: argparse.Namespace) -> int:
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
         name=args.model,
+        allow_nonfinite=args.allow_nonfinite,
     )
     print(f"wrote {args.out}")
     return 0
@@ -148,7 +153,7 @@ def run_from_hf(args: argparse.Namespace) -> int:
     silence_libraries()
     from qwen_megatron.convert.from_hf import from_hf
 
-    from_hf(args.folder, args.out, overwrite=args.overwrite)
+    from_hf(args.folder, args.out, overwrite=args.overwrite, allow_nonfinite=args.allow_nonfinite)
     print(f"wrote {args.out}")
     return 0
 
@@ -164,7 +169,7 @@ def run_verify(args: argparse.Namespace) -> int:
     equal = report.num_tensors - len(report.different_tensors)
     print(f"tensors: {equal} of {report.num_tensors} equal bit for bit")
     for name in report.different_tensors[:10]:
-        print(f"  differs: {name}")
+        print(f"  differs: {printable(name)}")
     print(f"logits: largest difference {report.max_difference:.3g}, tolerance {report.tolerance:g}")
     if report.first_difference is not None:
         print(f"  first difference: {report.first_difference}")

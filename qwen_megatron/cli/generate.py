@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from data_tools.plain_text import printable
 from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS, QwenTokenizer
+from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model
 from qwen_megatron.errors import CheckpointError, ConfigError
@@ -27,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="ordinary text; control tokens are not special")
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="tokens to add at most (64)")
     add_model(parser)
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run)
 
 
@@ -53,12 +57,13 @@ def run(args: argparse.Namespace) -> int:
     from qwen_megatron.inference.loading import load_for_inference, single_process
 
     with single_process() as groups:
-        model = load_for_inference(args.source, groups, name=args.model)
+        model = load_for_inference(args.source, groups, name=args.model, allow_nonfinite=args.allow_nonfinite)
         if model.num_tokens_in_vocabulary < NUM_TOKENS:
             raise CheckpointError(
                 f"{args.source}: its vocabulary has {model.num_tokens_in_vocabulary} rows, Qwen's tokenizer "
                 f"{NUM_TOKENS} tokens; text needs a model with Qwen's vocabulary"
             )
         new = generate_greedy(model, prompt, args.max_new_tokens, stop=(END_OF_DOCUMENT,))
-    print(tokenizer.decode([*prompt, *new]))
+    text = tokenizer.decode([*prompt, *new])
+    print(printable(text) if sys.stdout.isatty() else text)
     return 0

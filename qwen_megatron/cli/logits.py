@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model
 from qwen_megatron.errors import ConfigError, DataError
@@ -33,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--input-ids", required=True, type=Path, metavar="IDS.npy", help="int64 [batch, seq]")
     parser.add_argument("--output", required=True, type=Path, metavar="LOGITS.npy", help="fp32 [batch, seq, vocab]")
     add_model(parser)
+    add_allow_nonfinite(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from qwen_megatron.inference.loading import load_for_inference, single_process
 
     with single_process() as groups:
-        model = load_for_inference(args.source, groups, name=args.model)
+        model = load_for_inference(args.source, groups, name=args.model, allow_nonfinite=args.allow_nonfinite)
         check_range(args.input_ids, ids_bs, model.num_tokens_in_vocabulary)
         write_logits(model, ids_bs, args.output)
     print(f"wrote {args.output}: {[*ids_bs.shape, model.num_tokens_in_vocabulary]}, fp32")
@@ -70,7 +73,8 @@ def read_ids(path: Path) -> np.ndarray:
     try:
         # Mapped: a header that promises more than the file holds is found before anything is allocated.
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError, tokenize.TokenError) as error:
+        # The header is a piece of Python, which numpy reads as such.
         raise DataError(f"{path}: is not a readable .npy file of numbers ({error})") from error
     if not isinstance(ids, np.ndarray):
         raise DataError(f"{path}: is an archive of arrays; save one array with numpy.save")

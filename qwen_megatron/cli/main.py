@@ -19,6 +19,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from data_tools.plain_text import printable
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(error, os.environ)
         return 2
     except (CheckpointError, DataError, PlatformError, TrainingError) as error:
-        print(f"qwen-megatron: {error}", file=sys.stderr)
+        print(f"qwen-megatron: {printable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("qwen-megatron: interrupted", file=sys.stderr)
@@ -114,4 +115,4 @@ def report(error: ConfigError, environment: Mapping[str, str]) -> None:
     count = len(error.problems)
     lines = [f"qwen-megatron: {count} {'problem' if count == 1 else 'problems'} in the configuration{where}:"]
     lines += [f"  {number}. {problem}" for number, problem in enumerate(error.problems, start=1)]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    print(printable("\n".join(lines)), file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_tools.plain_text import printable
 from qwen_megatron.report.trace import traced_samples
 
 EPILOG = """examples:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         DataError: if a corpus is gone or has changed its structure.
     """
     for place in traced_samples(args.run_directory, args.step):
-        print(json.dumps(place) if args.json else as_line(place))
+        print(json.dumps(place) if args.json else printable(as_line(place)))
     return 0
 
 

@@ -52,6 +52,13 @@ class CheckpointConfig:
             "are used. Any other difference that training depends on is refused."
         ),
     )
+    allow_nonfinite: bool = field(
+        default=False,
+        metadata=about(
+            "Load weights, masters or moments that hold NaN or infinity, to look into them. Such a state is not saved "
+            "again."
+        ),
+    )
     init_from: str | None = field(
         default=None,
         metadata=about(

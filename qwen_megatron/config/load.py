@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qwen_megatron.config.problems import Problems
+from qwen_megatron.config.problems import MOST_SUGGESTIONS, Problems
 from qwen_megatron.config.schema import Config
 from qwen_megatron.config.serialize import type_name
-from qwen_megatron.config.setting import show
+from qwen_megatron.config.setting import LONGEST_WORD, closest, show
 from qwen_megatron.config.yaml_text import STANDARD, YamlError, pairs, parse_nodes, read_nodes, refused_tag, scalar
 from qwen_megatron.errors import ConfigError
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# Of every usual file system: the longest path.
+LONGEST_TEXT = 4096
 REFERENCE = re.compile(r"\$\{([a-z_]+\.[a-z0-9_]+)\}")
 TYPES: dict[str, Any] = {
     f"{section}.{name}": hint
@@ -78,6 +80,11 @@ def read_config(path: str | Path | None, overrides: Sequence[str], problems: Pro
         given[item.key] = item
     for item in given.values():
         store(tree, item, problems)
+    lengths: dict[str, int] = {}
+    for item in given.values():
+        if length_with_references(item.key, given, lengths) > LONGEST_TEXT:
+            rule = f"must not be longer than {LONGEST_TEXT} characters with what it refers to{item.where}"
+            problems.add(item.key, written(item.node), rule)
     for item in given.values():
         follow_references(tree, item, problems)
     return typing.cast(Config, OmegaConf.to_object(tree))
@@ -125,9 +132,9 @@ def meant_section(name: str, node: yaml.Node, where: str, problems: Problems) ->
     if not isinstance(node, yaml.MappingNode):
         unknown(name, node, where, problems)
         return None
-    (closest,) = difflib.get_close_matches(name.lower(), SECTIONS, n=1, cutoff=0.0)
-    problems.add(name, written(node), f"unknown section; the closest known one is {closest}{where}")
-    return next(iter(difflib.get_close_matches(name.lower(), SECTIONS, n=1)), None)
+    word = name[:LONGEST_WORD].lower()
+    problems.add(name, written(node), f"unknown section; the closest known one is {closest(word, SECTIONS)}{where}")
+    return next(iter(difflib.get_close_matches(word, SECTIONS, n=1)), None)
 
 
 def note_repetition(key: str, line: int, seen: dict[str, int], path: str | Path, problems: Problems) -> None:
@@ -168,6 +175,9 @@ def unknown(key: str, node: yaml.Node, where: str, problems: Problems) -> None:
     if key in SECTIONS:
         problems.add(key, written(node), f"is a section; name one of its settings, such as {key}.{example(key)}{where}")
         return
+    if len(problems.messages) >= MOST_SUGGESTIONS:
+        problems.add(key, written(node), f"unknown key{where}")
+        return
     meant = closest_key(key)
     problems.add(key, written(node), f"unknown key; the closest known one is {meant}{where}")
     problems.unusable.add(meant)
@@ -180,6 +190,7 @@ def example(section: str) -> str:
 
 def closest_key(key: str) -> str:
     """The known key most like an unknown one: as a whole, or its last part if the section is wrong or left out."""
+    key = key[:LONGEST_WORD]
     _, _, name = key.rpartition(".")
 
     def likeness(candidate: str) -> float:
@@ -258,6 +269,8 @@ def check_tag(node: yaml.Node) -> None:
 
 def check_text(text: str) -> None:
     """Allows text that a file name can hold, with `${section.key}` and nothing else that OmegaConf would evaluate."""
+    if len(text) > LONGEST_TEXT:
+        raise YamlError(f"must not be longer than {LONGEST_TEXT} characters")
     if NO_TEXT.search(text):
         raise YamlError("must not contain control characters or halves of surrogate pairs")
     if "${" in REFERENCE.sub("", text):
@@ -268,6 +281,26 @@ def check_text(text: str) -> None:
     for key in REFERENCE.findall(text):
         if key not in TYPES:
             raise YamlError(f"refers to the unknown key {key}; the closest known one is {closest_key(key)}")
+
+
+def length_with_references(key: str, given: Mapping[str, Given], lengths: dict[str, int]) -> int:
+    """Characters of a value with everything it refers to written out, but only if it refers to anything.
+
+    A few values that each name the one before a few times would otherwise make one of any length.
+
+    Args:
+        key: Of the value.
+        given: All values.
+        lengths: Filled with what is found; a value that refers to itself counts once.
+    """
+    if key in lengths or key not in given:
+        return lengths.get(key, 0)
+    lengths[key] = 0
+    found = list(texts(given[key].node))
+    names = [name for text in found for name in REFERENCE.findall(text)]
+    own = sum(map(len, found)) if names else 0
+    lengths[key] = own + sum(max(length_with_references(name, given, lengths), 1) for name in names)
+    return lengths[key]
 
 
 def follow_references(tree: DictConfig, item: Given, problems: Problems) -> None:

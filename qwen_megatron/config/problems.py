@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from qwen_megatron.config.setting import show
 
+# Looking for the nearest known key takes milliseconds, and nobody reads more of them.
+MOST_SUGGESTIONS = 50
+
 
 class Problems:
     """Problems found so far, and the keys whose values cannot be used in further rules.

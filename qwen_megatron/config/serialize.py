@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from qwen_megatron.config.setting import broken_fields, show
+from data_tools.small_json import fits
+from qwen_megatron.config.problems import MOST_SUGGESTIONS
+from qwen_megatron.config.setting import broken_fields, closest, show
 from qwen_megatron.errors import ConfigError
 
 Section = TypeVar("Section")
@@ -45,7 +46,8 @@ def from_dict(kind: type[Section], content: object, name: str) -> Section:
         raise ConfigError(f"{name}={show(content)}: must be a mapping of settings")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     types_of = typing.get_type_hints(kind)
-    problems = [unknown_key(f"{name}.{key}", str(key), tuple(fields)) for key in content if key not in fields]
+    unknown = [key for key in content if key not in fields][:MOST_SUGGESTIONS]
+    problems = [unknown_key(f"{name}.{key}", str(key), tuple(fields)) for key in unknown]
     values = {}
     for key, field in fields.items():
         if key in content:
@@ -73,24 +75,8 @@ def unknown_key(key: str, word: str, known: tuple[str, ...], section: str = "") 
         known: What could have stood there.
         section: Prefix of the known names, with its dot.
     """
-    match = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.0)[0]
+    match = closest(word, known)
     return f"{show(key)}: unknown key; the closest known one is {section}{match}"
-
-
-def fits(value: object, kind: Any) -> bool:
-    """Whether a value of parsed JSON has a field's type; an integer is also a float, a list also a tuple."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
-    if origin is not None:
-        return isinstance(value, Mapping) and all(
-            fits(key, arguments[0]) and fits(item, arguments[1]) for key, item in value.items()
-        )
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
 
 
 def type_name(kind: Any) -> str:

@@ -13,6 +13,7 @@ KEY = "setting"
 # Far above anything useful, and small enough that arithmetic on it stays exact and cheap.
 LARGEST_COUNT = 1_000_000_000_000
 LARGEST_SHOWN = 1000
+LONGEST_WORD = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,8 @@ def show(value: object) -> str:
 
 
 def closest(value: str, known: tuple[str, ...]) -> str:
-    """The known word most like `value`."""
-    return difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.0)[0]
+    """The known word most like `value`, of which only the beginning counts: the comparison takes its time."""
+    return difflib.get_close_matches(value[:LONGEST_WORD].lower(), known, n=1, cutoff=0.0)[0]
 
 
 def join_or(words: tuple[str, ...]) -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 MAX_BYTES = 1 << 20
+# Keys and values: a thousand corpora with their shares take two thousand.
+MOST_NODES = 20_000
 STANDARD = "tag:yaml.org,2002:"
 PLAIN_TAGS = {STANDARD + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 
@@ -23,6 +26,17 @@ class YamlError(Exception):
 
 class CoreLoader(yaml.SafeLoader):
     """Composes nodes; `compose` is all that is used of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.num_nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.num_nodes += 1
+        if self.num_nodes > MOST_NODES:
+            # Before the rest is read, which takes a minute for a megabyte.
+            raise YamlError(f"holds more than {MOST_NODES} keys and values; this is not a configuration file")
+        return super().compose_node(parent, index)
 
 
 # Of its own: the inherited ones are those of YAML 1.1, where `010` is eight and `no` is false.
@@ -65,8 +79,10 @@ def parse_nodes(text: str) -> yaml.Node | None:
     """The root node of a text; None if it is empty.
 
     Raises:
-        YamlError: the text is not YAML.
+        YamlError: the text is not YAML, or too long.
     """
+    if len(text) > MAX_BYTES:
+        raise YamlError(f"longer than {MAX_BYTES} characters; this is not a value")
     try:
         return yaml.compose(text, Loader=CoreLoader)
     except yaml.MarkedYAMLError as error:

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_tools.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_object
 from qwen_megatron.errors import CheckpointError
-
-# Far above any real configuration or index, far below what would hurt.
-LARGEST_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,17 +17,11 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, too large, not JSON or not an object.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON_BYTES:
-            raise CheckpointError(f"{path}: has {size} bytes, which is more than {LARGEST_JSON_BYTES}; it is not read")
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+        return read_object(path)
+    except MissingFileError as error:
         raise CheckpointError(f"{path}: missing; {path.parent} is not a Hugging Face folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
-    return content
+    except SmallFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 class ConfigFile:
@@ -51,7 +43,7 @@ class ConfigFile:
             CheckpointError: if it is not an integer, if two names disagree, or if it is missing without a default.
         """
         value = self.value(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST_INTEGER:
             raise self.problem(names[0], value, "must be an integer")
         return value
 

@@ -15,14 +15,13 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from data_tools.progress import Progress, progress_bar
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
-from qwen_megatron.checkpoint.save import METADATA_JSON
 from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState, environment
-from qwen_megatron.checkpoint.storage import FinalFileWriter, HashingFileSystem
+from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem
 from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
-from qwen_megatron.convert.weights import WeightSource
+from qwen_megatron.convert.weights import FiniteWeights, WeightSource
 from qwen_megatron.train.state import TrainState
 from qwen_megatron.train.trainable import MAIN
 
@@ -30,7 +29,7 @@ from qwen_megatron.train.trainable import MAIN
 PIECE_BYTES = 64 << 20
 
 
-def from_hf(folder: Path, out: Path, *, overwrite: bool = False) -> None:
+def from_hf(folder: Path, out: Path, *, overwrite: bool = False, allow_nonfinite: bool = False) -> None:
     """Writes a checkpoint with the weights of a Hugging Face folder, in their dtype.
 
     It can be loaded at any layout (`checkpoint.init_from`); a run cannot go on from it, it has no optimizer state.
@@ -40,11 +39,13 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False) -> None:
         folder: safetensors and config.json of a Qwen1 or Qwen2 model.
         out: The checkpoint's folder.
         overwrite: Replace a model that is already in `out`.
+        allow_nonfinite: Take weights that hold NaN or infinity too.
     Raises:
         CheckpointError: if the folder is incomplete, damaged or of another architecture, or `out` exists.
     """
     check_replaceable(out, overwrite=overwrite)
-    write_weights(HfFolder(folder), out, overwrite=overwrite)
+    source = HfFolder(folder)
+    write_weights(source if allow_nonfinite else FiniteWeights(source, folder), out, overwrite=overwrite)
 
 
 def write_weights(source: WeightSource, out: Path, *, overwrite: bool = False) -> None:

@@ -92,7 +92,7 @@ def qwen2_values(file: ConfigFile) -> dict[str, Any]:
     file.require("hidden_act", "silu", "the feed-forward layer is SwiGLU")
     file.require("use_sliding_window", False, "layer-wise window attention is not implemented; train it without")
     layer_types = file.content.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
         raise file.problem("layer_types", layer_types, "only full_attention is supported")
     hidden_size = file.integer("hidden_size")
     heads = file.integer("num_attention_heads")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from data_tools.small_json import LARGEST_BYTES, SmallFileError, parse_json
 from qwen_megatron.checkpoint.manifest import MANIFEST
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
@@ -19,6 +20,7 @@ from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, igno
 from qwen_megatron.errors import CheckpointError
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -134,7 +136,7 @@ def inside(folder: Path, name: object) -> Path:
     path = folder / name
     try:
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: missing, {folder} is not a complete Hugging Face folder") from error
     if real.parent != folder.resolve():
         raise CheckpointError(
@@ -180,9 +182,26 @@ def open_safetensors(path: Path) -> Any:
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is not a safetensors file; only those are read")
+    check_header(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
+
+
+def check_header(path: Path) -> None:
+    """The header is small JSON like any other; the library would allocate for up to 100 MB of it.
+
+    Raises:
+        CheckpointError: if it is longer than the file or than any real one, or is no JSON object.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            content = stream.read(length) if length <= LARGEST_BYTES else b""
+        if len(content) < length or not isinstance(parse_json(content, "its header"), dict):
+            raise SmallFileError(f"its header should be an object of {length} bytes")
+    except (SmallFileError, OSError) as error:
         raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
 
 

@@ -19,7 +19,7 @@ from qwen_megatron.convert.hf_tokenizer import write_tokenizer
 from qwen_megatron.convert.name_map import TABLE, Format, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
 from qwen_megatron.convert.shards import PlannedTensor, plan_shards, write_index, write_shards
-from qwen_megatron.convert.weights import WeightSource
+from qwen_megatron.convert.weights import FiniteWeights, WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def to_hf(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
     name: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Writes a Hugging Face folder: weights, configuration and, for Qwen's vocabulary, the tokenizer.
 
@@ -50,14 +51,16 @@ def to_hf(
         max_shard_bytes: Most bytes of tensors in a file.
         overwrite: Replace a model that is already in `out`.
         name: Of the model, where the checkpoint holds several.
+        allow_nonfinite: Take weights that hold NaN or infinity too.
     Raises:
         CheckpointError: if the checkpoint is damaged, the format cannot express the model, or `out` exists.
         DataError: if the vocabulary for the tokenizer files is not installed.
     """
     check_replaceable(out, overwrite=overwrite)
-    source = CheckpointWeights(checkpoint, name)
-    if dtype == "fp32" and source.has_masters:
-        source = source.masters()
+    stored = CheckpointWeights(checkpoint, name)
+    if dtype == "fp32" and stored.has_masters:
+        stored = stored.masters()
+    source: WeightSource = stored if allow_nonfinite else FiniteWeights(stored, checkpoint)
     target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])
     config = write_config(source.model, hf_format, target)
     warn_of_loss(source.model, hf_format)

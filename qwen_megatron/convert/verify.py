@@ -20,7 +20,8 @@ from qwen_megatron.checkpoint.sharded_state import sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
-from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.config_file import read_json
+from qwen_megatron.convert.hf_folder import CONFIG, GENERATION_CONFIG, HfFolder
 from qwen_megatron.convert.into_model import fill_model
 from qwen_megatron.convert.name_map import Format, parts
 from qwen_megatron.errors import CheckpointError
@@ -204,6 +205,10 @@ def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Acti
     """Activations of transformers' model of a qwen2 folder."""
     import transformers
 
+    # It reads these by itself, and takes them as they are.
+    for path in (hf.path / CONFIG, hf.path / GENERATION_CONFIG):
+        if path.exists():
+            read_json(path)
     transformers.utils.logging.disable_progress_bar()
     model = transformers.Qwen2ForCausalLM.from_pretrained(
         hf.path,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.name_map import Entry, Part
+from qwen_megatron.errors import CheckpointError
+from qwen_megatron.train.finite import all_finite
 
 
 class WeightSource(Protocol):
@@ -33,3 +36,40 @@ class WeightSource(Protocol):
             CheckpointError: naming the file that cannot be read.
         """
         ...
+
+
+class FiniteWeights:
+    """Weights of another source, each looked at when it is read; a `WeightSource`.
+
+    Args:
+        source: Where they come from.
+        path: Of that, for messages.
+    Attributes:
+        model: Architecture.
+    """
+
+    model: ModelConfig
+
+    def __init__(self, source: WeightSource, path: Path):
+        self.source = source
+        self.path = path
+        self.model = source.model
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """As the source's."""
+        return self.source.dtype(entry)
+
+    def read(self, part: Part, rows: slice | None = None) -> torch.Tensor:
+        """One part; see `WeightSource.read`.
+
+        Raises:
+            CheckpointError: if it holds NaN or infinity.
+        """
+        tensor = self.source.read(part, rows)
+        if not all_finite(tensor):
+            layer = "" if part.layer is None else f" of layer {part.layer}"
+            raise CheckpointError(
+                f"{self.path}: {part.entry.key}{layer} holds NaN or infinity; it is no good model. Name another one, "
+                "or give --allow-nonfinite to look into it"
+            )
+        return tensor

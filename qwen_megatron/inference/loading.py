@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from qwen_megatron.checkpoint.finite import check_weights
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
 from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
@@ -37,7 +38,9 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
         leave()
 
 
-def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32", name: str | None = None) -> QwenModel:
+def load_for_inference(
+    source: Path, groups: Groups, *, precision: str = "fp32", name: str | None = None, allow_nonfinite: bool = False
+) -> QwenModel:
     """The model of a checkpoint or of a Hugging Face folder, in evaluation mode.
 
     Args:
@@ -45,8 +48,9 @@ def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32",
         groups: As from `single_process`.
         precision: `fp32` or `bf16`.
         name: Of the model, where a checkpoint holds several.
+        allow_nonfinite: Take weights that hold NaN or infinity too.
     Raises:
-        CheckpointError: if the source is damaged or neither of the two.
+        CheckpointError: if the source is damaged or neither of the two, or its weights are no numbers.
     """
     if is_hf_folder(source):
         folder = HfFolder(source)
@@ -59,6 +63,8 @@ def load_for_inference(source: Path, groups: Groups, *, precision: str = "fp32",
         config = dataclasses.replace(saved, implementation="auto", hidden_dropout=0.0, attention_dropout=0.0)
         model = build_model(config, groups, precision=precision)
         load_model(source, unwrapped(model), name)
+    if not allow_nonfinite:
+        check_weights(unwrapped(model), source)
     return unwrapped(model).eval()
 
 

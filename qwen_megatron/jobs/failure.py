@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.atomic_file import append_line, atomic_output, write_atomically
+from data_tools.small_json import SmallFileError, build, read_json
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    NonFiniteError,
     ReplicaError,
     TrainingError,
     UnseenCheckpoint,
@@ -71,7 +73,11 @@ def restart_helps(error: BaseException, activity: str) -> bool:
     if isinstance(error, CheckpointError):
         # What cannot be saved now may be saved later; what does not load or fit today will not tomorrow.
         return activity == "saving"
-    return isinstance(error, ReplicaError) or not isinstance(error, ConfigError | DataError | TrainingError)
+    # Weights went wrong though loss and gradients did not: more likely a machine's fault than the data's. If it comes
+    # again, torchrun's limit of restarts ends it.
+    if isinstance(error, ReplicaError | NonFiniteError):
+        return True
+    return not isinstance(error, ConfigError | DataError | TrainingError)
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -97,9 +103,8 @@ def write_failure(directory: Path, failure: Failure) -> None:
 
 def read_failure(directory: Path) -> Failure | None:
     """The latest failure; None if there is none or the file is damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        content = json.loads((directory / FAILURE).read_text(encoding="utf-8"))
-        return Failure(**{**content, "samples": tuple(content["samples"])})
+    with contextlib.suppress(SmallFileError):
+        return build(Failure, read_json(directory / FAILURE), FAILURE)
     return None
 
 
@@ -125,4 +130,5 @@ def retire_failure(directory: Path) -> None:
     failure = read_failure(directory)
     if failure is not None:
         append_line(directory / HISTORY, json.dumps(dataclasses.asdict(failure)))
-    path.unlink(missing_ok=True)
+    if not path.is_dir():
+        path.unlink(missing_ok=True)

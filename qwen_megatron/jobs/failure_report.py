@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_tools.plain_text import printable
 from qwen_megatron.jobs.failure import Failure, is_lost_peer, restart_helps, write_failure
 from qwen_megatron.jobs.peers import BETWEEN_STEPS
 from qwen_megatron.jobs.watchdog import Watchdog
@@ -33,8 +34,20 @@ class FailureReport:
         self.attempt = attempt
         self.watch: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
-        self.owns_folder = False
         self.told: Exception | None = None
+        self.folder: os.stat_result | None = None
+
+    def own_folder(self) -> None:
+        """The folder is this job's from now on, until another one stands in its place."""
+        self.folder = self.directory.stat()
+
+    @property
+    def owns_folder(self) -> bool:
+        """Whether the folder that was taken is still the one of this name."""
+        try:
+            return self.folder is not None and os.path.samestat(self.folder, self.directory.stat())
+        except OSError:
+            return False
 
     def failed(self, error: Exception) -> None:
         """An error is on its way out of this process; told once, however often it is met on the way.
@@ -66,7 +79,8 @@ class FailureReport:
         step, phase, samples = self.place()
         failure = Failure(
             error=error,
-            message=message,
+            # Of what the system calls a file's name, half a character cannot be kept in JSON.
+            message=printable(message),
             rank=self.member.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -78,7 +92,7 @@ class FailureReport:
             restart_helps=helps,
             lost_peer=lost_peer,
         )
-        print(f"qwen-megatron: {failure}", file=sys.stderr, flush=True)
+        print(f"qwen-megatron: {printable(failure)}", file=sys.stderr, flush=True)
         if self.owns_folder:
             try:
                 write_failure(self.directory, failure)

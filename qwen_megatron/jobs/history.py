@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from data_tools.atomic_file import append_line
 from qwen_megatron.checkpoint.state import config_sections, environment
 from qwen_megatron.train.run import Run
+from qwen_megatron.train.writing import writing
 
 STARTS = "starts.jsonl"
 
@@ -27,4 +28,5 @@ def record_start(run: Run) -> None:
         "environment": environment(),
         "config": config_sections(run.job.config),
     }
-    append_line(run.directory / STARTS, json.dumps(row))
+    with writing(run.directory / STARTS):
+        append_line(run.directory / STARTS, json.dumps(row))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_tools.lock import FileLock
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.save import Saver
@@ -19,14 +20,19 @@ from qwen_megatron.train.hooks.wandb import WandbHook
 from qwen_megatron.train.run import Hook
 
 
-def configured_hooks(config: ResolvedConfig) -> list[Hook]:
-    """Those of any job. Metrics before checkpoints: a checkpoint is never newer than the rows about it."""
+def configured_hooks(config: ResolvedConfig, lock: FileLock | None = None) -> list[Hook]:
+    """Those of any job. Metrics before checkpoints: a checkpoint is never newer than the rows about it.
+
+    Args:
+        config: Resolved configuration.
+        lock: Of the run's folder, on rank 0: nothing is saved where it is lost.
+    """
     hooks = reporting_hooks(config)
     if config.data.eval_samples:
         hooks.append(EvaluationHook(config.training.eval_interval))
     # A sick state is not saved.
     hooks += [StragglerHook(config.logging.straggler_interval), ReplicaHook(config.logging.replica_check_interval)]
-    return [*hooks, checkpoint_hook(config), LeaveHook(seconds(config.training.exit_duration_minutes))]
+    return [*hooks, checkpoint_hook(config, lock), LeaveHook(seconds(config.training.exit_duration_minutes))]
 
 
 def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
@@ -43,10 +49,11 @@ def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
     return hooks
 
 
-def checkpoint_hook(config: ResolvedConfig) -> CheckpointHook:
+def checkpoint_hook(config: ResolvedConfig, lock: FileLock | None) -> CheckpointHook:
     """Saving as `checkpoint.*` says."""
     options = config.checkpoint
-    saver = Saver(asynchronous=options.async_save, retention=Retention(options.keep_last, options.keep_every))
+    retention = Retention(options.keep_last, options.keep_every)
+    saver = Saver(asynchronous=options.async_save, retention=retention, lock=lock)
     return CheckpointHook(saver, options.save_interval, seconds(options.save_interval_minutes))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_tools.lock import FileLock
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.loader import Loader
@@ -146,10 +147,12 @@ def pretrain(config: ResolvedConfig) -> None:
         DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
     """
     with session(config) as job:
-        job.train(build_run(config, job.groups, job.platform, job.timers))
+        job.train(build_run(config, job.groups, job.platform, job.timers, job.lock))
 
 
-def build_run(config: ResolvedConfig, groups: Groups, platform: Platform, timers: Phases) -> Run:
+def build_run(
+    config: ResolvedConfig, groups: Groups, platform: Platform, timers: Phases, lock: FileLock | None = None
+) -> Run:
     """Builds the model, opens the data, restores the state and puts the hooks in order."""
     trainables = {MAIN: build_trainable(config, groups, platform, timers=timers)}
     job = Pretraining(config, groups)
@@ -161,5 +164,5 @@ def build_run(config: ResolvedConfig, groups: Groups, platform: Platform, timers
         timers=timers,
         trainables=trainables,
         state=restore(job, trainables),
-        hooks=configured_hooks(config),
+        hooks=configured_hooks(config, lock),
     )

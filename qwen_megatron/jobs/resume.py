@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.choice import agree_on_counters, agree_on_weights
+from qwen_megatron.checkpoint.finite import check_loaded
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.checkpoint import CheckpointConfig
@@ -33,7 +34,7 @@ def restore(job: Job, trainables: Mapping[str, Trainable]) -> TrainState:
         job: Told what it had saved.
         trainables: The models of the job, overwritten; `init_from` is for the one called `model`.
     Raises:
-        CheckpointError: if what is asked for is not whole or does not fit.
+        CheckpointError: if what is asked for is not whole, does not fit, or holds NaN or infinity.
         ChangesRefused: if settings or data are not those it was trained with, and nobody has allowed it.
     """
     options = job.config.checkpoint
@@ -43,20 +44,23 @@ def restore(job: Job, trainables: Mapping[str, Trainable]) -> TrainState:
         for change in check_changes(CheckpointState.read(folder), job, folder):
             log_main("allowed: %s", change)
         saved = load_checkpoint(folder, trainables)
+        if not options.allow_nonfinite:
+            for trainable in trainables.values():
+                check_loaded(trainable, folder, weights_only=False)
         job.load_state_dict(saved.job)
         log_main("going on from %s (step %d)", folder, saved.train_state.iteration)
         state = saved.train_state
     elif options.init_from is not None:
-        start_from_weights(Path(options.init_from), trainables[MAIN])
+        start_from_weights(Path(options.init_from), trainables[MAIN], allow_nonfinite=options.allow_nonfinite)
     agree_on_counters(options.directory, dataclasses.asdict(state))
     return state
 
 
-def start_from_weights(source: Path, trainable: Trainable) -> None:
+def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: bool = False) -> None:
     """Continued pretraining: the weights of a checkpoint or a Hugging Face folder, everything else anew.
 
     Raises:
-        CheckpointError: if the source is not whole or has another shape than the model.
+        CheckpointError: if the source is not whole, has another shape than the model, or holds NaN or infinity.
     """
     wanted = trainable.model
     if agree_on_weights(source, is_hf_folder):
@@ -73,6 +77,8 @@ def start_from_weights(source: Path, trainable: Trainable) -> None:
         saved = saved_model_config(source)
         check_same_shape(source, saved, wanted)
         load_weights(source, trainable)
+    if not allow_nonfinite:
+        check_loaded(trainable, source, weights_only=True)
     for name in ("rotary_base", "layernorm_epsilon"):
         if getattr(saved, name) != getattr(wanted, name):
             # Wanted when the context is extended, wrong otherwise.

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
+from data_tools.lock import FileLock
+from data_tools.plain_text import printable
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.checkpoint.state import config_sections
@@ -47,6 +49,7 @@ class Session:
         shims: A line for each name of a library that was redirected.
         watchdog: Told where the run stands.
         report: Told of an error before anything is closed.
+        lock: Of the folder, on rank 0: nothing is saved where it is lost.
     """
 
     config: ResolvedConfig
@@ -57,6 +60,7 @@ class Session:
     shims: list[str]
     watchdog: Watchdog
     report: FailureReport
+    lock: FileLock | None
 
     def train(self, run: Run) -> None:
         """Trains a run that has passed all checks; from here on its folder is written to.
@@ -125,11 +129,10 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
         try:
             groups = layout_of(config, platform, member)
             with contextlib.ExitStack() as held:
-                if groups.rank == 0:
-                    take_folder(directory, held)
+                lock = take_folder(directory, held) if groups.rank == 0 else None
                 # Only now does every rank know that the folder is this job's.
                 dist.barrier()
-                report.owns_folder = True
+                report.own_folder()
                 yield Session(
                     config=config,
                     directory=directory,
@@ -139,6 +142,7 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
                     shims=shims,
                     watchdog=watchdog,
                     report=report,
+                    lock=lock,
                 )
         except Exception as error:
             report.failed(error)
@@ -161,18 +165,28 @@ def layout_of(config: ResolvedConfig, platform: Platform, member: Member | None 
     )
 
 
-def take_folder(directory: Path, held: contextlib.ExitStack) -> None:
+def take_folder(directory: Path, held: contextlib.ExitStack) -> FileLock:
     """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
     directory.mkdir(parents=True, exist_ok=True)
-    held.enter_context(run_lock(directory))
+    lock = held.enter_context(run_lock(directory))
     retire_failure(directory)
     restore_replaced(directory)
+    return lock
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages quote files, which may hold what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def configure_logging(launch: Launch) -> None:
     """One short line per message, rank 0 only below warnings."""
     level = logging.INFO if launch.rank == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 

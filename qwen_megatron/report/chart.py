@@ -126,7 +126,9 @@ def fitting_axes(points: Sequence[Point], *, from_zero: bool) -> Axes:
     if not high > low:
         spread = abs(low) * 0.05 or 1.0
         low, high = (0.0, high + spread) if from_zero else (low - spread, high + spread)
-    return Axes(left=left, right=right if right > left else left + 1, low=low, high=high, is_log=is_log)
+    return Axes(
+        left=left, right=right if right > left else left + max(1.0, abs(left) * 1e-6), low=low, high=high, is_log=is_log
+    )
 
 
 def picture(axes: Axes, marks: Sequence[float], content: Sequence[str]) -> str:

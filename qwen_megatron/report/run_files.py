@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.small_json import MissingFileError, SmallFileError, read_object, read_rows
 from qwen_megatron.errors import ConfigError
 
 Row = Mapping[str, Any]
+
+# Beyond these sums, squares and axes of a chart would leave what a float can hold.
+LARGEST_NUMBER = 1e30
+SMALLEST_NUMBER = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +57,20 @@ def read_run(directory: Path) -> RunFiles:
     def rows(name: str) -> list[Row]:
         nonlocal unreadable
         path = directory / name
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        read = [json_object(line) for line in lines]
+        read = [row for _, row in read_rows(path)] if path.is_file() else []
         unreadable += read.count(None)
         return [row for row in read if row is not None]
 
     def single(name: str) -> Row | None:
         """A file that is one object, on however many lines."""
         nonlocal unreadable
-        path = directory / name
-        row = json_object(path.read_bytes()) if path.is_file() else None
-        unreadable += path.is_file() and row is None
-        return row
+        try:
+            return read_object(directory / name)
+        except MissingFileError:
+            return None
+        except SmallFileError:
+            unreadable += 1
+            return None
 
     numbered = [row for row in rows("metrics.jsonl") if number(row.get("step")) is not None]
     latest = single("failure.json")
@@ -80,23 +85,11 @@ def read_run(directory: Path) -> RunFiles:
     )
 
 
-def json_object(text: bytes) -> Row | None:
-    """A JSON object; None for anything else."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
 def number(value: object) -> float | None:
-    """A finite number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A number of a size that a run can have, 0 if it is too small to be drawn; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) >= SMALLEST_NUMBER else 0.0
 
 
 def section(row: Row, name: str) -> Row:

@@ -149,7 +149,7 @@ def train_two(overrides: Sequence[str]) -> None:
                 timers=timers,
                 trainables=trainables,
                 state=restore(job, trainables),
-                hooks=[*configured_hooks(config), KillHook()],
+                hooks=[*configured_hooks(config, given.lock), KillHook()],
             )
         )
 

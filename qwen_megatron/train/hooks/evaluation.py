@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from qwen_megatron.train.finite import check_evaluation
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
 
@@ -47,3 +48,5 @@ class EvaluationHook(Hook):
         )
         for hook in run.hooks:
             hook.on_evaluation(run, record)
+        if not run.job.config.checkpoint.allow_nonfinite:
+            check_evaluation(run.trainables.values(), run.state.iteration, loss)

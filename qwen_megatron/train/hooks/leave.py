@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from data_tools.atomic_file import write_atomically
 from qwen_megatron.train.run import Hook, Run, StepRecord
+from qwen_megatron.train.writing import writing
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "stop"
@@ -77,4 +78,5 @@ class LeaveHook(Hook):
 
 def write_completion(directory: Path, reason: str, step: int) -> None:
     """Says that the run ended in order, why, and after which step."""
-    write_atomically(directory / COMPLETION, (json.dumps({"reason": reason, "step": step}) + "\n").encode())
+    with writing(directory / COMPLETION):
+        write_atomically(directory / COMPLETION, (json.dumps({"reason": reason, "step": step}) + "\n").encode())

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
+import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from data_tools.atomic_file import append_stream, refuse_link, write_atomically
+from data_tools.atomic_file import atomic_output, open_unfollowed, refuse_link
+from data_tools.small_json import fits, read_rows
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
+from qwen_megatron.train.writing import append_whole, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+log = logging.getLogger(__name__)
 
 
 class MetricsHook(Hook):
@@ -24,15 +30,18 @@ class MetricsHook(Hook):
     """
 
     def __init__(self) -> None:
-        self.stream: TextIO | None = None
+        self.path = Path()
+        self.stream: BinaryIO | None = None
 
     def on_start(self, run: Run) -> None:
         if run.is_main:
-            path = run.directory / "metrics.jsonl"
-            refuse_link(path)
-            # A fresh start evaluates before its first step: the row of step 0 is written again too.
-            drop_rows_after(path, run.state.iteration or -1)
-            self.stream = io.TextIOWrapper(append_stream(path), encoding="utf-8")
+            self.path = run.directory / "metrics.jsonl"
+            refuse_link(self.path)
+            with writing(self.path):
+                # A fresh start evaluates before its first step: the row of step 0 is written again too.
+                drop_rows_after(self.path, run.state.iteration or -1)
+                descriptor = open_unfollowed(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+                self.stream = cast(BinaryIO, os.fdopen(descriptor, "ab", buffering=0))
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         row = flat(record)
@@ -49,8 +58,8 @@ class MetricsHook(Hook):
         if self.stream is not None:
             # JSON has neither NaN nor infinity.
             finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-            self.stream.write(json.dumps(finite) + "\n")
-            self.stream.flush()
+            with writing(self.path):
+                append_whole(self.stream, json.dumps(finite).encode() + b"\n")
 
     def close(self) -> None:
         if self.stream is not None:
@@ -64,19 +73,24 @@ def flat(record: StepRecord | EvaluationRecord) -> dict[str, Any]:
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Keeps the rows up to `step`; a torn last line of a killed run goes too."""
+    """Keeps the rows up to `step`; what is no row goes too, with a warning unless it is the torn end of a killed run.
+
+    Raises:
+        DataError: if the file cannot be read at all.
+        OSError: if it cannot be written.
+    """
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if row_step(line) <= step]
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
-
-
-def row_step(line: str) -> float:
-    """Step of a row, infinity if the line is torn."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+    num_odd = 0
+    with atomic_output(path) as kept:
+        for line, row in read_rows(path):
+            if row is not None and fits(row.get("step"), float):
+                if row["step"] <= step:
+                    kept.write(line if line.endswith(b"\n") else line + b"\n")
+            elif line.endswith(b"\n"):
+                num_odd += 1
+    if num_odd:
+        log.warning("%s: %d lines are no rows of steps; they are left out", path, num_odd)
 
 
 class TensorBoardHook(Hook):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from data_tools.atomic_file import refuse_link, write_atomically
+from data_tools.small_json import MissingFileError, SmallFileError, read_object
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
+log = logging.getLogger(__name__)
+
 RUN_ID = "wandb.json"
+# What wandb takes for an id.
+RUN_ID_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class WandbHook(Hook):
@@ -76,12 +83,22 @@ class WandbHook(Hook):
 
 
 def run_id(path: Path) -> str:
-    """The Weights & Biases id of a run, kept in its folder.
+    """The Weights & Biases id of a run, kept in its folder; a new one if what is there is none.
 
     Raises:
         DataError: if the file is a symbolic link.
+        OSError: if it cannot be written.
     """
     refuse_link(path)
-    if not path.exists():
-        write_atomically(path, json.dumps({"id": secrets.token_hex(8)}).encode())
-    return str(json.loads(path.read_bytes())["id"])
+    try:
+        found = read_object(path).get("id")
+        if isinstance(found, str) and RUN_ID_FORM.fullmatch(found):
+            return found
+        log.warning("%s: holds no id of a Weights & Biases run; a new one is begun there", path)
+    except MissingFileError:
+        log.debug("%s: a new run", path)
+    except SmallFileError as error:
+        log.warning("%s; a new Weights & Biases run is begun", error)
+    number = secrets.token_hex(8)
+    write_atomically(path, json.dumps({"id": number}).encode())
+    return number

@@ -67,5 +67,5 @@ def test_no_run_no_report(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pipeline\.json: not there; a report is made of a finished run"):
         write_report(tmp_path)
     (tmp_path / "pipeline.json").write_text('{"stages": []}')
-    with pytest.raises(DataError, match=r"pipeline\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"pipeline\.json: stages must be a list of at least one"):
         write_report(tmp_path)

@@ -148,7 +148,7 @@ GOOD = np.zeros(1 << 14, dtype=np.float32)
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "no model": (lambda folder: (folder / JSON).unlink(), r"model\.json: cannot be read: No such file"),
     "no weights": (lambda folder: (folder / TENSORS).unlink(), r"weights\.safetensors: cannot be read"),
-    "not JSON": (write(JSON, b"{"), r"model\.json: not JSON"),
+    "not JSON": (write(JSON, b"{"), r"model\.json: not valid JSON"),
     "a list": (write(JSON, b"[]"), "must be a JSON object"),
     "huge JSON": (write(JSON, b" " * (1 << 21)), "2097152 bytes, more than the 1048576"),
     "a key is gone": (edit_json(lambda content: content["scoring"].pop("bits")), "scoring.bits is missing"),
