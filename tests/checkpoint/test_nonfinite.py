@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from qwen_megatron.train.engine import Engine
 from safetensors.torch import load_file, save_file
 
 from qwen_megatron.checkpoint import finite
@@ -19,8 +18,9 @@ from qwen_megatron.errors import CheckpointError, NonFiniteError, TrainingError
 from qwen_megatron.jobs.failure import restart_helps
 from qwen_megatron.train.finite import all_finite, check_evaluation
 from qwen_megatron.train.run import Hook, Run, StepRecord
+from qwen_megatron.train.trainable import MAIN, Trainable
 from tests.support.ranks import RankPool
-from tests.support.trainables import tiny_engine
+from tests.support.trainables import tiny_trainable
 from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
 
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -47,23 +47,23 @@ class Spoiler(Hook):
         self.step = step
 
     def on_step(self, run: Run, record: StepRecord) -> None:
-        if record.step == self.step and run.engine.groups.rank == self.rank:
-            spoil(run.engine, self.what)
+        if record.step == self.step and run.groups.rank == self.rank:
+            spoil(run.trainables[MAIN], self.what)
 
 
-def spoil(engine: Engine, what: str) -> None:
+def spoil(trainable: Trainable, what: str) -> None:
     if what == "weight":
         with torch.no_grad():
-            next(engine.models[0].parameters()).flatten()[0] = BAD
+            next(trainable.models[0].parameters()).flatten()[0] = BAD
         return
-    (master, *_) = engine.optimizer.optimizer.param_groups[0]["params"]
-    tensor = master if what == "param" else engine.optimizer.optimizer.state[master][what]
+    (master, *_) = trainable.trained.optimizer.param_groups[0]["params"]
+    tensor = master if what == "param" else trainable.trained.optimizer.state[master][what]
     tensor.detach().flatten()[0] = BAD
 
 
 def pretrain_with_a_spoiler(overrides: list[str], what: str, rank: int, step: int) -> str:
     """The error of this rank."""
-    from qwen_megatron.jobs import pretrain as wiring
+    from qwen_megatron.jobs import hooks as wiring
 
     plain = wiring.checkpoint_hook
 
@@ -114,7 +114,7 @@ def test_a_sick_state_is_not_saved(
     errors = ranks.run(2, pretrain_with_a_spoiler, overrides=overrides, what=what, rank=1, step=4)
     assert errors[0] == errors[1]
     assert errors[0].startswith("step 4 is not saved: rank 1: ")
-    key = "" if what == "weight" else f"optimizer.state.{what}."
+    key = "model." if what == "weight" else f"model.optimizer.state.{what}."
     assert f"rank 1: {key}" in errors[0]
     assert "weight hold" in errors[0]
     assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000002"]
@@ -130,14 +130,14 @@ def test_a_restart_helps_against_a_sick_state() -> None:
 
 
 def test_an_evaluation_that_is_no_number_is_a_failure() -> None:
-    with tiny_engine() as engine:
-        check_evaluation(engine, 5, 1e300)
+    with tiny_trainable() as trainable:
+        check_evaluation([trainable], 5, 1e300)
         with pytest.raises(TrainingError, match="step 5: the loss of the evaluation is inf, though") as caught:
-            check_evaluation(engine, 5, float("inf"))
+            check_evaluation([trainable], 5, float("inf"))
         assert not isinstance(caught.value, NonFiniteError)
-        spoil(engine, "weight")
+        spoil(trainable, "weight")
         with pytest.raises(NonFiniteError, match="step 5: the loss of the evaluation is nan, for weights hold NaN"):
-            check_evaluation(engine, 5, float("nan"))
+            check_evaluation([trainable], 5, float("nan"))
 
 
 def save_without_looking(overrides: list[str], what: str) -> None:
@@ -148,7 +148,7 @@ def save_without_looking(overrides: list[str], what: str) -> None:
 
     def spoiling(tensors: dict[str, object], step: int, rank: int) -> None:
         if step == 2:
-            key = "" if what == "weight" else f"optimizer.state.{what}."
+            key = "model." if what == "weight" else f"model.optimizer.state.{what}."
             name = next(name for name in tensors if name.startswith(f"{key}embedding"))
             tensors[name].data.flatten()[0] = BAD  # type: ignore[attr-defined]
 

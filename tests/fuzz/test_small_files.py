@@ -30,7 +30,7 @@ from data_tools.quality.calibration import Calibration
 from data_tools.quality.features import FEWEST_BITS, FeatureConfig
 from data_tools.quality.model import QualityModel
 from qwen_megatron.checkpoint import manifest, storage, unpickler
-from qwen_megatron.checkpoint.state import SmallState, config_sections, saved_model_config
+from qwen_megatron.checkpoint.state import CheckpointState, ModelState, config_sections, saved_model_config
 from qwen_megatron.cli.logits import read_ids
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import resolve
@@ -78,9 +78,12 @@ def as_yaml(value: Any) -> bytes:
 
 def small_state() -> dict[str, Any]:
     config = resolve(load_config(None, ["model.preset=tiny"]))
-    state = SmallState(
+    model = ModelState(
+        config=config_sections(config)["model"], optimizer=[{"lr": 0.1, "betas": [0.9, 0.95], "step": 2}]
+    )
+    state = CheckpointState(
         train_state=TrainState(iteration=2, consumed_samples=8, consumed_tokens=512),
-        optimizer=[{"lr": 0.1, "betas": [0.9, 0.95], "step": 2}],
+        models={"model": model},
         config=config_sections(config),
         data={"corpus": {"fingerprint": "f", "tokenizer": None, "consumed_samples": 8}},
         environment={"python": "3.11", "packages": {"torch": "2"}},
@@ -287,7 +290,7 @@ TARGETS = {
     "state": Target(
         make=lambda folder: small_state(),
         name="state.json",
-        read=lambda folder: (SmallState.read(folder), saved_model_config(folder)),
+        read=lambda folder: (CheckpointState.read(folder), saved_model_config(folder)),
     ),
     "latest": Target(make=valid(b"iter_0000001\n"), name="latest", read=manifest.read_latest, dump=None),
     "format": Target(

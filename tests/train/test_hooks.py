@@ -145,6 +145,7 @@ def test_console_of_a_ramp_shows_the_batch_and_counts_time_by_samples(tmp_path: 
     """1000 full batches; 512, 1024, 1536, 2048 samples a step over the first 4096."""
     ramp = ("training.rampup_start_batch_size=512", "training.rampup_batch_size_increment=512")
     run = make_run(tmp_path, *ramp, "training.rampup_samples=4096", "training.exit_iter=8")
+    run.state.advance(samples=512, tokens=0)
     (line,) = printed(ConsoleHook(1, io.StringIO()), run, range(1, 2), batch_size=512, consumed_samples=512)
     assert line.split(" | ")[:2] == ["step    1/1004", "batch 512"]
     # Steps 2 to 8: 512, 512, 1024, 1024, 1536, 2048, 2048 samples, at 2.5 s for 512.
