@@ -14,7 +14,7 @@ import pytest
 
 from qwen_megatron.checkpoint.load import find_newest, verify_checkpoint
 from qwen_megatron.checkpoint.manifest import publish, read_latest, read_manifest
-from qwen_megatron.checkpoint.state import SmallState
+from qwen_megatron.checkpoint.state import CheckpointState
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.jobs.failure import FAILURE, refusal, retire_failure
 from tests.support.ranks import RankPool
@@ -69,6 +69,11 @@ def state(name: str, value: object) -> Callable[[Path], None]:
     return lambda checkpoint: set_state(checkpoint, lambda content: content.update({name: value}))
 
 
+def model(name: str, value: object) -> Callable[[Path], None]:
+    """A member of the model's small state."""
+    return lambda checkpoint: set_state(checkpoint, lambda content: content["models"]["model"].update({name: value}))
+
+
 def make_pipe(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").unlink()
     os.mkfifo(checkpoint / "manifest.json")
@@ -99,8 +104,14 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "state null": lambda checkpoint: replace_listed(checkpoint, "state.json", b"null"),
     "config null": state("config", None),
     "config of lists": state("config", {"model": [], "data": []}),
-    "groups without steps": state("optimizer", [{}]),
-    "step infinite": state("optimizer", [{"step": float("inf")}]),
+    "no models": state("models", {}),
+    "models a list": state("models", [{}]),
+    "a model's name a path": state("models", {"../model": {"config": {}}}),
+    "another version": state("version", 3),
+    "groups without steps": model("optimizer", [{}]),
+    "step infinite": model("optimizer", [{"step": float("inf")}]),
+    "head of another kind": model("head", "classifier"),
+    "architecture null": model("config", None),
     "counters negative": state("train_state", {"iteration": -1, "consumed_samples": 0, "consumed_tokens": 0}),
     "counters true": state("train_state", {"iteration": True, "consumed_samples": 0, "consumed_tokens": 0}),
     "data null": state("data", None),
@@ -155,7 +166,7 @@ def test_a_run_goes_on_past_odd_files(ranks: RankPool, byte_corpus: Path, run_co
     steps = pretrain_on_ranks(ranks, 1, byte_corpus, run_copy, "training.exit_iter=3")
     assert sorted(steps) == [1, 2, 3]
     read_manifest(run_copy / "iter_0000003")
-    assert SmallState.read(run_copy / "iter_0000003").train_state.iteration == 3
+    assert CheckpointState.read(run_copy / "iter_0000003").train_state.iteration == 3
 
 
 @pytest.mark.parametrize("content", [DEEP, b'{"rank": 1e400}', b"\xff", b"[]", b'{"samples": "abc"}'])
