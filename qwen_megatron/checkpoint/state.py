@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform as python_platform
-import re
 import subprocess
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -22,12 +21,11 @@ from qwen_megatron.errors import CheckpointError, ConfigError
 from qwen_megatron.model.heads import HEADS, LANGUAGE_MODEL
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.state import TrainState
-from qwen_megatron.train.trainable import MAIN, Trainable
+from qwen_megatron.train.trainable import MAIN, NAME, Trainable
 
 STATE = "state.json"
 # Version 2: models have names. Version 1 is still read.
 VERSION = 2
-MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +135,7 @@ def check_values(state: CheckpointState, where: str) -> None:
     checks = {f"train_state.{name}": is_count(value) for name, value in dataclasses.asdict(state.train_state).items()}
     for name, model in state.models.items():
         checks[f"models.{name}.head"] = model.head in HEADS
-        # It is part of keys, and may be asked for on a command line.
-        checks[f"the model's name {shown(name)}"] = MODEL_NAME.fullmatch(name) is not None
+        checks[f"the model's name {shown(name)}"] = NAME.fullmatch(name) is not None
         for i, group in enumerate(model.optimizer):
             checks[f"models.{name}.optimizer[{i}].step"] = is_count(group.get("step"))
     for prefix, entry in state.data.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from qwen_megatron.train.phases import Phases
 
 # What the only model of a job is called.
 MAIN = "model"
+# It is part of keys in checkpoints, and may be asked for on a command line.
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,10 @@ def build_trainable(
         timers: Clock of this rank, shared by the models of a job; None for one of its own.
     Raises:
         PlatformError: if the implementation asked for cannot run here.
+        ValueError: if the name is none.
     """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"a model cannot be called {name!r}; use a letter, then letters, digits, - and _")
     model, parallel = model or config.model, config.parallel
     seed = config.training.seed if seed is None else seed
     timers = timers or Phases()

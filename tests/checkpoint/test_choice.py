@@ -13,14 +13,16 @@ from unittest import mock
 
 import pytest
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
 from qwen_megatron.checkpoint import choice
 from qwen_megatron.checkpoint.choice import agree_on, agree_on_counters, agree_on_weights, choose_newest
 from qwen_megatron.checkpoint.manifest import hashed, write_manifest
-from qwen_megatron.checkpoint.state import STATE
+from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState
 from qwen_megatron.convert.hf_folder import is_hf_folder
 from qwen_megatron.errors import CheckpointError, UnseenCheckpoint
 from qwen_megatron.jobs.failure import restart_helps
+from qwen_megatron.train.state import TrainState
 from tests.support.ranks import RankFailed, RankPool
 from tests.support.trainables import groups_of
 from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
@@ -29,9 +31,18 @@ PP2 = "parallel.pipeline_model_parallel_size=2"
 
 
 def write_checkpoint(folder: Path, content: str = "") -> Path:
-    """A stand-in for a checkpoint: a manifest and three files that say which one it is."""
+    """A stand-in for a checkpoint: small state and manifest as saves write them, and files that say which one it is."""
     folder.mkdir(parents=True)
-    for name in (STATE, "__0_0.distcp", "__1_0.distcp"):
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    state = CheckpointState(
+        train_state=TrainState(),
+        models={"model": ModelState(config={})},
+        config={},
+        data={},
+        environment={"note": f"{folder.name} {content}"},
+    )
+    (folder / STATE).write_bytes(state.to_json())
+    for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
         (folder / name).write_text(f"{folder.name} {name} {content}")
     write_manifest(folder, {path.name: hashed(path) for path in folder.iterdir()})
     return folder
@@ -120,7 +131,7 @@ def test_small_state_of_the_same_size_is_compared_on_every_rank(ranks: RankPool,
     """Rank 3 would not have it in its share."""
     folders = [write_checkpoint(tmp_path / str(rank) / "iter_0000004") for rank in range(4)]
     text = (folders[3] / STATE).read_text()
-    (folders[3] / STATE).write_text(text.swapcase())
+    (folders[3] / STATE).write_text(text.replace("iter_0000004", "iter_0000005"))
     told = choose(ranks, *(folder.parent for folder in folders))
     assert all(
         "none of its 1 checkpoints is whole" in str(text) and f"{folders[3] / STATE}" in str(text) for text in told

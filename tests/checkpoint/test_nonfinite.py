@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -242,14 +243,8 @@ def test_few_are_named() -> None:
 
 
 def evaluate_to_nothing(overrides: list[str]) -> str:
-    from qwen_megatron.train.hooks import evaluation
-
-    plain = evaluation.evaluate
-    evaluation.evaluate = lambda *arguments: float("nan")
-    try:
+    with mock.patch("qwen_megatron.jobs.pretrain.evaluate", return_value=(float("nan"), {})):
         return error_of(overrides)
-    finally:
-        evaluation.evaluate = plain
 
 
 def test_the_failed_evaluation_is_in_the_metrics(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from qwen_megatron.train.objective import Objective, Sums
 from tests.support.ranks import RankPool
 from tests.support.trainables import (
     TinyTrainable,
+    groups_for,
     groups_of,
     leave_gradient,
     random_batches,
@@ -96,10 +97,7 @@ def gradient_job(objective: Objective, head: str, overrides: list[str]) -> tuple
     from qwen_megatron.train.optimizer import gradient_norm
 
     config = tiny_config(*overrides)
-    parallel = config.parallel
-    with groups_of(
-        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.context_parallel_size
-    ) as groups:
+    with groups_for(config) as groups:
         trainable: TinyTrainable = tiny_built(config, groups, head=head)
         for chunk in trainable.chunks:
             chunk.zero_grad_buffer()

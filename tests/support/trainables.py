@@ -99,17 +99,22 @@ def tiny_built(config: ResolvedConfig, groups: Groups, **options: Any) -> TinyTr
     )
 
 
-@contextlib.contextmanager
-def tiny_trainable(*overrides: str) -> Iterator[TinyTrainable]:
-    """This rank's trainable of `tiny_config`."""
-    config = tiny_config(*overrides)
+def groups_for(config: ResolvedConfig) -> contextlib.AbstractContextManager[Groups]:
+    """This rank's groups of the configured layout."""
     parallel = config.parallel
-    with groups_of(
+    return groups_of(
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         parallel.context_parallel_size,
         parallel.virtual_pipeline_model_parallel_size,
-    ) as groups:
+    )
+
+
+@contextlib.contextmanager
+def tiny_trainable(*overrides: str) -> Iterator[TinyTrainable]:
+    """This rank's trainable of `tiny_config`."""
+    config = tiny_config(*overrides)
+    with groups_for(config) as groups:
         yield tiny_built(config, groups)
 
 

@@ -99,7 +99,7 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
     from qwen_megatron.train.loop import train
     from qwen_megatron.train.phases import Phases
     from qwen_megatron.train.run import Hook, Run, StepRecord
-    from tests.support.trainables import groups_of
+    from tests.support.trainables import groups_for
 
     steps: Steps = []
 
@@ -109,13 +109,7 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
 
     torch.set_num_threads(1)
     config = resolve(load_config(recipe, [*overrides, "checkpoint.load=none"]), int(os.environ["WORLD_SIZE"]))
-    parallel = config.parallel
-    with groups_of(
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.context_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size,
-    ) as groups:
+    with groups_for(config) as groups:
         run = build_run(config, groups, get_platform("cpu"), Phases())
         run.hooks = [Recorder()]
         train(run)

@@ -100,6 +100,13 @@ def test_a_step_goes_through_the_groups_it_was_built_with(
         assert same
 
 
+def test_names_of_models_are_plain() -> None:
+    with groups_of() as groups:
+        for name in ("", "a.b", "../policy", "1", "policy model"):
+            with pytest.raises(ValueError, match="cannot be called"):
+                tiny_built(tiny_config(), groups, name=name)
+
+
 def test_a_second_layout_is_refused_and_the_same_one_is_not(ranks: RankPool) -> None:
     assert ranks.run(2, second_layout_job) == ["refused"] * 2
 
