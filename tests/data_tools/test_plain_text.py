@@ -34,7 +34,7 @@ def test_messages_of_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_warnings_of_a_run() -> None:
-    from qwen_megatron.jobs.pretrain import PrintableFormatter
+    from qwen_megatron.jobs.session import PrintableFormatter
 
     record = logging.LogRecord("x", logging.WARNING, "", 0, "%s: names %r", (f"a{RED}", "b"), None)
     assert PrintableFormatter("%(message)s").format(record) == "a\\x1b[31m: names 'b'"

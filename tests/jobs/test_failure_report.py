@@ -44,7 +44,8 @@ def report(tmp_path: Path) -> FailureReport:
     place: Any = Place()
     watch: Any = Describes()
     made = FailureReport(tmp_path, place, 0)
-    made.watch, made.owns_folder = watch, True
+    made.watch = watch
+    made.own_folder()
     return made
 
 

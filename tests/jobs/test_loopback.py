@@ -45,7 +45,7 @@ def test_a_launch_listens_on_the_machine_alone_and_restarts(byte_corpus: Path, t
 def test_our_own_launches_are_such() -> None:
     """No file of ours starts torchrun on one machine; the words for users in help and documents are another thing."""
     for path in (
-        "qwen_megatron/cli/certify.py",
+        "qwen_megatron/jobs/parity.py",
         "examples/demo.py",
         "examples/gpu_smoke.sh",
         "benchmarks/bench_save.py",

@@ -41,7 +41,7 @@ class Mover(Hook):
 
 def pretrain_while_moving(overrides: list[str], how: str) -> str:
     """The error of this rank."""
-    from qwen_megatron.jobs import pretrain as wiring
+    from qwen_megatron.jobs import hooks as wiring
 
     plain = wiring.reporting_hooks
     wiring.reporting_hooks = lambda config: [*plain(config), Mover(how, 3)]
