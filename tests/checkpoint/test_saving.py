@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import resource
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.disks import full_disk
 from tests.support.ranks import RankFailed, RankPool
 from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
 
@@ -131,24 +130,13 @@ def test_a_run_ends_in_order_when_its_time_is_up(ranks: RankPool, byte_corpus: P
     assert sorted(steps) == [1, 2]
 
 
-@contextlib.contextmanager
-def small_files_only(limit: int) -> Iterator[None]:
-    """Writing beyond `limit` bytes of a file fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def pretrain_until_the_disk_is_full(overrides: list[str], full_rank: int) -> str:
     """The error of this rank."""
     from qwen_megatron.errors import CheckpointError
 
     # Metrics and small state fit, shards do not.
     limit = 100_000 if int(os.environ["RANK"]) == full_rank else resource.RLIM_INFINITY
-    with small_files_only(limit), pytest.raises(CheckpointError) as caught:
+    with full_disk(limit), pytest.raises(CheckpointError) as caught:
         pretrain_job(overrides)
     return str(caught.value)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from qwen_megatron.jobs.failure import restart_helps
 from qwen_megatron.train.hooks.leave import write_completion
 from qwen_megatron.train.hooks.metrics import MetricsHook, drop_rows_after
 from qwen_megatron.train.hooks.wandb import run_id
+from tests.support.disks import full_disk
 from tests.support.ranks import RankPool
 from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
 from tests.train.test_hooks import make_run, record
@@ -43,17 +41,6 @@ def test_an_odd_row_is_left_out_with_a_warning(odd: bytes, tmp_path: Path, caplo
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2, "loss": 1.5}\n'
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING]
     assert f"{path}: 1 lines are no rows" in caplog.text
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Writing beyond `limit` bytes of a file fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_names_the_metrics(tmp_path: Path) -> None:
