@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.atomic_file import write_atomically
 from data_tools.decontamination import BenchmarkIndex, BenchmarkItem
 from data_tools.dedup import MinHashConfig, components, normalized_hashes, signatures
 from data_tools.filters import FilterSuite
+from data_tools.io.atomic_file import write_atomically
 from data_tools.sources.python_stdlib import source_files
 from data_tools.text import text_statistics
 

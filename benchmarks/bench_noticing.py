@@ -24,13 +24,13 @@ from qwen_megatron.data.pretraining.dataset import SampleId
 from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.jobs.watchdog import BEAT_SECONDS, Watchdog
 from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
-from qwen_megatron.parallel.meeting import join_job
+from qwen_megatron.parallel.rendezvous import join_job
 from qwen_megatron.platforms import get_platform
-from qwen_megatron.train.hooks.replicas import check_replicas, parameter_hash
 from qwen_megatron.train.hooks.straggler import StragglerHook
-from qwen_megatron.train.judge import FEWEST, Judge, Measured
+from qwen_megatron.train.hooks.weight_consistency import check_weight_consistency, parameter_hash
 from qwen_megatron.train.objective import NextTokenLoss
 from qwen_megatron.train.step import train_step
+from qwen_megatron.train.step_guard import FEWEST, Measured, StepGuard
 from qwen_megatron.train.trainable import build_trainable
 
 SETTINGS = [
@@ -86,8 +86,8 @@ def main() -> None:
 
     step = median_seconds(one_step, 5)
 
-    judge = Judge(spike_sigmas=config.training.spike_sigmas)
-    judge.recent.extend([12.0] * FEWEST)
+    guard = StepGuard(spike_sigmas=config.training.spike_sigmas)
+    guard.recent.extend([12.0] * FEWEST)
     measured = Measured(loss=12.0, grad_norm=1.0, own_loss=12.0)
     run: Any = SimpleNamespace(groups=groups, timers=trainable.timers, is_main=groups.rank == 0)
     record: Any = SimpleNamespace(own_seconds=1.0, step_seconds=1.0, step=config.logging.straggler_interval)
@@ -96,10 +96,10 @@ def main() -> None:
     checks = config.logging.replica_check_interval
     # Name, seconds of one, steps between two.
     parts = [
-        ("judge", median_seconds(lambda: judge.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
+        ("judge", median_seconds(lambda: guard.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
         (
             "replica check",
-            median_seconds(lambda: check_replicas(trainable, 1), 5),
+            median_seconds(lambda: check_weight_consistency(trainable, 1), 5),
             checks,
         ),
         (

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data_tools.atomic_file import write_atomically  # noqa: E402
+from data_tools.io.atomic_file import write_atomically  # noqa: E402
 from qwen_megatron.data.pretraining.dataset import open_dataset  # noqa: E402
 from tests.support.corpora import seal, write_sparse_corpus  # noqa: E402
 

@@ -67,13 +67,13 @@ def gigatoken() -> Any:
     """The fast encoder, its caches empty."""
     import gigatoken
 
-    from data_tools.tokenizer import vocab_path
+    from data_tools.tokenizer.qwen import vocab_path
 
     return gigatoken.Tokenizer.from_tiktoken(str(vocab_path()), pretokenizer="qwen2", special_tokens={})
 
 
 def ours(source: Path, prefix: Path) -> Callable[[], None]:
-    from data_tools.tokenize import TokenizeOptions, tokenize
+    from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
     def run() -> None:
         tokenize([source], prefix, TokenizeOptions(workers=WORKERS))
@@ -116,7 +116,7 @@ _classic: Any = None
 
 def _start_classic() -> None:
     global _classic
-    from data_tools.tokenizer import _encoding
+    from data_tools.tokenizer.qwen import _encoding
 
     _classic = _encoding()
 
@@ -243,8 +243,8 @@ def merging(folder: Path, num_tokens: int, mean_length: int, rounds: int) -> lis
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     from data_tools import _native
-    from data_tools.adopt import adopt
-    from data_tools.merge import merge
+    from data_tools.corpus.import_corpus import import_corpus
+    from data_tools.corpus.merge import merge
 
     generator = np.random.default_rng(1)
     prefixes = [folder / f"part{number}-{mean_length}" for number in range(2)]
@@ -254,7 +254,7 @@ def merging(folder: Path, num_tokens: int, mean_length: int, rounds: int) -> lis
         tokens[np.cumsum(lengths) - 1] = END
         tokens.tofile(f"{prefix}.bin")
         _native.write_index(f"{prefix}.idx".encode(), lengths, 4, 4)
-        adopt(prefix)
+        import_corpus(prefix)
     results: dict[str, list[float]] = {"ours": [], "megatron-core": []}
     for _ in range(rounds):
         start = time.perf_counter()

@@ -22,7 +22,7 @@ from training_step.contestants import MEMORY_BATCH, SEQUENCE, SPEED_BATCH, Work
 from training_step.processes import Block, measure
 from training_step.tables import machine_lines, memory_lines, speed_lines
 
-from data_tools.atomic_file import write_atomically
+from data_tools.io.atomic_file import write_atomically
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 # Results of different instruction sets stand side by side.

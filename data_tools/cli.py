@@ -12,8 +12,8 @@ from types import FrameType
 from typing import NoReturn
 
 from data_tools.commands import (
-    adopt,
     collect_stdlib,
+    import_corpus,
     inspect,
     merge,
     quality,
@@ -24,10 +24,14 @@ from data_tools.commands import (
     tokenizer_report,
     verify,
 )
+from data_tools.commands.renamed import with_current_name
 from data_tools.errors import DataError
-from data_tools.plain_text import printable
+from data_tools.io.plain_text import printable
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
+
+# Old name of a command -> its name.
+_RENAMED = {"adopt": "import-corpus"}
 
 _EPILOG = """examples:
   qwen-data tokenize web.jsonl.zst --output corpora/web
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status; a wrong command line exits with 2 by itself.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(with_current_name(sys.argv[1:] if arguments is None else arguments, _RENAMED))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status: int = options.run(options)
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         stage,
         tokenize,
-        adopt,
+        import_corpus,
         inspect,
         verify,
         merge,

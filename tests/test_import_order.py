@@ -330,9 +330,9 @@ BREAKS = [
     (wrong_direction, "qwen_megatron.data.loader", "importlib.import_module('qwen_megatron.cli.main')"),
     (wrong_direction, "qwen_megatron.config.load", "import torch"),
     (wrong_direction, "qwen_megatron.config.load", "from megatron.core import parallel_state"),
-    (wrong_direction, "data_tools.jsonl", "import qwen_megatron"),
-    (wrong_direction, "data_tools.jsonl", "from qwen_megatron.errors import DataError"),
-    (wrong_direction, "data_tools.jsonl", "import torch.utils"),
+    (wrong_direction, "data_tools.readers.jsonl", "import qwen_megatron"),
+    (wrong_direction, "data_tools.readers.jsonl", "from qwen_megatron.errors import DataError"),
+    (wrong_direction, "data_tools.readers.jsonl", "import torch.utils"),
     (wrong_direction, "qwen_megatron", "from qwen_megatron.config import load"),
     (group_look_up, "qwen_megatron.model.loss", "from megatron.core import parallel_state"),
     (patching, "qwen_megatron.train.step", "import torch\ntorch.cuda.current_device = None"),
@@ -383,16 +383,28 @@ BREAKS = [
     (environment_reads, "data_tools.cli", "from os import environ"),
     (unsafe_readers, "qwen_megatron.checkpoint.load", "import pickle\npickle.load(stream)"),
     (unsafe_readers, "qwen_megatron.checkpoint.load", "from pickle import loads"),
-    (unsafe_readers, "data_tools.jsonl", "eval(text)"),
+    (unsafe_readers, "data_tools.readers.jsonl", "eval(text)"),
     (unsafe_readers, "qwen_megatron.config.load", "import yaml\nyaml.load(text, Loader=yaml.Loader)"),
-    (unsafe_readers, "data_tools.corpus", "import numpy as np\nnp.load(path, allow_pickle=True)"),
-    (unsafe_readers, "data_tools.corpus", "import numpy as np\nnp.load(path, allow_pickle=flag)"),
+    (unsafe_readers, "data_tools.corpus.reader", "import numpy as np\nnp.load(path, allow_pickle=True)"),
+    (unsafe_readers, "data_tools.corpus.reader", "import numpy as np\nnp.load(path, allow_pickle=flag)"),
     (unsafe_readers, "qwen_megatron.convert.from_hf", "import torch\ntorch.load(path)"),
     (unsafe_readers, "qwen_megatron.convert.from_hf", "try:\n    f()\nexcept:\n    pass"),
-    (object_collectives, "qwen_megatron.train.judge", "import torch.distributed as dist\ndist.all_gather_object(a, b)"),
-    (object_collectives, "qwen_megatron.train.judge", "from torch.distributed import broadcast_object_list as tell"),
-    (object_collectives, "qwen_megatron.train.judge", "import torch\nd: Any = torch.distributed\nd.gather_object(a)"),
-    (object_collectives, "qwen_megatron.train.judge", "getattr(dist, 'scatter_object_list')(a, b)"),
+    (
+        object_collectives,
+        "qwen_megatron.train.step_guard",
+        "import torch.distributed as dist\ndist.all_gather_object(a, b)",
+    ),
+    (
+        object_collectives,
+        "qwen_megatron.train.step_guard",
+        "from torch.distributed import broadcast_object_list as tell",
+    ),
+    (
+        object_collectives,
+        "qwen_megatron.train.step_guard",
+        "import torch\nd: Any = torch.distributed\nd.gather_object(a)",
+    ),
+    (object_collectives, "qwen_megatron.train.step_guard", "getattr(dist, 'scatter_object_list')(a, b)"),
 ]
 
 
@@ -409,7 +421,7 @@ KEEPS = [
     "import pickle\ntry:\n    f()\nexcept pickle.UnpicklingError:\n    raise",
     "import torch\ntorch.load(path, weights_only=True)",
     "import numpy as np\nnp.load(path, allow_pickle=False)",
-    "from qwen_megatron.model.loss import summed_loss\nfrom data_tools.corpus import Corpus",
+    "from qwen_megatron.model.loss import summed_loss\nfrom data_tools.corpus.reader import Corpus",
     "import re\nre.compile('x')\nmodel.eval()",
 ]
 

@@ -5,7 +5,7 @@ import json
 import sys
 
 from data_tools.commands.arguments import non_negative_int
-from data_tools.plain_text import printable
+from data_tools.io.plain_text import printable
 
 _EXAMPLES = """examples:
   qwen-data inspect corpora/mix
@@ -31,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(options: argparse.Namespace) -> int:
     """Prints the summary or the document."""
-    from data_tools.inspect import format_summary, read_document, summarize
+    from data_tools.corpus.inspect import format_summary, read_document, summarize
 
     on_terminal = sys.stdout.isatty()
     if options.document is None:

@@ -25,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(options: argparse.Namespace) -> int:
     """Merges."""
-    from data_tools.merge import merge
+    from data_tools.corpus.merge import merge
 
     sidecar = merge(options.prefixes, options.output, overwrite=options.overwrite)
     print(

@@ -13,8 +13,8 @@ from data_tools.commands.tokenize import RejectionLimit, rejection_limit
 from data_tools.errors import DataError
 
 if TYPE_CHECKING:
+    from data_tools.corpus.rejections import RejectionLog
     from data_tools.quality import QualityModel
-    from data_tools.rejections import RejectionLog
 
 _EXAMPLES = """examples:
   qwen-data quality train --positive books.jsonl wiki.jsonl --negative crawl.jsonl.zst --output quality-model
@@ -113,11 +113,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """Trains, writes the model and prints its figures; 1 if more than --max-bad records were rejected."""
-    from data_tools.progress import progress_bar
+    from data_tools.corpus.rejections import RejectionLog
+    from data_tools.io.progress import progress_bar
     from data_tools.quality import FeatureConfig, TrainingConfig, train
     from data_tools.quality.labelled import LabelledInput, read_labelled, total_bytes
     from data_tools.quality.model import MODEL_FILE
-    from data_tools.rejections import RejectionLog
 
     started = time.monotonic()
     labels = {"positive": True, "negative": False, "labelled": None}
@@ -173,11 +173,11 @@ def _print_model(folder: Path, model: "QualityModel", seconds: float) -> None:
 
 def run_score(options: argparse.Namespace) -> int:
     """Scores and prints one line; 1 if more than --max-bad records were rejected."""
-    from data_tools.progress import progress_bar
+    from data_tools.corpus.rejections import RejectionLog, rejected_path
+    from data_tools.io.progress import progress_bar
     from data_tools.quality import QualityModel
     from data_tools.quality.labelled import total_bytes
     from data_tools.quality.scoring import score_files
-    from data_tools.rejections import RejectionLog, rejected_path
 
     started = time.monotonic()
     model = QualityModel.load(options.model)

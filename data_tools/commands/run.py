@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import add_workers_argument
 from data_tools.errors import DataError
-from data_tools.plain_text import printable
+from data_tools.io.plain_text import printable
 
 if TYPE_CHECKING:
-    from data_tools.pipeline.executor import Executor
+    from data_tools.engine.executor import Executor
+    from data_tools.engine.task import Manifest
     from data_tools.pipeline.pipeline_file import Pipeline
     from data_tools.pipeline.run import RunSummary
-    from data_tools.pipeline.task import Manifest
 
 _EXAMPLES = """examples:
   qwen-data run pipeline.yaml --workers 8
@@ -78,8 +78,8 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
         DataError: as `run_pipeline`, or more than max_bad records cannot be read.
     """
     from data_tools.commands.tokenize import RejectionLimit
+    from data_tools.engine.runner import Share
     from data_tools.pipeline.run import run_pipeline
-    from data_tools.pipeline.runner import Share
 
     text = options.max_bad if options.max_bad is not None else pipeline.max_bad
     try:
@@ -101,10 +101,10 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
 
 
 def _executor(options: argparse.Namespace) -> "Executor":
-    from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
+    from data_tools.engine.executor import InProcessExecutor, ProcessExecutor
 
     if options.ray_address is not None:
-        from data_tools.pipeline.ray_executor import RayExecutor
+        from data_tools.engine.ray_executor import RayExecutor
 
         return RayExecutor(options.ray_address)
     return InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)

@@ -65,7 +65,7 @@ class _Help(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *unused: object) -> None:
         from data_tools.pipeline.single_stage import READ, data_set_options, stage_options
-        from data_tools.pipeline.stages import STAGES
+        from data_tools.stages.registry import STAGES
 
         kinds = [namespace.kind] if namespace.kind in STAGES else list(STAGES)
         lines = [parser.format_help(), "kinds and their options (defaults):"]
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     """Does the stage and prints its counts; 1 if more than --max-bad records cannot be read."""
     from data_tools.pipeline.settings import Problems
     from data_tools.pipeline.single_stage import parse_assignments, single_stage
-    from data_tools.pipeline.stages import STAGES
+    from data_tools.stages.registry import STAGES
 
     started = time.monotonic()
     parser: argparse.ArgumentParser = options.parser

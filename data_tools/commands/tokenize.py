@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import add_workers_argument, byte_size, positive_int, seed
 from data_tools.errors import DataError
-from data_tools.jsonl import LARGEST_DOCUMENT_BYTES
+from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 
 if TYPE_CHECKING:
-    from data_tools.sidecar import Sidecar
+    from data_tools.corpus.sidecar import Sidecar
 
 _EXAMPLES = """examples:
   qwen-data tokenize web.jsonl.zst books.jsonl.gz --output corpora/mix
@@ -116,8 +116,8 @@ def rejection_limit(text: str) -> RejectionLimit:
 
 def run(options: argparse.Namespace) -> int:
     """Makes the corpus and prints one line about it; 1 if more than --max-bad records were rejected."""
-    from data_tools.rejections import rejected_path
-    from data_tools.tokenize import TokenizeOptions, tokenize
+    from data_tools.corpus.rejections import rejected_path
+    from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
     started = time.monotonic()
     sidecar = tokenize(

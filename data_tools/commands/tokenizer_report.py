@@ -36,8 +36,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(options: argparse.Namespace) -> int:
     """Prints the table and draws the chart if one is asked for."""
-    from data_tools.tokenizer_chart import write_chart
-    from data_tools.tokenizer_report import compression_by_language, format_report
+    from data_tools.tokenizer.chart import write_chart
+    from data_tools.tokenizer.report import compression_by_language, format_report
 
     table = compression_by_language(
         options.files, options.vocabulary, text_key=options.text_key, max_documents=options.max_documents

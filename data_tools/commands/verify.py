@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(options: argparse.Namespace) -> int:
     """Verifies the corpus."""
-    from data_tools.verify import verify
+    from data_tools.corpus.verify import verify
 
     sidecar = verify(options.prefix)
     print(f"{options.prefix}: {sidecar.num_documents:,} documents, {sidecar.num_tokens:,} tokens, all checksums agree")

@@ -12,7 +12,9 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic_file import (
+from data_tools.dedup.minhash import DEFAULT, NO_SHINGLE, MinHashConfig, band_keys
+from data_tools.errors import DataError
+from data_tools.io.atomic_file import (
     atomic_output,
     open_unfollowed,
     refuse_link,
@@ -20,8 +22,6 @@ from data_tools.atomic_file import (
     sync_file,
     temporary_file,
 )
-from data_tools.dedup.minhash import DEFAULT, NO_SHINGLE, MinHashConfig, band_keys
-from data_tools.errors import DataError
 
 RECORD = np.dtype([("key", "<u8"), ("document", "<u8")])
 

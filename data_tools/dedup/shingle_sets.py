@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic_file import atomic_output
 from data_tools.dedup.buckets import Edges
 from data_tools.dedup.minhash import similarity
 from data_tools.errors import DataError
+from data_tools.io.atomic_file import atomic_output
 
 _PLACE = np.dtype([("document", "<u8"), ("start", "<u8"), ("length", "<u8")])
 _SHINGLE = np.dtype("<u8")

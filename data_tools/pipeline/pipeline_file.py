@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import yaml
 
+from data_tools.engine.runner import Runner
+from data_tools.engine.task import Manifest
 from data_tools.errors import DataError
-from data_tools.owned_paths import is_plain_name
-from data_tools.pipeline.read_stage import ReadStage
-from data_tools.pipeline.runner import Runner
+from data_tools.io.owned_paths import is_plain_name
+from data_tools.io.small_json import shown
 from data_tools.pipeline.settings import Problems, build, rule
-from data_tools.pipeline.stages import NEEDS, STAGES, SampleStage
-from data_tools.pipeline.task import Manifest
-from data_tools.small_json import shown
+from data_tools.stages.read import ReadStage
+from data_tools.stages.registry import NEEDS, STAGES, SampleStage
 
 MAX_FILE_BYTES = 1024 * 1024
 MOST_LEVELS = 32

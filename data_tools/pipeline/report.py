@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic_file import write_atomically
 from data_tools.errors import DataError
+from data_tools.io.atomic_file import write_atomically
+from data_tools.io.small_json import MissingFileError, SmallFileError
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.summary_file import read_summary
-from data_tools.small_json import MissingFileError, SmallFileError
 
 REPORT = "report.html"
 _WHERE = (

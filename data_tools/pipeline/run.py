@@ -12,15 +12,15 @@ from typing import Any
 
 import orjson
 
-from data_tools.atomic_file import write_atomically
-from data_tools.lock import corpus_lock
-from data_tools.owned_paths import require_below
-from data_tools.pipeline.document import DocumentStatistics
-from data_tools.pipeline.executor import Executor
-from data_tools.pipeline.own_files import remove_leftovers
+from data_tools.corpus.lock import corpus_lock
+from data_tools.engine.document import DocumentStatistics
+from data_tools.engine.executor import Executor
+from data_tools.engine.own_files import remove_leftovers
+from data_tools.engine.runner import Runner, Share
+from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest
+from data_tools.io.atomic_file import write_atomically
+from data_tools.io.owned_paths import require_below
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
-from data_tools.pipeline.runner import Runner, Share
-from data_tools.pipeline.task import QUARANTINE_FILE, STAGE_FILE, Manifest
 from data_tools.version import version
 
 SUMMARY = "pipeline.json"

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from data_tools.small_json import LARGEST_INTEGER, shown
+from data_tools.io.small_json import LARGEST_INTEGER, shown
 
 _LONGEST_WORD = 80
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")

@@ -11,16 +11,16 @@ from typing import Any
 
 import orjson
 
+from data_tools.engine.task import STAGE_FILE, Manifest, read_manifest
 from data_tools.errors import DataError
-from data_tools.owned_paths import require_below, require_plain_name
+from data_tools.io.owned_paths import require_below, require_plain_name
+from data_tools.io.small_json import SmallFileError, fits, read_object
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline, parse_yaml
-from data_tools.pipeline.read_stage import DataSet, ReadStage
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.settings import Problems, build
-from data_tools.pipeline.stages import NEEDS, STAGES
 from data_tools.pipeline.summary_file import check_statistics, read_summary
-from data_tools.pipeline.task import STAGE_FILE, Manifest, read_manifest
-from data_tools.small_json import SmallFileError, fits, read_object
+from data_tools.stages.read import DataSet, ReadStage
+from data_tools.stages.registry import NEEDS, STAGES
 
 READ = "read"
 # Of documents whose source is not named.

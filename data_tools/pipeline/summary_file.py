@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.io.small_json import SmallFileError, build, fits, is_count, read_object
 from data_tools.pipeline.run import SUMMARY
-from data_tools.small_json import SmallFileError, build, fits, is_count, read_object
 
 # Bits of a number of characters; no text has more than this.
 _MOST_BITS = 64

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from data_tools import _native
 from data_tools.errors import DataError
-from data_tools.normalization import nfc
 from data_tools.text.characters import character_table
+from data_tools.text.normalization import nfc
 
 LONGEST_NGRAM = 8
 FEWEST_BITS, MOST_BITS = 8, 24

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_tools.errors import DataError
-from data_tools.jsonl import MAX_DOCUMENT_BYTES, Rejection
-from data_tools.progress import Progress, SilentProgress
+from data_tools.io.progress import Progress, SilentProgress
 from data_tools.readers.files import find_files
-from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record, format_of, reader_of
+from data_tools.readers.formats import format_of, reader_of
+from data_tools.readers.jsonl import MAX_DOCUMENT_BYTES, Rejection
+from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
 Reject = Callable[[Rejection], None]
 _LABELS = {"1": True, "true": True, "positive": True, "0": False, "false": False, "negative": False}

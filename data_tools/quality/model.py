@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_tools.atomic_file import write_atomically
 from data_tools.errors import DataError
+from data_tools.io.atomic_file import write_atomically
+from data_tools.io.small_json import SmallFileError, parse_json, read_bytes
 from data_tools.pipeline.settings import Problems, build, rule
 from data_tools.quality.calibration import Calibration
 from data_tools.quality.features import FEWEST_BITS, LONGEST_NGRAM, MOST_BITS, FeatureConfig, feature_scores
-from data_tools.small_json import SmallFileError, parse_json, read_bytes
 
 # Under which a score lies in records and in the metadata of documents.
 SCORE_KEY = "quality"

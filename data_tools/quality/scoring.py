@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 import zstandard
 
-from data_tools.atomic_file import atomic_output
-from data_tools.jsonl import MAX_DOCUMENT_BYTES, Rejection
-from data_tools.progress import Progress
+from data_tools.io.atomic_file import atomic_output
+from data_tools.io.progress import Progress
 from data_tools.quality.labelled import Reject, read_records
 from data_tools.quality.model import SCORE_KEY, QualityModel
+from data_tools.readers.jsonl import MAX_DOCUMENT_BYTES, Rejection
 from data_tools.readers.record import BadRecord, ReadOptions
 
 _BATCH_RECORDS = 2048

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_tools.errors import DataError
-from data_tools.pipeline.task import TaskInput
+from data_tools.io.file_range import FileRange
 
 
 def is_url(path: str) -> bool:
@@ -14,7 +14,7 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def find_files(pattern: str) -> list[TaskInput]:
+def find_files(pattern: str) -> list[FileRange]:
     """The files that a path, a glob pattern ("**" for subfolders) or a folder names, in the order of their names.
 
     Raises:
@@ -26,7 +26,7 @@ def find_files(pattern: str) -> list[TaskInput]:
     return sorted(found, key=lambda one: one.path)
 
 
-def _find_local(pattern: str) -> list[TaskInput]:
+def _find_local(pattern: str) -> list[FileRange]:
     if Path(pattern).is_dir():
         pattern = os.path.join(glob.escape(pattern), "**")
     paths = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
@@ -40,11 +40,11 @@ def _find_local(pattern: str) -> list[TaskInput]:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         if os.path.isfile(path):
-            files.append(TaskInput(path=path, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns))
+            files.append(FileRange(path=path, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns))
     return files
 
 
-def _find_remote(pattern: str) -> list[TaskInput]:
+def _find_remote(pattern: str) -> list[FileRange]:
     fsspec = _fsspec()
     try:
         file_system, path = fsspec.core.url_to_fs(pattern)
@@ -56,13 +56,13 @@ def _find_remote(pattern: str) -> list[TaskInput]:
         raise DataError(f"{pattern}: {error}") from error
 
 
-def _remote_file(file_system: Any, path: str) -> TaskInput:
+def _remote_file(file_system: Any, path: str) -> FileRange:
     url = file_system.unstrip_protocol(path)
     try:
         mtime_ns = int(file_system.modified(path).timestamp() * 1e9)
     except (NotImplementedError, FileNotFoundError):
         mtime_ns = 0  # Some stores keep no times; the size has to do.
-    return TaskInput(path=url, size_bytes=int(file_system.size(path)), mtime_ns=mtime_ns)
+    return FileRange(path=url, size_bytes=int(file_system.size(path)), mtime_ns=mtime_ns)
 
 
 def open_input(path: str) -> BinaryIO:
@@ -80,7 +80,7 @@ def open_input(path: str) -> BinaryIO:
         raise DataError(f"{path}: cannot be opened: {error}") from error
 
 
-def check_unchanged(before: TaskInput) -> None:
+def check_unchanged(before: FileRange) -> None:
     """Raises DataError if the file has changed since the plan was made."""
     now = {one.path: one for one in find_files(glob.escape(before.path) if not is_url(before.path) else before.path)}
     after = now.get(before.path)

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from data_tools.jsonl import RejectedRecordError, parse_record, read_lines, text_of_record
-from data_tools.pipeline.task import TaskInput
+from data_tools.io.file_range import FileRange
+from data_tools.io.streams import PIECE_BYTES, decompressed_pieces
 from data_tools.readers.files import open_input
+from data_tools.readers.jsonl import RejectedRecordError, parse_record, read_lines, text_of_record
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
-from data_tools.streams import PIECE_BYTES, decompressed_pieces
 
 
-def read_jsonl(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
+def read_jsonl(part: FileRange, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
     """The records whose line begins in the range; see `record.Reader`."""
     with open_input(part.path) as stream:
         lines = LineRange(stream, part)
@@ -37,7 +37,7 @@ class LineRange:
         num_lines: lines given so far, that one not included.
     """
 
-    def __init__(self, stream: BinaryIO, part: TaskInput) -> None:
+    def __init__(self, stream: BinaryIO, part: FileRange) -> None:
         self._stream = stream
         self._path, self._start, self._stop = part.path, part.start, part.stop
         self.origin = 0

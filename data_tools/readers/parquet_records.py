@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data_tools.errors import DataError
-from data_tools.pipeline.task import TaskInput
+from data_tools.io.file_range import FileRange
 from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
@@ -15,7 +15,7 @@ _BUFFER_BYTES = 1024 * 1024
 _DICTIONARY_BYTES = 64 * 1024 * 1024
 
 
-def read_parquet(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
+def read_parquet(part: FileRange, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
     """The rows of a file; see `record.Reader`. A damaged file or row group is one bad record."""
     pyarrow, parquet = _pyarrow()
     with open_input(part.path) as stream:

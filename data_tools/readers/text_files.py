@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from data_tools.pipeline.task import TaskInput
+from data_tools.io.file_range import FileRange
+from data_tools.io.streams import BrokenStreamError, decompressed_pieces
 from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
-from data_tools.streams import BrokenStreamError, decompressed_pieces
 
 
-def read_text(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
+def read_text(part: FileRange, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
     """The one record of a file; see `record.Reader`."""
     pieces: list[bytes] = []
     num_bytes = 0

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_tools.errors import DataError
-from data_tools.pipeline.task import TaskInput
+from data_tools.io.file_range import FileRange
 from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
@@ -12,7 +12,7 @@ EXTRACTORS = ("resiliparse", "trafilatura")
 _INSTALL = "in the checkout run: pip install -e '.[data]'"
 
 
-def read_warc(part: TaskInput, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
+def read_warc(part: FileRange, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
     """The pages of HTTP responses; records that are not pages (requests, images) are not records of ours.
 
     See `record.Reader`. The extracted text of a page keeps its address under "url" if `keep` names it.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import orjson
 
-from data_tools.atomic_file import atomic_output
 from data_tools.errors import DataError
+from data_tools.io.atomic_file import atomic_output
 
 # Tests, generated tables, an editor, demos and bundled installers: repetitive or not the library itself.
 EXCLUDED_FOLDERS = frozenset(

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools import _native
-from data_tools.normalization import nfc
 from data_tools.text.characters import character_table, normalized_in_python
+from data_tools.text.normalization import nfc
 
 # Belongs into the record of any run whose results rest on normalised text.
 NORMALIZATION = f"nfkc-casefold-unicode-{unicodedata.unidata_version}"

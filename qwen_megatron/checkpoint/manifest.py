@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic_file import write_atomically
-from data_tools.small_json import MissingFileError, SmallFileError, build, kind_of, read_bytes, read_object, shown
+from data_tools.io.atomic_file import write_atomically
+from data_tools.io.small_json import MissingFileError, SmallFileError, build, kind_of, read_bytes, read_object, shown
 from qwen_megatron.errors import CheckpointError
 
 log = logging.getLogger(__name__)

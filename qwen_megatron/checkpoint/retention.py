@@ -9,7 +9,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from data_tools.owned_paths import remove_files, temporary_of
+from data_tools.io.owned_paths import remove_files, temporary_of
 from qwen_megatron.checkpoint.manifest import FOLDER, list_checkpoints, read_latest, read_manifest, sync_folder
 from qwen_megatron.errors import CheckpointError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.errors import PathError
-from data_tools.lock import FileLock, HeldError
+from data_tools.io.lock import FileLock, HeldError
 from qwen_megatron.errors import CheckpointError
 
 LOCK = "lock"

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
-from data_tools.lock import FileLock
+from data_tools.io.lock import FileLock
 from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.finite import check_before_save
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile

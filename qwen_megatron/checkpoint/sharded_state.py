@@ -13,7 +13,7 @@ from typing import Any
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 
-from qwen_megatron.checkpoint.pieces import owned_tensors
+from qwen_megatron.checkpoint.optimizer_shards import owned_tensors
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 

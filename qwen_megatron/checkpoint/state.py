@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data_tools.small_json import MissingFileError, SmallFileError, build, is_count, read_object, shown
+from data_tools.io.small_json import MissingFileError, SmallFileError, build, is_count, read_object, shown
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.serialize import from_dict, to_dict

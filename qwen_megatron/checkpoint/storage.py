@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from data_tools.small_json import SmallFileError, read_object, shown
+from data_tools.io.small_json import SmallFileError, read_object, shown
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import FILE_NAME, FileEntry
 from qwen_megatron.checkpoint.unpickler import read_metadata

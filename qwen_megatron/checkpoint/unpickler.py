@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from data_tools.small_json import MissingFileError, SmallFileError, read_bytes
+from data_tools.io.small_json import MissingFileError, SmallFileError, read_bytes
 from qwen_megatron.checkpoint.pickle_limits import LARGEST_BYTES, check_pickle
 from qwen_megatron.errors import CheckpointError
 

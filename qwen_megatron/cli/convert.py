@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_tools.plain_text import printable
+from data_tools.io.plain_text import printable
 from qwen_megatron.cli.nonfinite import add_allow_nonfinite
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model

@@ -105,7 +105,7 @@ def write_logits(model: Any, ids_bs: np.ndarray, path: Path) -> None:
     import numpy as np
     import torch
 
-    from data_tools.atomic_file import atomic_output
+    from data_tools.io.atomic_file import atomic_output
     from qwen_megatron.inference.loading import logits
 
     shape = (*ids_bs.shape, model.num_tokens_in_vocabulary)

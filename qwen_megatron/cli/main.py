@@ -19,7 +19,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from data_tools.plain_text import printable
+from data_tools.commands.renamed import with_current_name
+from data_tools.io.plain_text import printable
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -33,7 +34,10 @@ from qwen_megatron.jobs.launcher import Launch, MachineError
 PATIENCE_SECONDS = 5.0
 GPU_DRIVER = Path("/dev/nvidiactl")
 
-COMMANDS = ("pretrain", "show_config", "certify", "trace", "report", "convert", "logits", "generate")
+COMMANDS = ("pretrain", "show_config", "check_parity", "trace", "report", "convert", "logits", "generate")
+
+# Old name of a command -> its name.
+RENAMED = {"certify": "check-parity"}
 
 EPILOG = """examples:
   qwen-megatron show-config model.preset=qwen-7b parallel.tensor_model_parallel_size=2
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     without_compiler(os.environ)
     try:
-        args = parse(build_parser(), argv)
+        args = parse(build_parser(), with_current_name(sys.argv[1:] if argv is None else argv, RENAMED))
         return cast(int, args.run(args))
     except ConfigError as error:
         report(error, os.environ)
@@ -91,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parses; for commands that take settings, options may stand anywhere between them."""
     args, rest = parser.parse_known_args(argv)
     if rest and ("settings" not in args or any(text.startswith("-") for text in rest)):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic_file import write_atomically
+from data_tools.io.atomic_file import write_atomically
 from qwen_megatron.report.page import page_of
 from qwen_megatron.report.run_files import read_run
 

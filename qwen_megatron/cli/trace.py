@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.plain_text import printable
+from data_tools.io.plain_text import printable
 from qwen_megatron.report.trace import traced_samples
 
 EPILOG = """examples:

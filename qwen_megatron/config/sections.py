@@ -35,7 +35,7 @@ class Sections:
 
 def fill_sections(config: Config, world_size: int | None, problems: Problems) -> Sections:
     """All sections; where a value is wrong or missing, `problems` tells, and some value stands in its place."""
-    model = fill_model(config.model, problems)
+    model = load_hf_weights(config.model, problems)
     training = fill_training(config.training, model, problems)
     return Sections(
         model=model,
@@ -53,7 +53,7 @@ def fill_sections(config: Config, world_size: int | None, problems: Problems) ->
     )
 
 
-def fill_model(options: ModelOptions, problems: Problems) -> ModelConfig:
+def load_hf_weights(options: ModelOptions, problems: Problems) -> ModelConfig:
     """Given values, else the preset's, else the defaults of `ModelConfig`."""
     preset = PRESETS.get(options.preset) if options.preset is not None else None
     given = {name: value for name, value in vars(options).items() if name != "preset" and value is not None}

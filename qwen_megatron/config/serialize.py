@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from data_tools.small_json import fits
+from data_tools.io.small_json import fits
 from qwen_megatron.config.problems import MOST_SUGGESTIONS
 from qwen_megatron.config.setting import broken_fields, closest, show
 from qwen_megatron.errors import ConfigError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_object
+from data_tools.io.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_object
 from qwen_megatron.errors import CheckpointError
 
 

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, cre
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from data_tools.progress import Progress, progress_bar
+from data_tools.io.progress import Progress, progress_bar
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
 from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState, environment
 from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS
+from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.problems import Problems
 from qwen_megatron.config.rules import check_model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data_tools.small_json import LARGEST_BYTES, SmallFileError, parse_json
+from data_tools.io.small_json import LARGEST_BYTES, SmallFileError, parse_json
 from qwen_megatron.checkpoint.manifest import MANIFEST
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors

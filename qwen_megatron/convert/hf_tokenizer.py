@@ -15,8 +15,15 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from data_tools.atomic_file import write_atomically
-from data_tools.tokenizer import NUM_TOKENS, PATTERN, SPECIAL_TOKENS, checked_vocabulary, read_vocabulary, vocab_path
+from data_tools.io.atomic_file import write_atomically
+from data_tools.tokenizer.qwen import (
+    NUM_TOKENS,
+    PATTERN,
+    SPECIAL_TOKENS,
+    checked_vocabulary,
+    read_vocabulary,
+    vocab_path,
+)
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.name_map import Format
 

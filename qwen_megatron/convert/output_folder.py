@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.atomic_file import sync_directory, sync_file
 from data_tools.errors import PathError
-from data_tools.lock import FileLock, HeldError
+from data_tools.io.atomic_file import sync_directory, sync_file
+from data_tools.io.lock import FileLock, HeldError
 from qwen_megatron.checkpoint.manifest import MANIFEST
 from qwen_megatron.errors import CheckpointError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from data_tools.atomic_file import write_atomically
+from data_tools.io.atomic_file import write_atomically
 from qwen_megatron.convert.hf_folder import INDEX, SINGLE_FILE
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from data_tools.atomic_file import write_atomically
-from data_tools.progress import Progress, progress_bar
+from data_tools.io.atomic_file import write_atomically
+from data_tools.io.progress import Progress, progress_bar
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.hf_config import write_config, write_generation_config

@@ -22,7 +22,7 @@ from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_folder import CONFIG, GENERATION_CONFIG, HfFolder
-from qwen_megatron.convert.into_model import fill_model
+from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.convert.name_map import Format, parts
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.model.builder import build_model, unwrapped
@@ -183,7 +183,7 @@ def round_weights(qwen: QwenModel, hf: HfFolder) -> None:
 def run_import(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
     """Our model with the folder's weights."""
     qwen = unwrapped(build_model(hf.model, groups, precision="fp32")).eval()
-    fill_model(hf, qwen)
+    load_hf_weights(hf, qwen)
     return run_ours(qwen, ids_bs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from data_tools.tokenizer import END_OF_DOCUMENT, NUM_TOKENS
+from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS
 from qwen_megatron.inference.loading import logits
 from qwen_megatron.model.qwen_model import QwenModel
 

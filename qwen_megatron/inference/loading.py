@@ -13,10 +13,10 @@ from qwen_megatron.checkpoint.finite import check_weights
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
 from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
-from qwen_megatron.convert.into_model import fill_model
+from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.qwen_model import QwenModel
-from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
+from qwen_megatron.parallel.groups import Groups, build_groups, destroy_groups, start_process_group
 from qwen_megatron.platforms import get_platform
 
 TIMEOUT_SECONDS = 600.0
@@ -35,7 +35,7 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
         with platform.products(torch.bfloat16):
             yield groups
     finally:
-        leave()
+        destroy_groups()
 
 
 def load_for_inference(
@@ -55,7 +55,7 @@ def load_for_inference(
     if is_hf_folder(source):
         folder = HfFolder(source)
         model = build_model(folder.model, groups, precision=precision)
-        fill_model(folder, unwrapped(model))
+        load_hf_weights(folder, unwrapped(model))
     else:
         verify_checkpoint(source)
         # Kernels are a matter of this machine, not of the one that trained; nothing is dropped here.

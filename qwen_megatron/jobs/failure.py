@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.atomic_file import append_line, atomic_output, write_atomically
-from data_tools.small_json import SmallFileError, build, read_json
+from data_tools.io.atomic_file import append_line, atomic_output, write_atomically
+from data_tools.io.small_json import SmallFileError, build, read_json
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -40,7 +40,7 @@ class Failure:
         pid: Its process number.
         attempt: Number of torchrun's start, the first is 0.
         step: The step it was in.
-        phase: What it was doing (`train/phases.py`).
+        phase: What it was doing (`train/step_timers.py`).
         samples: First and last sample number of the step; empty before training.
         time: UTC, ISO 8601.
         restart_helps: Whether the same command may succeed when it is started again.

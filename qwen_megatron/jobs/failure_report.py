@@ -12,11 +12,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.plain_text import printable
+from data_tools.io.plain_text import printable
 from qwen_megatron.jobs.failure import Failure, is_lost_peer, restart_helps, write_failure
 from qwen_megatron.jobs.peers import BETWEEN_STEPS
 from qwen_megatron.jobs.watchdog import Watchdog
-from qwen_megatron.parallel.meeting import Member
+from qwen_megatron.parallel.rendezvous import Member
 
 
 class FailureReport:
@@ -32,7 +32,7 @@ class FailureReport:
         self.directory = directory
         self.member = member
         self.attempt = attempt
-        self.watch: Watchdog | None = None
+        self.watchdog: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
         self.told: Exception | None = None
         self.folder: os.stat_result | None = None
@@ -64,11 +64,11 @@ class FailureReport:
     def tell_of(self, error: Exception) -> None:
         message = str(error)
         lost_peer = is_lost_peer(error)
-        if self.watch is not None:
-            self.watch.will_leave(failed=not lost_peer)
-        if lost_peer and self.watch is not None:
-            message = f"{self.watch.describe_peers()} ({message})"
-        activity = self.watch.position().activity if self.watch is not None else "start-up"
+        if self.watchdog is not None:
+            self.watchdog.will_leave(failed=not lost_peer)
+        if lost_peer and self.watchdog is not None:
+            message = f"{self.watchdog.describe_peers()} ({message})"
+        activity = self.watchdog.position().activity if self.watchdog is not None else "start-up"
         self.tell(type(error).__name__, message, lost_peer=lost_peer, helps=restart_helps(error, activity))
 
     def stuck(self, message: str) -> None:
@@ -101,9 +101,9 @@ class FailureReport:
 
     def place(self) -> tuple[int, str, tuple[int, ...]]:
         """Step, what is done in it, and the first and last number of its samples; between steps the step before."""
-        if self.watch is None or self.watch.run is None:
+        if self.watchdog is None or self.watchdog.run is None:
             return 0, "start-up", ()
-        run, position = self.watch.run, self.watch.position()
+        run, position = self.watchdog.run, self.watchdog.position()
         if position.activity in BETWEEN_STEPS:
             return position.step - 1, position.activity, ()
         first = run.state.consumed_samples

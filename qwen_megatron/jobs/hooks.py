@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_tools.lock import FileLock
+from data_tools.io.lock import FileLock
 from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.save import Saver
@@ -11,12 +11,12 @@ from qwen_megatron.config.logging import numbers_in
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
-from qwen_megatron.train.hooks.leave import LeaveHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
+from qwen_megatron.train.hooks.preemption import PreemptionHook
 from qwen_megatron.train.hooks.profile import ProfileHook
-from qwen_megatron.train.hooks.replicas import ReplicaHook
 from qwen_megatron.train.hooks.straggler import StragglerHook
 from qwen_megatron.train.hooks.wandb import WandbHook
+from qwen_megatron.train.hooks.weight_consistency import WeightConsistencyHook
 from qwen_megatron.train.run import Hook
 
 
@@ -31,8 +31,11 @@ def configured_hooks(config: ResolvedConfig, lock: FileLock | None = None) -> li
     if config.data.eval_samples:
         hooks.append(EvaluationHook(config.training.eval_interval))
     # A sick state is not saved.
-    hooks += [StragglerHook(config.logging.straggler_interval), ReplicaHook(config.logging.replica_check_interval)]
-    return [*hooks, checkpoint_hook(config, lock), LeaveHook(seconds(config.training.exit_duration_minutes))]
+    hooks += [
+        StragglerHook(config.logging.straggler_interval),
+        WeightConsistencyHook(config.logging.replica_check_interval),
+    ]
+    return [*hooks, checkpoint_hook(config, lock), PreemptionHook(seconds(config.training.exit_duration_minutes))]
 
 
 def reporting_hooks(config: ResolvedConfig) -> list[Hook]:

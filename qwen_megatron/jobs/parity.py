@@ -91,7 +91,7 @@ def train_layouts(
         TrainingError: if a run fails; its last lines are in the message.
     """
     settings = [*overrides, *(f"{key}={value}" for key, value in SCALED.items()), f"training.exit_iter={steps}"]
-    with tempfile.TemporaryDirectory(prefix="certify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="check-parity-") as folder:
         jobs = [Layout(name="one process", world_size=1, overrides=()), *layouts]
         # Every layout is checked before the first one is trained.
         for job in jobs:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_tools.corpus import Corpus
+from data_tools.corpus.reader import Corpus
 from qwen_megatron.config.checkpoint import CheckpointConfig
 from qwen_megatron.config.data import DataConfig
 from qwen_megatron.config.load import read_config

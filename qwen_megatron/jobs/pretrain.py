@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.lock import FileLock
+from data_tools.io.lock import FileLock
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.loader import Loader
@@ -18,13 +18,13 @@ from qwen_megatron.jobs.session import session
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.train.job import Job, StepOutcome
-from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.objective import NextTokenLoss, Objective
-from qwen_megatron.train.phases import Phases
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.schedule import learning_rate
 from qwen_megatron.train.state import TrainState
 from qwen_megatron.train.step import evaluate, train_step
+from qwen_megatron.train.step_guard import StepGuard
+from qwen_megatron.train.step_timers import StepTimers
 from qwen_megatron.train.trainable import MAIN, build_trainable
 
 
@@ -64,7 +64,7 @@ class Pretraining(Job):
                 groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
             ),
         )
-        self.judge = Judge(max_skips=training.skip_nonfinite_steps, spike_sigmas=training.spike_sigmas)
+        self.guard = StepGuard(max_skips=training.skip_nonfinite_steps, spike_sigmas=training.spike_sigmas)
         self.batches: Iterator[Batch] | None = None
 
     def num_steps(self, state: TrainState) -> int:
@@ -90,7 +90,7 @@ class Pretraining(Job):
             step=state.iteration + 1,
             learning_rate=rate,
             clip_grad=optimizer.clip_grad,
-            judge=self.judge,
+            guard=self.guard,
         )
         tokens = batch_size * training.seq_length
         return StepOutcome(
@@ -101,7 +101,7 @@ class Pretraining(Job):
             tokens=tokens,
             flops=self.config.flops_per_token * tokens,
             metrics=result.metrics,
-            skipped_steps=self.judge.skipped,
+            skipped_steps=self.guard.skipped,
             spike=result.spike,
         )
 
@@ -151,7 +151,7 @@ def pretrain(config: ResolvedConfig) -> None:
 
 
 def build_run(
-    config: ResolvedConfig, groups: Groups, platform: Platform, timers: Phases, lock: FileLock | None = None
+    config: ResolvedConfig, groups: Groups, platform: Platform, timers: StepTimers, lock: FileLock | None = None
 ) -> Run:
     """Builds the model, opens the data, restores the state and puts the hooks in order."""
     trainables = {MAIN: build_trainable(config, groups, platform, timers=timers)}

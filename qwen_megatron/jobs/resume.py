@@ -17,7 +17,7 @@ from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.checkpoint import CheckpointConfig
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
-from qwen_megatron.convert.into_model import fill_model
+from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.jobs.changes import check_changes
 from qwen_megatron.train.job import Job
@@ -68,7 +68,7 @@ def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: b
             folder = HfFolder(source)
         check_same_shape(source, folder.model, wanted)
         for model in trainable.models:
-            fill_model(folder, model)
+            load_hf_weights(folder, model)
         if trainable.optimizer is not None:
             # The fp32 masters are copies of the weights: they follow.
             trainable.optimizer.reload_model_params()

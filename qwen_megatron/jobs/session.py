@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from data_tools.lock import FileLock
-from data_tools.plain_text import printable
+from data_tools.io.lock import FileLock
+from data_tools.io.plain_text import printable
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.checkpoint.state import config_sections
@@ -26,12 +26,12 @@ from qwen_megatron.jobs.failure_report import FailureReport
 from qwen_megatron.jobs.history import record_start
 from qwen_megatron.jobs.launcher import Launch
 from qwen_megatron.jobs.watchdog import Watchdog
-from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
-from qwen_megatron.parallel.meeting import Member, join_job
+from qwen_megatron.parallel.groups import Groups, build_groups, destroy_groups, start_process_group
+from qwen_megatron.parallel.rendezvous import Member, join_job
 from qwen_megatron.platforms import Platform, get_platform
 from qwen_megatron.train.loop import train
-from qwen_megatron.train.phases import Phases
 from qwen_megatron.train.run import Run
+from qwen_megatron.train.step_timers import StepTimers
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Session:
     directory: Path
     groups: Groups
     platform: Platform
-    timers: Phases
+    timers: StepTimers
     shims: list[str]
     watchdog: Watchdog
     report: FailureReport
@@ -125,7 +125,7 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
     directory = Path(config.checkpoint.directory)
     report = FailureReport(directory, member, launch.restarts)
     with Watchdog(member.store, member.rank, member.world_size, config.parallel, report.stuck) as watchdog:
-        report.watch = watchdog
+        report.watchdog = watchdog
         try:
             groups = layout_of(config, platform, member)
             with contextlib.ExitStack() as held:
@@ -138,7 +138,7 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
                     directory=directory,
                     groups=groups,
                     platform=platform,
-                    timers=Phases(),
+                    timers=StepTimers(),
                     shims=shims,
                     watchdog=watchdog,
                     report=report,
@@ -148,7 +148,7 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
             report.failed(error)
             raise
         finally:
-            leave()
+            destroy_groups()
 
 
 def layout_of(config: ResolvedConfig, platform: Platform, member: Member | None = None) -> Groups:

@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from qwen_megatron.config.parallel import ParallelConfig
 from qwen_megatron.jobs.peers import LEFT, Beat, describe, identity_of
-from qwen_megatron.train.phases import OTHER
 from qwen_megatron.train.run import Run
+from qwen_megatron.train.step_timers import OTHER
 
 BEAT_SECONDS = 1.0
 # A rank whose beat has not changed for so long is silent.
@@ -73,7 +73,7 @@ class Watchdog:
         self.failed = False
         self.identity = identity_of(os.getpid())
         self.done = threading.Event()
-        self.thread = threading.Thread(target=self.work, name="watch", daemon=True)
+        self.thread = threading.Thread(target=self.work, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
         self.thread.start()
@@ -91,9 +91,8 @@ class Watchdog:
     def position(self) -> Position:
         if self.run is None:
             return Position(step=0, phase="start-up", activity="start-up", since=self.started)
-        phases = self.run.timers
-        phase, since = phases.now
-        stack = [*phases.stack, phase]
+        phase, since = self.run.timers.now
+        stack = [*self.run.timers.stack, phase]
         outermost = next((name for name in stack if name != OTHER), OTHER)
         return Position(step=self.run.state.iteration + 1, phase=phase, activity=outermost, since=since)
 

@@ -18,7 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.attention_context import AttentionContext, context_of
-from qwen_megatron.model.dropout import ATTENTION, derived_keys, kept, needed_keys
+from qwen_megatron.model.dropout import ATTENTION, derived_keys, dropout_mask, needed_keys
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
 from qwen_megatron.parallel.context import GatherSequence, chunks_of, take_chunks
 
@@ -160,7 +160,7 @@ class TorchAttention(torch.nn.Module):
         shares = scores.masked_fill(key_positions > query_positions, -math.inf).softmax(dim=-1)
         # Keys start at 0 in every layout; a sequence of 2^16 tokens has 2^32 pairs.
         elements = (query_positions * (1 << 16) + key_positions).to(torch.int32)
-        mask = kept(keys_bn[:, :, None, None], elements, self.dropout)
+        mask = dropout_mask(keys_bn[:, :, None, None], elements, self.dropout)
         shares = torch.where(mask, shares / (1.0 - self.dropout), 0.0)
         return (shares @ value_bnsd.float()).to(query_bnsd.dtype)
 

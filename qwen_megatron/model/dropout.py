@@ -50,7 +50,7 @@ def derived_keys(keys: torch.Tensor, number: int | torch.Tensor) -> torch.Tensor
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
-def kept(keys: torch.Tensor, elements: torch.Tensor, probability: float) -> torch.Tensor:
+def dropout_mask(keys: torch.Tensor, elements: torch.Tensor, probability: float) -> torch.Tensor:
     """Which elements stay.
 
     Args:
@@ -131,7 +131,7 @@ class HiddenDropout:
         device = hidden_sbh.device
         positions_s = positions_of(length, self.context_group, self.split_group, device)
         elements_sbh = (positions_s[:, None, None] * width + torch.arange(width, device=device)).to(torch.int32)
-        mask_sbh = kept(keys_b[None, :, None], elements_sbh, self.probability)
+        mask_sbh = dropout_mask(keys_b[None, :, None], elements_sbh, self.probability)
         return torch.where(mask_sbh, hidden_sbh / (1.0 - self.probability), 0.0)
 
 

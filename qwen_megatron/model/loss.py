@@ -23,7 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 
 from qwen_megatron.model.main_grad import accumulated
-from qwen_megatron.platforms.communication import communicating
+from qwen_megatron.platforms.comm_timer import comm_timer
 
 # Tokens whose logits are alive at a time. 512 x 152k logits in bf16 are 156 MB.
 CHUNK_TOKENS = 512
@@ -153,7 +153,7 @@ class HeadCrossEntropy(torch.autograd.Function):
             if sequence_parallel:
                 grad_hidden = reduce_scatter_to_sequence_parallel_region(grad_hidden, group=shard.tp_group)
             else:
-                with communicating():
+                with comm_timer():
                     dist.all_reduce(grad_hidden, group=shard.tp_group)
         ctx.save_for_backward(grad_hidden, None if ctx.accumulates else grad_weight, loss_mask_sb)
         ctx.weight = weight_vh
@@ -267,11 +267,11 @@ def softmax_residual(
     overall, behind = highest, torch.zeros_like(highest)
     if shard.tp_group.size() > 1:
         overall = highest.clone()
-        with communicating():
+        with comm_timer():
             dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=shard.tp_group)
         behind = overall - highest
         sums = torch.stack((total * torch.exp(-behind), label_logit))
-        with communicating():
+        with comm_timer():
             dist.all_reduce(sums, group=shard.tp_group)
         total, label_logit = sums
     loss = overall + total.log() - label_logit

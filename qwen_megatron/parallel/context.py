@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.platforms.communication import communicating
+from qwen_megatron.platforms.comm_timer import comm_timer
 
 
 def chunks_of(group: dist.ProcessGroup) -> tuple[int, int]:
@@ -61,7 +61,7 @@ class GatherSequence(torch.autograd.Function):
         ctx.group = group
         size = group.size()
         gathered = torch.empty((size, *part.shape), dtype=part.dtype, device=part.device)
-        with communicating():
+        with comm_timer():
             dist.all_gather_into_tensor(gathered.flatten(0, 1), part.contiguous(), group=group)
         halves = gathered.unflatten(1, (2, part.size(0) // 2))
         # Rank r's first half is chunk r; second halves come in reverse.
@@ -76,6 +76,6 @@ class GatherSequence(torch.autograd.Function):
         part = torch.empty(
             (gradient.size(0) // size, *gradient.shape[1:]), dtype=gradient.dtype, device=gradient.device
         )
-        with communicating():
+        with comm_timer():
             dist.reduce_scatter_tensor(part, ranked, group=ctx.group)
         return part, None

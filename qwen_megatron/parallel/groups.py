@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from qwen_megatron.errors import PlatformError
-from qwen_megatron.parallel.meeting import Member, join_job
+from qwen_megatron.parallel.rendezvous import Member, join_job
 from qwen_megatron.platforms import Platform
 from qwen_megatron.platforms.shims.gloo import one_event_loop
 
@@ -104,7 +104,7 @@ def build_groups(
 
     A collective in any of them fails after `timeout_seconds`. Any number of models may be built on the groups. A
     process has one layout, because Megatron-Core keeps it in its module: asking for the same again gives the same
-    groups, and another one is refused until `leave` gives up the first.
+    groups, and another one is refused until `destroy_groups` gives up the first.
 
     Raises:
         PlatformError: if this process has groups of another layout.
@@ -120,7 +120,7 @@ def build_groups(
         if present != wanted:
             raise PlatformError(
                 f"this process has groups of the layout {described(present)}, but {described(wanted)} is asked for; "
-                "give up the first ones (parallel.groups.leave), or use another process"
+                "give up the first ones (parallel.groups.destroy_groups), or use another process"
             )
     else:
         with one_event_loop():
@@ -155,7 +155,7 @@ def described(layout: dict[str, int | None]) -> str:
     return " x ".join(f"{name} {size}" for name, size in layout.items() if size is not None)
 
 
-def leave() -> None:
+def destroy_groups() -> None:
     """Gives up the groups without talking to anybody: peers may be gone already."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()

@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.run import parse_args, run
 
 from qwen_megatron.errors import PlatformError
-from qwen_megatron.parallel.meeting import LOOPBACK, loopback_store
+from qwen_megatron.parallel.rendezvous import LOOPBACK, loopback_store
 
 NAME = "loopback"
 # Of Linux and of macOS; set by the user, they stay.

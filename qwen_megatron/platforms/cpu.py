@@ -9,9 +9,9 @@ import sys
 import torch
 
 from qwen_megatron.platforms.base import Platform
+from qwen_megatron.platforms.bf16_emulation import Bf16Emulation, multiplies_bf16
 from qwen_megatron.platforms.shims.cpu import apply_cpu_shims
 from qwen_megatron.platforms.shims.later import later_lines
-from qwen_megatron.platforms.wide_products import WideProducts, multiplies_bf16
 
 
 class CpuPlatform(Platform):
@@ -29,7 +29,7 @@ class CpuPlatform(Platform):
     def products(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
         if dtype != torch.bfloat16 or multiplies_bf16():
             return contextlib.nullcontext()
-        return WideProducts()
+        return Bf16Emulation()
 
     def synchronize(self) -> None:
         """CPU operations are done when they return."""

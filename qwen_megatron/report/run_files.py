@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.small_json import MissingFileError, SmallFileError, read_object, read_rows
+from data_tools.io.small_json import MissingFileError, SmallFileError, read_object, read_rows
 from qwen_megatron.errors import ConfigError
 
 Row = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.corpus_index import CorpusIndex
+from data_tools.corpus.index import CorpusIndex
 from qwen_megatron.data.pretraining.dataset import SampleId, open_dataset
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.preflight import prepare_config

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 
 from qwen_megatron.errors import NonFiniteError, TrainingError
-from qwen_megatron.train.judge import agree
+from qwen_megatron.train.step_guard import agree
 from qwen_megatron.train.trainable import Trainable
 
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.train.job import StepOutcome
-from qwen_megatron.train.phases import STEP_PHASES
 from qwen_megatron.train.run import Run, StepRecord
+from qwen_megatron.train.step_timers import STEP_PHASES
 
 
 def train(run: Run, on_error: Callable[[Exception], None] | None = None) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.train.job import Job
-from qwen_megatron.train.phases import Phases
 from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.step_timers import StepTimers
 from qwen_megatron.train.trainable import Trainable
 
 
@@ -27,7 +27,7 @@ class StepRecord:
         consumed_samples: Samples used, this step included.
         consumed_tokens: Tokens used, this step included.
         step_seconds: Wall time.
-        phase_seconds: Of it, each of `phases.STEP_PHASES`, mean over ranks.
+        phase_seconds: Of it, each of `step_timers.STEP_PHASES`, mean over ranks.
         tokens_per_second: Of the whole job.
         model_flops_utilization: Share of the peak, None where no peak is configured.
         peak_memory_bytes: Largest memory of any rank so far.
@@ -116,7 +116,7 @@ class Run:
     directory: Path
     groups: Groups
     platform: Platform
-    timers: Phases
+    timers: StepTimers
     trainables: Mapping[str, Trainable]
     state: TrainState
     hooks: Sequence[Hook] = field(default_factory=tuple)

@@ -18,9 +18,9 @@ from qwen_megatron.errors import TrainingError
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.parallel.groups import Groups
-from qwen_megatron.train.judge import Judge, Measured, Verdict
 from qwen_megatron.train.objective import Objective
 from qwen_megatron.train.optimizer import gradient_norm, update
+from qwen_megatron.train.step_guard import Measured, StepGuard, Verdict
 from qwen_megatron.train.trainable import Trainable
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def train_step(
     step: int,
     learning_rate: float,
     clip_grad: float,
-    judge: Judge | None = None,
+    guard: StepGuard | None = None,
 ) -> StepResult:
     """Forward, backward and update over one global batch.
 
@@ -72,12 +72,12 @@ def train_step(
     Raises:
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
     """
-    judge = judge or Judge()
+    guard = guard or StepGuard()
     with trainable.timers.enter("data"):
         taken = list(itertools.islice(batches, num_microbatches))
     measure = functools.partial(measure_gradient, trainable, objective, taken, shape, step)
     with trainable.timed():
-        verdict = judge.decide(trainable, step, measure(), measure)
+        verdict = guard.decide(trainable, step, measure(), measure)
         measured = verdict.measured
         if verdict.spike is not None:
             log_spike(trainable.groups, step, verdict)

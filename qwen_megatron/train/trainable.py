@@ -22,9 +22,9 @@ from qwen_megatron.model.heads import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
-from qwen_megatron.platforms.communication import heard_by
+from qwen_megatron.platforms.comm_timer import report_comm_to
 from qwen_megatron.train.optimizer import build_optimizer
-from qwen_megatron.train.phases import Phases
+from qwen_megatron.train.step_timers import StepTimers
 
 # What the only model of a job is called.
 MAIN = "model"
@@ -59,7 +59,7 @@ class Trainable:
     groups: Groups
     platform: Platform
     dropout_seed: int | None = None
-    timers: Phases = field(default_factory=Phases)
+    timers: StepTimers = field(default_factory=StepTimers)
 
     @property
     def models(self) -> list[QwenModel]:
@@ -84,7 +84,7 @@ class Trainable:
 
     def timed(self) -> AbstractContextManager[None]:
         """While it is open, this thread's communication counts for this model's timers."""
-        return heard_by(functools.partial(self.timers.enter, "communication"))
+        return report_comm_to(functools.partial(self.timers.enter, "communication"))
 
 
 def build_trainable(
@@ -98,7 +98,7 @@ def build_trainable(
     optimizer: OptimizerConfig | None = None,
     is_trained: bool = True,
     seed: int | None = None,
-    timers: Phases | None = None,
+    timers: StepTimers | None = None,
 ) -> Trainable:
     """Builds and initialises this rank's share of a model, and its optimizer.
 
@@ -121,7 +121,7 @@ def build_trainable(
         raise ValueError(f"a model cannot be called {name!r}; use a letter, then letters, digits, - and _")
     model, parallel = model or config.model, config.parallel
     seed = config.training.seed if seed is None else seed
-    timers = timers or Phases()
+    timers = timers or StepTimers()
     num_virtual_stages = parallel.virtual_pipeline_model_parallel_size
     chunks = [
         build_model(

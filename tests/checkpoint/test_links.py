@@ -13,8 +13,8 @@ from qwen_megatron.checkpoint.retention import remove_leftovers
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.errors import CheckpointError, DataError
 from qwen_megatron.jobs.failure import Failure, read_failure, retire_failure, write_failure
-from qwen_megatron.train.hooks.leave import write_completion
 from qwen_megatron.train.hooks.metrics import MetricsHook
+from qwen_megatron.train.hooks.preemption import write_completion
 from qwen_megatron.train.hooks.wandb import run_id
 from qwen_megatron.train.run import Run
 from tests.support.ranks import RankFailed, RankPool

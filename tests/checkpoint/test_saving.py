@@ -35,16 +35,16 @@ def save_twice(overrides: list[str], directory: str) -> None:
     from qwen_megatron.config.resolve import resolve
     from qwen_megatron.data.pretraining.dataset import BlendedDataset  # noqa: F401 - imported before the clock of the job runs
     from qwen_megatron.jobs.pretrain import build_run
-    from qwen_megatron.parallel.groups import leave
+    from qwen_megatron.parallel.groups import destroy_groups
     from qwen_megatron.train.loop import next_step
-    from qwen_megatron.train.phases import Phases
+    from qwen_megatron.train.step_timers import StepTimers
     from tests.support.trainables import groups_of
 
     config = resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"]))
     with groups_of() as groups:
         from qwen_megatron.platforms import get_platform
 
-        run = build_run(config, groups, get_platform("cpu"), Phases())
+        run = build_run(config, groups, get_platform("cpu"), StepTimers())
         for _ in range(2):
             next_step(run)
         run.job.close()
@@ -79,7 +79,7 @@ def save_twice(overrides: list[str], directory: str) -> None:
         while saver.pending is not None:
             saver.poll(run)
         assert final.exists()
-        leave()
+        destroy_groups()
 
 
 def test_an_asynchronous_save_writes_what_the_tensors_were(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.tokenizer import NUM_TOKENS, QwenTokenizer
+from data_tools.tokenizer.qwen import NUM_TOKENS, QwenTokenizer
 from qwen_megatron.cli.main import main
 from tests.convert.random_weights import TINY, RandomWeights
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.tokenize import tokenize
+from data_tools.stages.tokenize_files import tokenize
 from qwen_megatron.cli.main import main, without_compiler
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, PlatformError, TrainingError
 from qwen_megatron.jobs.launcher import Launch

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from data_tools.corpus import Corpus
-from data_tools.corpus_index import CorpusIndex
+from data_tools.corpus.index import CorpusIndex
+from data_tools.corpus.reader import Corpus
 from qwen_megatron.cli.main import main
 
 

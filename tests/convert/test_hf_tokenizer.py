@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data_tools.tokenizer import SPECIAL_TOKENS, QwenTokenizer, read_vocabulary, vocab_path
+from data_tools.tokenizer.qwen import SPECIAL_TOKENS, QwenTokenizer, read_vocabulary, vocab_path
 from qwen_megatron.config.presets import PRESETS
 from qwen_megatron.convert.hf_tokenizer import byte_characters, merges_of, write_tokenizer
 from qwen_megatron.convert.name_map import Format

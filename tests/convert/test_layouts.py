@@ -30,7 +30,7 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     from qwen_megatron.checkpoint.state import saved_model_config
     from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
     from qwen_megatron.convert.hf_folder import HfFolder
-    from qwen_megatron.convert.into_model import fill_model
+    from qwen_megatron.convert.load_hf_weights import load_hf_weights
     from qwen_megatron.model.builder import build_model, unwrapped
     from qwen_megatron.parallel.groups import build_groups, start_process_group
     from qwen_megatron.platforms import get_platform
@@ -46,7 +46,7 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     folder, checkpoint = Path(source) / "hf", Path(source) / "checkpoint"
     qwen = unwrapped(build_model(saved_model_config(checkpoint), groups, precision="fp32", seed=5))
     if from_folder:
-        fill_model(HfFolder(folder), qwen)
+        load_hf_weights(HfFolder(folder), qwen)
         if groups.is_first_stage and groups.tp.rank() == tensor_size - 1:
             # The row that the layout added; the weights were random before.
             assert not qwen.embedding.word_embeddings.weight[-1].any()

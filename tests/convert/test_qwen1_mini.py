@@ -16,7 +16,7 @@ from qwen_megatron.config.resolve import resolve
 from qwen_megatron.convert.from_hf import from_hf
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_folder import HfFolder
-from qwen_megatron.convert.into_model import fill_model
+from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.convert.name_map import TABLE, Format
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.data.batch import Batch
@@ -79,7 +79,7 @@ def test_stretched_logits_equal_the_released_code(
     config = dataclasses.replace(folder.model, use_dynamic_ntk=bool(ntk), use_logn_attn=bool(logn))
     with single_process("cpu") as groups:
         model = build_model(config, groups, precision="fp32").eval()
-        fill_model(folder, model)
+        load_hf_weights(folder, model)
         for length in LENGTHS:
             actual = logits(model, golden[f"ids_{length}"])
             assert largest_difference(actual, golden[f"logits_ntk{ntk}_logn{logn}_{length}"]) < 5e-5, length

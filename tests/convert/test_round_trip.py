@@ -15,7 +15,7 @@ from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import PIECE_BYTES, from_hf, write_weights
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
-from qwen_megatron.convert.into_model import fill_model
+from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.convert.name_map import Format, Part, entries, parts
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.errors import CheckpointError
@@ -71,7 +71,7 @@ def test_weights_load_into_a_model_of_another_precision(stored: torch.dtype, pre
         loaded = unwrapped(build_model(source.model, groups, precision=precision, seed=1))
         load_model(tmp_path / "checkpoint", loaded)
         filled = unwrapped(build_model(source.model, groups, precision=precision, seed=2))
-        fill_model(source, filled)
+        load_hf_weights(source, filled)
     assert {tensor.dtype for tensor in loaded.parameters()} == {dtype}
     for (name, left), (_, right) in zip(loaded.named_parameters(), filled.named_parameters(), strict=True):
         assert torch.equal(left, right), name

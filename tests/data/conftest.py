@@ -9,7 +9,7 @@ import pytest
 
 
 class MemoryCorpus:
-    """Tokens in memory with the attributes of `data_tools.corpus.Corpus` that training reads."""
+    """Tokens in memory with the attributes of `data_tools.corpus.reader.Corpus` that training reads."""
 
     def __init__(self, name: str, tokens: np.ndarray, end_of_document: int):
         self.fingerprint = name

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from data_tools.tokenize import TokenizeOptions, tokenize
+from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
 TEXTS = [
     "Hello world",

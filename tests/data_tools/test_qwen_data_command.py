@@ -15,14 +15,15 @@ import pytest
 from data_tools.cli import main
 from data_tools.commands.arguments import byte_size
 from data_tools.commands.tokenize import RejectionLimit
-from data_tools.sidecar import Sidecar
+from data_tools.corpus.sidecar import Sidecar
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, data_tools, data_tools.cli, data_tools.corpus, data_tools.tokenize, data_tools.inspect\n"
+        "import sys, data_tools, data_tools.cli, data_tools.corpus.reader, data_tools.corpus.inspect\n"
+        "import data_tools.stages.tokenize_files\n"
         "heavy = {'torch', 'megatron', 'transformers', 'qwen_megatron', 'tiktoken', 'gigatoken', 'awkward', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
@@ -84,16 +85,16 @@ def test_inspect_refuses_the_index_of_another_corpus(
     assert "the index belongs to another corpus" in capsys.readouterr().err
 
 
-def test_adopted_corpus_of_another_vocabulary(
+def test_imported_corpus_of_another_vocabulary(
     write_megatron_corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = write_megatron_corpus([[[200_000, 7]], [[3, 5]]])
-    assert main(["adopt", str(prefix), "--end-of-document", "7", "--vocab-size", "200001"]) == 0
+    assert main(["import-corpus", str(prefix), "--end-of-document", "7", "--vocab-size", "200001"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{prefix}: adopted 2 documents, 4 int32 tokens\n"
+    assert captured.out == f"{prefix}: imported 2 documents, 4 int32 tokens\n"
     assert "warning: 1 of 2 documents do not end with 7" in captured.err
     assert main(["inspect", str(prefix)]) == 0
-    assert "unknown (adopted)" in capsys.readouterr().out
+    assert "unknown (imported)" in capsys.readouterr().out
     assert main(["inspect", str(prefix), "--document", "0"]) == 0
     assert capsys.readouterr().out == "not in Qwen's vocabulary, tokens: 200000 7\n"
 
@@ -160,7 +161,7 @@ def test_wrong_command_lines_exit_with_2(
         ["tokenize", "none.jsonl", "--output", "c"],
         ["inspect", "none"],
         ["verify", "none"],
-        ["adopt", "none"],
+        ["import-corpus", "none"],
         ["tokenize", "none.jsonl", "--output", "/proc/none/c"],
         ["collect-stdlib", "--output", "/proc/none/x.jsonl"],
     ],
@@ -180,7 +181,7 @@ def test_help_and_version(qwen_data: Run) -> None:
     start = time.perf_counter()
     result = qwen_data("--version")
     assert result.stdout.startswith("qwen-data ")
-    for command in ("tokenize", "adopt", "inspect", "verify", "collect-stdlib"):
+    for command in ("tokenize", "import-corpus", "inspect", "verify", "collect-stdlib"):
         result = qwen_data(command, "--help")
         assert result.returncode == 0
         assert f"examples:\n  qwen-data {command} " in result.stdout

@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from data_tools.corpus import Corpus
-from data_tools.corpus_index import CorpusIndex
-from data_tools.pipeline import input_list, quarantine, report, single_stage, task
+from data_tools.corpus.index import CorpusIndex
+from data_tools.corpus.reader import Corpus
+from data_tools.engine import input_list, quarantine, task
+from data_tools.pipeline import report, single_stage
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.quality.calibration import Calibration
 from data_tools.quality.features import FEWEST_BITS, FeatureConfig
@@ -349,7 +350,7 @@ TARGETS = {
     "input list": Target(
         make=make_list,
         name="list.json",
-        read=lambda f: input_list.read_input_list(task.TaskInput(path=f"{f}/list.json")),
+        read=lambda f: input_list.read_input_list(task.FileRange(path=f"{f}/list.json")),
     ),
     "bad records": Target(make=make_bad, name="part.bad.jsonl", read=read_bad, dump=lines),
     "pipeline": Target(

@@ -42,9 +42,9 @@ def report(tmp_path: Path) -> FailureReport:
         rank = 0
 
     place: Any = Place()
-    watch: Any = Describes()
+    watchdog: Any = Describes()
     made = FailureReport(tmp_path, place, 0)
-    made.watch = watch
+    made.watchdog = watchdog
     made.own_folder()
     return made
 

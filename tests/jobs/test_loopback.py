@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.parallel import loopback
-from qwen_megatron.parallel.meeting import loopback_store, open_store
+from qwen_megatron.parallel.rendezvous import loopback_store, open_store
 from tests.faults.job import Job
 
 ROOT = Path(__file__).parents[2]

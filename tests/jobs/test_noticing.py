@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.errors import ReplicaError, TrainingError
-from qwen_megatron.train.hooks.replicas import check_replicas, describe_differences, parameter_hash
 from qwen_megatron.train.hooks.straggler import stragglers
-from qwen_megatron.train.judge import FEWEST, Judge
+from qwen_megatron.train.hooks.weight_consistency import check_weight_consistency, describe_differences, parameter_hash
 from qwen_megatron.train.step import StepResult
+from qwen_megatron.train.step_guard import FEWEST, StepGuard
 from tests.support.ranks import RankPool
 from tests.support.trainables import (
     LossFunction,
@@ -36,11 +36,11 @@ from tests.support.training import pretrain_job, rows
 VOCAB = 161
 
 
-def step(trainable: TinyTrainable, judge: Judge, number: int, loss: LossFunction | None = None) -> StepResult:
+def step(trainable: TinyTrainable, guard: StepGuard, number: int, loss: LossFunction | None = None) -> StepResult:
     """A step on the batch that belongs to its number."""
     batches = random_batches(trainable, VOCAB, seed=number)
     objective = None if loss is None else OwnLoss(loss)
-    return take_step(trainable, batches, step=number, objective=objective, judge=judge)
+    return take_step(trainable, batches, step=number, objective=objective, guard=guard)
 
 
 def times(factors: list[float]) -> LossFunction:
@@ -57,22 +57,22 @@ def times(factors: list[float]) -> LossFunction:
 # Spikes
 
 
-def judge_with_history() -> Judge:
-    judge = Judge(spike_sigmas=10.0)
-    judge.recent.extend(math.log(VOCAB) + 0.01 * (i % 3) for i in range(FEWEST))
-    return judge
+def guard_with_history() -> StepGuard:
+    guard = StepGuard(spike_sigmas=10.0)
+    guard.recent.extend(math.log(VOCAB) + 0.01 * (i % 3) for i in range(FEWEST))
+    return guard
 
 
 @pytest.mark.parametrize(("factors", "verdict"), [([50.0] * 4, "transient"), ([50.0] * 8, "reproducible")])
 def test_a_spike_is_run_again_and_called_by_its_kind(factors: list[float], verdict: str) -> None:
     with tiny_trainable() as trainable:
         # Four micro-batches a step: the first list spoils the first run alone.
-        result = step(trainable, judge_with_history(), 1, times(factors))
+        result = step(trainable, guard_with_history(), 1, times(factors))
         assert result.spike == verdict
         assert result.updated
         content = parameter_bytes(trainable)
     with tiny_trainable() as undisturbed:
-        expected = step(undisturbed, Judge(), 1, times([]))
+        expected = step(undisturbed, StepGuard(), 1, times([]))
         same = (result.loss, result.grad_norm) == (expected.loss, expected.grad_norm)
         assert same == (verdict == "transient")
         if verdict == "transient":
@@ -83,14 +83,14 @@ def test_a_spike_is_run_again_and_called_by_its_kind(factors: list[float], verdi
 def overlapped_spike_job(overrides: list[str]) -> tuple[list[str | None], bool]:
     """Three steps, the second with a transient spike on every last stage; verdicts, and whether all is as without."""
     with tiny_trainable(*overrides) as trainable:
-        judge = judge_with_history()
+        guard = guard_with_history()
         micro = trainable.num_microbatches
         verdicts = [
-            step(trainable, judge, number, times([50.0] * micro if number == 2 else [])).spike for number in (1, 2, 3)
+            step(trainable, guard, number, times([50.0] * micro if number == 2 else [])).spike for number in (1, 2, 3)
         ]
         other = tiny_built(tiny_config(*overrides), trainable.groups)
         for number in (1, 2, 3):
-            step(other, Judge(), number, times([]))
+            step(other, StepGuard(), number, times([]))
         return verdicts, parameter_bytes(trainable) == parameter_bytes(other)
 
 
@@ -111,17 +111,17 @@ def test_an_ordinary_step_is_run_once() -> None:
         return next_token(losses, batch)
 
     with tiny_trainable() as trainable:
-        assert step(trainable, judge_with_history(), 1, counted).spike is None
+        assert step(trainable, guard_with_history(), 1, counted).spike is None
     assert calls == 4
 
 
 def test_a_falling_or_noisy_loss_is_no_spike() -> None:
-    judge = Judge(spike_sigmas=10.0)
+    guard = StepGuard(spike_sigmas=10.0)
     for number in range(200):
         loss = 3 + 9 * math.exp(-number / 20) + 0.3 * math.sin(7.0 * number)
-        assert loss < judge.spike_limit()
-        judge.recent.append(loss)
-    assert judge.spike_limit() < 50 * loss
+        assert loss < guard.spike_limit()
+        guard.recent.append(loss)
+    assert guard.spike_limit() < 50 * loss
 
 
 # What is not finite
@@ -140,22 +140,22 @@ def skip_job(overrides: list[str], bad_rank: int, bad: float, in_gradient: bool)
         return total * bad, count
 
     with tiny_trainable(*overrides) as trainable:
-        judge = Judge(max_skips=1)
-        step(trainable, judge, 1, times([]))
+        guard = StepGuard(max_skips=1)
+        step(trainable, guard, 1, times([]))
         before = parameter_bytes(trainable)
-        skipped = step(trainable, judge, 2, loss)
+        skipped = step(trainable, guard, 2, loss)
         unchanged = parameter_bytes(trainable) == before
         try:
-            step(trainable, judge, 3, loss)
+            step(trainable, guard, 3, loss)
             message = ""
         except TrainingError as error:
             message = str(error)
         unchanged = unchanged and parameter_bytes(trainable) == before
-        good = step(trainable, judge, 4, times([]))
+        good = step(trainable, guard, 4, times([]))
         return {
             "updated": (skipped.updated, good.updated),
             "unchanged": unchanged,
-            "counted": judge.skipped,
+            "counted": guard.skipped,
             "message": message,
         }
 
@@ -185,14 +185,14 @@ def test_all_ranks_skip_then_stop_and_the_culprit_is_named(
 def flip_job(rank: int, weight: str) -> tuple[bool, str]:
     """Whether untouched replicas pass, and what is said after one bit was flipped on one rank."""
     with tiny_trainable("parallel.tensor_model_parallel_size=2") as trainable:
-        step(trainable, Judge(), 1)
+        step(trainable, StepGuard(), 1)
         first = parameter_hash([trainable])
-        check_replicas(trainable, 1)
+        check_weight_consistency(trainable, 1)
         if dist.get_rank() == rank:
             (name,) = (name for name in weights_of(trainable) if name.endswith(weight))
             weights_of(trainable)[name].detach().view(torch.int32).flatten()[3] ^= 1
         try:
-            check_replicas(trainable, 2)
+            check_weight_consistency(trainable, 2)
         except ReplicaError as error:
             return parameter_hash([trainable]) != first, str(error)
         return False, ""

@@ -133,7 +133,7 @@ def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Pa
     saved = saved_by(config)
     (entry,) = saved.data.values()
     entry["tokenizer"] = "b" * 64
-    # An adopted corpus has a tokenizer that is not known.
+    # An imported corpus has a tokenizer that is not known.
     assert check_changes(saved, GoingOn(config), FOLDER) == []
 
     class Known(BlendedDataset):

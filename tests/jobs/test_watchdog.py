@@ -18,7 +18,7 @@ import torch.distributed as dist
 from qwen_megatron.config.parallel import ParallelConfig
 from qwen_megatron.jobs.peers import has_ended, identity_of, in_words, is_of, machine, numbered, read_beats
 from qwen_megatron.jobs.watchdog import Watchdog
-from qwen_megatron.train.phases import Phases
+from qwen_megatron.train.step_timers import StepTimers
 
 LIMITS = ParallelConfig(
     world_size=3,
@@ -37,7 +37,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.Store]:
 
 
 def make_run(iteration: int) -> Any:
-    return SimpleNamespace(state=SimpleNamespace(iteration=iteration), timers=Phases())
+    return SimpleNamespace(state=SimpleNamespace(iteration=iteration), timers=StepTimers())
 
 
 def watch(store: dist.Store, rank: int) -> Watchdog:

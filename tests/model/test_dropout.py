@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import build_model, unwrapped
-from qwen_megatron.model.dropout import DropoutLayer, HiddenDropout, derived_keys, kept, row_keys
+from qwen_megatron.model.dropout import DropoutLayer, HiddenDropout, derived_keys, dropout_mask, row_keys
 from qwen_megatron.parallel.groups import Groups
 
 MODEL = ModelConfig(
@@ -48,7 +48,7 @@ def mask(hidden: HiddenDropout, length: int = 32, **key: Any) -> torch.Tensor:
 def test_each_element_is_dropped_with_its_probability(probability: float) -> None:
     keys = row_keys(1, 1, range(64))[:, None]
     elements = torch.arange(1 << 14, dtype=torch.int32)
-    dropped = ~kept(keys, elements, probability)
+    dropped = ~dropout_mask(keys, elements, probability)
     count, deviation = dropped.numel(), (probability * (1 - probability)) ** 0.5
     # A million fair draws stay within five standard deviations, those of every key within six.
     assert abs(dropped.float().mean().item() - probability) < 5 * deviation / count**0.5
@@ -60,12 +60,14 @@ def test_each_element_is_dropped_with_its_probability(probability: float) -> Non
 
 def test_neighbours_keys_and_layers_are_independent() -> None:
     keys = row_keys(1, 1, range(256))
-    fair = kept(keys[:, None], torch.arange(4096, dtype=torch.int32), 0.5).float() * 2 - 1
+    fair = dropout_mask(keys[:, None], torch.arange(4096, dtype=torch.int32), 0.5).float() * 2 - 1
     five_deviations = 5 / fair.numel() ** 0.5
     for distance in (1, 2, 3, 64, 176, 256):
         assert (fair[:, distance:] * fair[:, :-distance]).mean().abs() < 1.1 * five_deviations
     assert (fair[1:] * fair[:-1]).mean().abs() < five_deviations
-    next_layer = kept(derived_keys(keys, 1)[:, None], torch.arange(4096, dtype=torch.int32), 0.5).float() * 2 - 1
+    next_layer = (
+        dropout_mask(derived_keys(keys, 1)[:, None], torch.arange(4096, dtype=torch.int32), 0.5).float() * 2 - 1
+    )
     assert (fair * next_layer).mean().abs() < five_deviations
 
 
@@ -73,7 +75,7 @@ def test_masks_never_change() -> None:
     """Golden: another hash would be another run from the same seed."""
     keys = derived_keys(row_keys(1234, 7, ["0:5:0"]), 3)
     assert keys.tolist() == [-7967681166785427074]
-    bits = kept(keys, torch.arange(32, dtype=torch.int32), 0.5).long()
+    bits = dropout_mask(keys, torch.arange(32, dtype=torch.int32), 0.5).long()
     assert "".join(str(bit) for bit in bits.tolist()) == "01110011000110010101000000010010"
 
 

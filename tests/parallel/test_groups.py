@@ -13,7 +13,7 @@ import torch.distributed as dist
 from qwen_megatron.config.rank_grid import RankGrid
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.inference.loading import single_process
-from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
+from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group
 from qwen_megatron.platforms import get_platform
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of
@@ -86,7 +86,7 @@ def waiting_job(wait_seconds: float) -> float:
             dist.all_reduce(torch.ones(1), group=groups.tp)
         return time.monotonic() - started
     finally:
-        leave()
+        destroy_groups()
 
 
 def test_a_rank_waits_as_long_as_it_is_told(ranks: RankPool) -> None:
@@ -128,7 +128,7 @@ def test_half_set_variables_are_named(no_job: pytest.MonkeyPatch) -> None:
 
 
 def test_leaving_twice_or_before_joining_is_allowed(no_job: pytest.MonkeyPatch) -> None:
-    leave()
+    destroy_groups()
     with single_process("cpu"):
-        leave()
-        leave()
+        destroy_groups()
+        destroy_groups()

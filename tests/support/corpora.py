@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.adopt import adopt
-from data_tools.checksums import BLOCK_BYTES, CRC_DTYPE, num_blocks
-from data_tools.sidecar import FileDigest, Sidecar, corpus_path
+from data_tools.corpus.import_corpus import import_corpus
+from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
+from data_tools.io.checksums import BLOCK_BYTES, CRC_DTYPE, num_blocks
 from data_tools.sources.python_stdlib import source_files
-from data_tools.tokenize import tokenize
+from data_tools.stages.tokenize_files import tokenize
 
 END_OF_BYTES = 256
 # Qwen's <|endoftext|>, above all its ordinary tokens.
@@ -20,7 +20,7 @@ END_OF_TEXT = 151_643
 
 
 def write_byte_corpus(prefix: Path, num_documents: int) -> Path:
-    """Source files as bytes, one token each, written by Megatron-Core's builder and adopted."""
+    """Source files as bytes, one token each, written by Megatron-Core's builder and imported."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
@@ -28,7 +28,7 @@ def write_byte_corpus(prefix: Path, num_documents: int) -> Path:
         tokens = np.append(np.frombuffer(path.read_bytes()[:4000], dtype=np.uint8).astype(np.int32), END_OF_BYTES)
         builder.add_document(tokens, [len(tokens)])
     builder.finalize(f"{prefix}.idx")
-    adopt(prefix, end_of_document=END_OF_BYTES)
+    import_corpus(prefix, end_of_document=END_OF_BYTES)
     return prefix
 
 
@@ -56,7 +56,7 @@ def write_formula_corpus(prefix: Path, num_documents: int, end: int = END_OF_TEX
         tokens[::3] = places[::3] * number % 64
         builder.add_document(np.append(tokens, end).astype(np.int32), [len(tokens) + 1])
     builder.finalize(f"{prefix}.idx")
-    adopt(prefix, end_of_document=end)
+    import_corpus(prefix, end_of_document=end)
     return prefix
 
 

@@ -18,11 +18,11 @@ from qwen_megatron.data.pretraining.dataset import SampleId
 from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.loss import summed_loss
-from qwen_megatron.parallel.groups import Groups, build_groups, leave, start_process_group
+from qwen_megatron.parallel.groups import Groups, build_groups, destroy_groups, start_process_group
 from qwen_megatron.platforms import get_platform
-from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.objective import NextTokenLoss, Objective, Sums
 from qwen_megatron.train.step import StepResult, evaluate, forward_backward, means, train_step
+from qwen_megatron.train.step_guard import StepGuard
 from qwen_megatron.train.trainable import Trainable, build_trainable
 
 TIMEOUT_SECONDS = 60.0
@@ -70,7 +70,7 @@ def groups_of(
         )
         yield groups
     finally:
-        leave()
+        destroy_groups()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def take_step(
     learning_rate: float = 1e-3,
     clip_grad: float = 1.0,
     objective: Objective | None = None,
-    judge: Judge | None = None,
+    guard: StepGuard | None = None,
 ) -> StepResult:
     """One step on a step's worth of the batches."""
     return train_step(
@@ -157,7 +157,7 @@ def take_step(
         step=step,
         learning_rate=learning_rate,
         clip_grad=clip_grad,
-        judge=judge,
+        guard=guard,
     )
 
 

@@ -97,8 +97,8 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
     from qwen_megatron.jobs.pretrain import build_run
     from qwen_megatron.platforms import get_platform
     from qwen_megatron.train.loop import train
-    from qwen_megatron.train.phases import Phases
     from qwen_megatron.train.run import Hook, Run, StepRecord
+    from qwen_megatron.train.step_timers import StepTimers
     from tests.support.trainables import groups_for
 
     steps: Steps = []
@@ -110,7 +110,7 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
     torch.set_num_threads(1)
     config = resolve(load_config(recipe, [*overrides, "checkpoint.load=none"]), int(os.environ["WORLD_SIZE"]))
     with groups_for(config) as groups:
-        run = build_run(config, groups, get_platform("cpu"), Phases())
+        run = build_run(config, groups, get_platform("cpu"), StepTimers())
         run.hooks = [Recorder()]
         train(run)
     return steps

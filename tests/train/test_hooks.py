@@ -18,9 +18,9 @@ from qwen_megatron.jobs.pretrain import Pretraining
 from qwen_megatron.train.hooks.console import ConsoleHook, duration
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook, drop_rows_after
-from qwen_megatron.train.phases import Phases
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.step_timers import StepTimers
 
 FIELDS = {
     "step",
@@ -63,7 +63,7 @@ def make_run(directory: Path, *overrides: str, iteration: int = 0, rank: int = 0
         directory=directory,
         groups=groups,
         platform=unused,
-        timers=Phases(),
+        timers=StepTimers(),
         trainables={},
         state=state,
         hooks=hooks,

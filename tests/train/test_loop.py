@@ -15,11 +15,11 @@ from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.errors import TrainingError
 from qwen_megatron.jobs.pretrain import Pretraining
-from qwen_megatron.train.judge import Judge
 from qwen_megatron.train.loop import train
 from qwen_megatron.train.objective import NextTokenLoss, Objective
 from qwen_megatron.train.run import Hook, Run, StepRecord
 from qwen_megatron.train.state import TrainState
+from qwen_megatron.train.step_guard import StepGuard
 from qwen_megatron.train.trainable import MAIN
 from tests.support.trainables import (
     OwnLoss,
@@ -65,7 +65,7 @@ class RandomPretraining(Pretraining):
     def __init__(self, config: ResolvedConfig, loader: Any, objective: Objective | None = None):
         self.config, self.loader = config, loader
         self.objective = objective or NextTokenLoss()
-        self.judge = Judge()
+        self.guard = StepGuard()
         self.batches = None
 
 

@@ -17,7 +17,7 @@ from qwen_megatron.config.logging import LoggingConfig
 from qwen_megatron.jobs.history import STARTS
 from qwen_megatron.jobs.preflight import check_packages
 from qwen_megatron.train.hooks.wandb import WandbHook, run_id
-from qwen_megatron.train.phases import STEP_PHASES
+from qwen_megatron.train.step_timers import STEP_PHASES
 from tests.support.corpora import write_byte_corpus
 from tests.support.ranks import RankPool
 from tests.support.training import pretrain_on_ranks

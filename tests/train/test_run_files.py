@@ -10,8 +10,8 @@ import pytest
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.jobs.failure import restart_helps
-from qwen_megatron.train.hooks.leave import write_completion
 from qwen_megatron.train.hooks.metrics import MetricsHook, drop_rows_after
+from qwen_megatron.train.hooks.preemption import write_completion
 from qwen_megatron.train.hooks.wandb import run_id
 from tests.support.disks import full_disk
 from tests.support.ranks import RankPool

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_tools.corpus import Corpus
+from data_tools.corpus.reader import Corpus
 from qwen_megatron.data.pretraining.blending import Blend, largest_remainder
 from qwen_megatron.data.pretraining.permutation import KeyedPermutation
 from qwen_megatron.data.protocol import Dataset

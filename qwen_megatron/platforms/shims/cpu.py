@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qwen_megatron.platforms.communication import timed
+from qwen_megatron.platforms.comm_timer import timed
 from qwen_megatron.platforms.shims.collectives import unless_alone
 from qwen_megatron.platforms.shims.fused_adam import FusedAdam
 from qwen_megatron.platforms.shims.namespace import cpu_torch, overridden

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwen_megatron.platforms.communication import timed
+from qwen_megatron.platforms.comm_timer import timed
 
 # Those that Megatron-Core's layers call by these names.
 COLLECTIVES = ("all_reduce", "all_gather", "all_to_all_single", "broadcast", "reduce_scatter")

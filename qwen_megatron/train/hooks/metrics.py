@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from data_tools.atomic_file import atomic_output, open_unfollowed, refuse_link
-from data_tools.small_json import fits, read_rows
+from data_tools.io.atomic_file import atomic_output, open_unfollowed, refuse_link
+from data_tools.io.small_json import fits, read_rows
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 from qwen_megatron.train.writing import append_whole, writing
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data_tools.atomic_file import refuse_link
+from data_tools.io.atomic_file import refuse_link
 from qwen_megatron.train.run import Hook, Run, StepRecord
 
 log = logging.getLogger(__name__)

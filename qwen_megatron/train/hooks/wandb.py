@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from data_tools.atomic_file import refuse_link, write_atomically
-from data_tools.small_json import MissingFileError, SmallFileError, read_object
+from data_tools.io.atomic_file import refuse_link, write_atomically
+from data_tools.io.small_json import MissingFileError, SmallFileError, read_object
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
 log = logging.getLogger(__name__)

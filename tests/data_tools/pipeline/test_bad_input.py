@@ -13,8 +13,8 @@ import pytest
 import zstandard
 
 from data_tools.cli import main
-from data_tools.corpus import Corpus
-from data_tools.tokenizer import END_OF_DOCUMENT, QwenTokenizer
+from data_tools.corpus.reader import Corpus
+from data_tools.tokenizer.qwen import END_OF_DOCUMENT, QwenTokenizer
 
 # Rows 20 to 23 of the project's list of faults: line, reason.
 BAD = [

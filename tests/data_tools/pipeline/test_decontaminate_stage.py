@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from data_tools.cli import main
-from data_tools.pipeline.document import read_documents
+from data_tools.engine.document import read_documents
 from data_tools.pipeline.report import write_report
 
 QUESTION = "Which of the three old travellers arrived at the inn before the storm closed the only road to the coast?"

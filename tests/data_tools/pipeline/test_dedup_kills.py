@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from data_tools.pipeline.executor import InProcessExecutor
+from data_tools.engine.executor import InProcessExecutor
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
 

@@ -8,12 +8,12 @@ import orjson
 import pytest
 
 from data_tools.cli import main
+from data_tools.engine.executor import InProcessExecutor
+from data_tools.engine.task import Task, finished
 from data_tools.errors import DataError
-from data_tools.owned_paths import is_plain_name, is_plain_path, remove_tree, require_below
-from data_tools.pipeline.executor import InProcessExecutor
+from data_tools.io.owned_paths import is_plain_name, is_plain_path, remove_tree, require_below
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import run_pipeline
-from data_tools.pipeline.task import Task, finished
 
 TEXTS = [f"Document number {number} is about something else than the others." for number in range(30)]
 

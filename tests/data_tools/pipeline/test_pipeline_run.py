@@ -13,17 +13,17 @@ from typing import Any
 import orjson
 import pytest
 
+from data_tools.corpus.lock import corpus_lock
+from data_tools.corpus.verify import verify
+from data_tools.engine.document import cluster_size, read_documents
+from data_tools.engine.executor import InProcessExecutor, ProcessExecutor
+from data_tools.engine.runner import Runner, Share
+from data_tools.engine.task import Task, read_manifest
 from data_tools.errors import DataError
-from data_tools.lock import corpus_lock
-from data_tools.pipeline import tokenize_stage
-from data_tools.pipeline.document import cluster_size, read_documents
-from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
-from data_tools.pipeline.runner import Runner, Share
-from data_tools.pipeline.task import Task, read_manifest
-from data_tools.tokenize import TokenizeOptions, tokenize
-from data_tools.verify import verify
+from data_tools.stages import tokenize as tokenize_stage
+from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
 STAGES = """
   - kind: normalise
@@ -285,7 +285,7 @@ def test_a_shard_that_comes_late_takes_the_corpus_as_it_is(
 def test_a_bug_while_a_part_is_finished_ends_its_worker() -> None:
     code = (
         "import multiprocessing\n"
-        "from data_tools.pipeline.executor import _send_result\n"
+        "from data_tools.engine.executor import _send_result\n"
         "_send_result(multiprocessing.Pipe()[0], lambda: 1 / 0)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -9,15 +9,15 @@ import orjson
 import pytest
 import zstandard
 
+from data_tools.corpus.verify import verify
+from data_tools.engine.document import Document, Drop, read_documents
+from data_tools.engine.executor import InProcessExecutor, ProcessExecutor
 from data_tools.errors import DataError
-from data_tools.pipeline.document import Document, Drop, read_documents
-from data_tools.pipeline.executor import InProcessExecutor, ProcessExecutor
 from data_tools.pipeline.pipeline_file import load_pipeline
-from data_tools.pipeline.quality_transform import lomax
 from data_tools.pipeline.run import RunSummary, run_pipeline
-from data_tools.pipeline.transforms import TRANSFORMS
 from data_tools.quality import FeatureConfig, QualityModel, TrainingConfig, train
-from data_tools.verify import verify
+from data_tools.stages.quality_transform import lomax
+from data_tools.stages.transforms import TRANSFORMS
 from tests.support.quality_texts import labelled_texts, quality_text
 
 TEXTS = [quality_text(seed, good=seed % 2 == 1, share=0.15) for seed in range(5000, 5200)]

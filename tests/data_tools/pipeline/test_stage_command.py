@@ -9,8 +9,8 @@ import pytest
 import zstandard
 
 from data_tools.cli import main
-from data_tools.pipeline.document import read_documents
-from data_tools.pipeline.stages import STAGES
+from data_tools.engine.document import read_documents
+from data_tools.stages.registry import STAGES
 
 SENTENCES = (
     "The river ran slowly under the old stone bridge that morning.",

@@ -7,11 +7,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from data_tools.pipeline.document import read_documents
-from data_tools.pipeline.executor import Executor, InProcessExecutor
+from data_tools.corpus.verify import verify
+from data_tools.engine.document import read_documents
+from data_tools.engine.executor import Executor, InProcessExecutor
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
-from data_tools.verify import verify
 
 ENGLISH = (
     "The river ran slowly under the old stone bridge that morning.",
@@ -139,7 +139,7 @@ def run(path: Path, executor: Executor) -> RunSummary:
 
 
 def test_in_this_process_and_on_ray(tmp_path: Path, write_corpus: Callable[[str], Path]) -> None:
-    from data_tools.pipeline.ray_executor import RayExecutor
+    from data_tools.engine.ray_executor import RayExecutor
 
     check(run(write_corpus("here"), InProcessExecutor()), tmp_path / "here")
     check(run(write_corpus("ray"), RayExecutor("local")), tmp_path / "ray")

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from data_tools import _native
 from data_tools.errors import DataError
-from data_tools.normalization import nfc
 from data_tools.quality import FeatureConfig
 from data_tools.quality.features import FeatureRows, feature_rows, feature_scores
 from data_tools.quality.logistic import fit
+from data_tools.text.normalization import nfc
 from tests.support import text_oracle as oracle
 from tests.support.text_strategies import texts as any_text
 

@@ -9,12 +9,13 @@ import orjson
 import pytest
 import zstandard
 
+from data_tools.engine.planning import plan_parts
 from data_tools.errors import DataError
-from data_tools.jsonl import MAX_DOCUMENT_BYTES
-from data_tools.pipeline.planning import plan_parts
-from data_tools.pipeline.task import TaskInput
+from data_tools.io.file_range import FileRange
 from data_tools.readers.files import check_unchanged, find_files
-from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record, format_of, reader_of
+from data_tools.readers.formats import format_of, reader_of
+from data_tools.readers.jsonl import MAX_DOCUMENT_BYTES
+from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
 # Rows 20 to 22 of the project's list of faults: content, reason.
 BAD_LINES = {
@@ -33,7 +34,7 @@ GOOD = ["first", "NUL \x00 inside", "<|endoftext|>", "line\r\nend", "  ", "末"]
 
 
 def read(
-    parts: Sequence[TaskInput], file_format: str, **options: Any
+    parts: Sequence[FileRange], file_format: str, **options: Any
 ) -> tuple[list[Record], list[BadRecord], list[int]]:
     read_options = ReadOptions(**{"text_key": "text", "max_document_bytes": 200_000, **options})
     good: list[Record] = []

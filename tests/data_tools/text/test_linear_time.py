@@ -8,10 +8,10 @@ import pytest
 
 from data_tools.decontamination import BenchmarkIndex, BenchmarkItem
 from data_tools.dedup import normalized_hashes, signatures
-from data_tools.encoder import GigatokenEncoder
 from data_tools.filters import FilterSuite
-from data_tools.languages import looks_like_code
-from data_tools.normalization import nfc
+from data_tools.text.languages import looks_like_code
+from data_tools.text.normalization import nfc
+from data_tools.tokenizer.encoder import GigatokenEncoder
 
 encoder = cache(GigatokenEncoder)
 ITEM = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"

@@ -1,0 +1,1 @@
+"""Megatron's .bin and .idx with a sidecar and checksums: read, written, joined, verified."""

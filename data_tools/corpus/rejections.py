@@ -1,0 +1,60 @@
+"""The list of rejected records: counted by reason, kept as file, line, reason and detail."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import orjson
+
+from data_tools.corpus.sidecar import corpus_path
+from data_tools.io.atomic_file import atomic_output
+from data_tools.readers.jsonl import Rejection
+
+
+def rejected_path(prefix: str | Path) -> Path:
+    """Where the rejected records of a corpus are listed unless the user names another file."""
+    return corpus_path(prefix, "rejected.jsonl")
+
+
+class RejectionLog:
+    """Collects rejections in a temporary file.
+
+    Attributes:
+        counts: reason -> number of records.
+    """
+
+    def __init__(self, temporary: Path) -> None:
+        self._temporary = temporary
+        self._stream = temporary.open("wb")
+        self.counts: Counter[str] = Counter()
+
+    def __enter__(self) -> "RejectionLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def add(self, rejections: Sequence[Rejection]) -> None:
+        """Appends rejections, in the order of the input."""
+        for rejection in rejections:
+            self.counts[rejection.reason] += 1
+            self._stream.write(orjson.dumps(rejection, option=orjson.OPT_APPEND_NEWLINE))
+
+    def publish(self, path: Path) -> None:
+        """Gives the list its name; see `publish_list`."""
+        self._stream.close()
+        publish_list(self._temporary, path)
+
+
+def publish_list(source: Path, path: Path) -> None:
+    """Copies the list ``source`` to ``path``; an empty one removes what an earlier run left there."""
+    if source.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+        return
+    # Copied, not renamed: the user may have named a file on another disk.
+    with source.open("rb") as content, atomic_output(path) as target:
+        shutil.copyfileobj(content, target)

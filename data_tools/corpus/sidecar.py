@@ -1,0 +1,214 @@
+"""The sidecar PREFIX.json of a corpus: what it holds, where it came from, checksums of its files.
+
+It is written last, so a corpus without a valid sidecar does not exist. docs/data-format.md lists the fields.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from data_tools.errors import DataError
+from data_tools.io.atomic_file import write_atomically
+from data_tools.io.checksums import num_blocks
+from data_tools.io.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_json
+
+FORMAT = "qwen-megatron-corpus"
+VERSION = 1
+TOKEN_DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16")
+
+
+def corpus_path(prefix: str | Path, suffix: str) -> Path:
+    """The corpus file with ``suffix`` (bin, idx, crc, json, lock); dots inside the prefix are kept."""
+    return Path(f"{prefix}.{suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """Size and SHA-256 of one file of the corpus."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One input as it was when it was read."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """The content of PREFIX.json.
+
+    Attributes:
+        dtype: numpy name of the token type in .bin; stored little-endian.
+        num_tokens: tokens in .bin, end-of-document tokens included.
+        num_documents: documents in .idx.
+        end_of_document: token id that ends each document.
+        tokenizer: fingerprint of the tokenizer; None for an imported corpus, whose tokenizer is not known.
+        shuffle_seed: seed of the document order; None if the order of the input was kept.
+        records_in: records read; always num_documents plus all of ``rejected``.
+        rejected: reason -> number of records.
+        bin, idx, crc: sizes and checksums of the other three files.
+        inputs: the files that were read, in order.
+        tool_version: version of the package that wrote the corpus.
+        created: time of writing, ISO 8601, UTC.
+    """
+
+    dtype: str
+    num_tokens: int
+    num_documents: int
+    end_of_document: int
+    tokenizer: str | None
+    shuffle_seed: int | None
+    records_in: int
+    rejected: Mapping[str, int]
+    bin: FileDigest
+    idx: FileDigest
+    crc: FileDigest
+    inputs: tuple[InputFile, ...]
+    tool_version: str
+    created: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the corpus content: equal for two corpora exactly if they hold the same tokens."""
+        return f"{self.dtype}-sha256-{self.bin.sha256}"
+
+    @classmethod
+    def read(cls, prefix: str | Path) -> "Sidecar":
+        """Reads and checks PREFIX.json.
+
+        Raises:
+            DataError: the sidecar is missing, is not JSON, has another version, or a field is missing, has the wrong
+                type or contradicts another one.
+        """
+        path = corpus_path(prefix, "json")
+        try:
+            document = read_json(path)
+        except MissingFileError as error:
+            raise DataError(_missing(prefix, path)) from error
+        except SmallFileError as error:
+            raise DataError(f"{error}; make the corpus again") from error
+        return _Fields(path, document).sidecar()
+
+    def write(self, path: Path) -> None:
+        """Writes the sidecar to ``path`` atomically."""
+        document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        write_atomically(path, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def _missing(prefix: str | Path, path: Path) -> str:
+    if corpus_path(prefix, "bin").exists() and corpus_path(prefix, "idx").exists():
+        return (
+            f"{path}: missing, so {prefix}.bin and {prefix}.idx are not yet a corpus; if other Megatron tools made "
+            f"them run: qwen-data import-corpus {prefix} (if a run of qwen-data tokenize was cut short, run it again)"
+        )
+    return f"{path}: no corpus there; make one with: qwen-data tokenize INPUT.jsonl --output {prefix}"
+
+
+class _Fields:
+    """Typed access to the parsed JSON; every error names file, field, rule and value."""
+
+    def __init__(self, path: Path, document: Any, where: str = "") -> None:
+        self.path = path
+        self.where = where
+        if not isinstance(document, dict):
+            raise self.error(where or "the top level", "must be an object", document)
+        self.document = document
+
+    def error(self, name: str, rule: str, value: object) -> DataError:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        return DataError(f"{self.path}: field {name} {rule}, found {shown}; make the corpus again")
+
+    def get(self, name: str, kinds: tuple[type, ...], rule: str) -> Any:
+        full_name = self.where + name
+        if name not in self.document:
+            raise DataError(f"{self.path}: field {full_name} is missing; make the corpus again")
+        value = self.document[name]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise self.error(full_name, rule, value)
+        return value
+
+    def count(self, name: str) -> int:
+        value = self.get(name, (int,), "must be an integer")
+        if value < 0:
+            raise self.error(self.where + name, "must not be negative", value)
+        if value > LARGEST_INTEGER:
+            raise self.error(self.where + name, f"must be at most {LARGEST_INTEGER}", value)
+        return int(value)
+
+    def text(self, name: str) -> str:
+        return str(self.get(name, (str,), "must be a string"))
+
+    def child(self, name: str) -> "_Fields":
+        return _Fields(self.path, self.get(name, (dict,), "must be an object"), f"{self.where}{name}.")
+
+    def digest(self, name: str) -> FileDigest:
+        fields = self.child(name)
+        sha256 = fields.text("sha256")
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise self.error(f"{name}.sha256", "must be 64 hexadecimal digits", sha256)
+        return FileDigest(size_bytes=fields.count("size_bytes"), sha256=sha256)
+
+    def inputs(self) -> tuple[InputFile, ...]:
+        entries = self.get("inputs", (list,), "must be a list")
+        fields = [_Fields(self.path, entry, f"inputs[{number}].") for number, entry in enumerate(entries)]
+        return tuple(
+            InputFile(path=entry.text("path"), size_bytes=entry.count("size_bytes"), mtime_ns=entry.count("mtime_ns"))
+            for entry in fields
+        )
+
+    def sidecar(self) -> Sidecar:
+        if self.document.get("format") != FORMAT:
+            raise self.error("format", f"must be {FORMAT!r}", self.document.get("format"))
+        if self.document.get("version") != VERSION:
+            raise DataError(
+                f"{self.path}: version {self.document.get('version')!r} of the format is not {VERSION}, the one this "
+                "version of qwen-data reads; make the corpus again or use the version that wrote it"
+            )
+        rejected = self.child("rejected")
+        none = type(None)
+        sidecar = Sidecar(
+            dtype=self.text("dtype"),
+            num_tokens=self.count("num_tokens"),
+            num_documents=self.count("num_documents"),
+            end_of_document=self.count("end_of_document"),
+            tokenizer=self.get("tokenizer", (str, none), "must be a string or null"),
+            shuffle_seed=self.get("shuffle_seed", (int, none), "must be an integer or null"),
+            records_in=self.count("records_in"),
+            rejected={reason: rejected.count(reason) for reason in rejected.document},
+            bin=self.digest("bin"),
+            idx=self.digest("idx"),
+            crc=self.digest("crc"),
+            inputs=self.inputs(),
+            tool_version=self.text("tool_version"),
+            created=self.text("created"),
+        )
+        self._check_agreement(sidecar)
+        return sidecar
+
+    def _check_agreement(self, sidecar: Sidecar) -> None:
+        if sidecar.dtype not in TOKEN_DTYPES:
+            raise self.error("dtype", f"must be one of {', '.join(TOKEN_DTYPES)}", sidecar.dtype)
+        bin_bytes = sidecar.num_tokens * np.dtype(sidecar.dtype).itemsize
+        if sidecar.bin.size_bytes != bin_bytes:
+            rule = f"must be {bin_bytes} for num_tokens={sidecar.num_tokens} of dtype={sidecar.dtype}"
+            raise self.error("bin.size_bytes", rule, sidecar.bin.size_bytes)
+        crc_bytes = 4 * num_blocks(bin_bytes)
+        if sidecar.crc.size_bytes != crc_bytes:
+            rule = f"must be {crc_bytes} for bin.size_bytes={bin_bytes}"
+            raise self.error("crc.size_bytes", rule, sidecar.crc.size_bytes)
+        records = sidecar.num_documents + sum(sidecar.rejected.values())
+        if sidecar.records_in != records:
+            raise self.error("records_in", f"must be num_documents plus all rejected = {records}", sidecar.records_in)

@@ -1,0 +1,93 @@
+"""Every byte of a corpus against its sidecar, and the index against the tokens."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.corpus.index import CorpusIndex
+from data_tools.corpus.reader import Corpus
+from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
+from data_tools.corpus.token_scan import TokenScan, scan_tokens
+from data_tools.errors import DataError
+from data_tools.io.checksums import BLOCK_BYTES, CRC_DTYPE, sha256_of_file
+from data_tools.io.progress import progress_bar
+
+_BLOCKS_NAMED = 5
+
+
+def verify(prefix: str | Path) -> Sidecar:
+    """Reads all files of a corpus and compares them with the sidecar and with each other.
+
+    Returns:
+        the sidecar, all of whose statements hold.
+    Raises:
+        DataError: names every file that is damaged and, for .bin, the damaged blocks.
+    """
+    corpus = Corpus.open(prefix)  # Existence and sizes first: cheap, and the most common damage.
+    sidecar = corpus.sidecar
+    problems = []
+    for suffix, digest in (("idx", sidecar.idx), ("crc", sidecar.crc)):
+        problems += _digest_problems(corpus_path(prefix, suffix), digest)
+    if problems:
+        raise DataError("\n".join(problems))
+    index = CorpusIndex.open(prefix)
+    index.validate()
+    problems = _index_problems(index, sidecar)
+    if problems:
+        raise DataError("\n".join(problems))
+    bin_path = corpus_path(prefix, "bin")
+    with progress_bar("verifying", sidecar.bin.size_bytes) as progress:
+        # No limit on the ids: damage shows in the checksums, which name the blocks.
+        scan = scan_tokens(bin_path, index.dtype, index.document_ends(), sidecar.end_of_document, None, progress)
+    problems = _token_problems(prefix, sidecar, scan)
+    if problems:
+        raise DataError("\n".join(problems))
+    return sidecar
+
+
+def _digest_problems(path: Path, digest: FileDigest) -> list[str]:
+    try:
+        size, sha256 = path.stat().st_size, sha256_of_file(path)
+    except OSError as error:
+        return [f"{path}: cannot be read: {error.strerror}"]
+    if size != digest.size_bytes:
+        return [f"{path}: {size} bytes, the sidecar says {digest.size_bytes}"]
+    if sha256 != digest.sha256:
+        return [f"{path}: sha256 {sha256}, the sidecar says {digest.sha256}"]
+    return []
+
+
+def _index_problems(index: CorpusIndex, sidecar: Sidecar) -> list[str]:
+    stated = {"dtype": sidecar.dtype, "num_tokens": sidecar.num_tokens, "num_documents": sidecar.num_documents}
+    found = {
+        "dtype": np.dtype(index.dtype).name,
+        "num_tokens": index.num_tokens,
+        "num_documents": index.num_documents,
+    }
+    return [
+        f"{index.path}: {name} is {found[name]}, the sidecar says {value}"
+        for name, value in stated.items()
+        if value != found[name]
+    ]
+
+
+def _token_problems(prefix: str | Path, sidecar: Sidecar, scan: TokenScan) -> list[str]:
+    bin_path = corpus_path(prefix, "bin")
+    problems = []
+    actual = np.frombuffer(scan.checksums.crc_bytes(), dtype=CRC_DTYPE)
+    expected = np.fromfile(corpus_path(prefix, "crc"), dtype=CRC_DTYPE)
+    damaged = np.flatnonzero(actual != expected)
+    for block in damaged[:_BLOCKS_NAMED].tolist():
+        last = min((block + 1) * BLOCK_BYTES, sidecar.bin.size_bytes) - 1
+        problems.append(f"{bin_path}: block {block} (bytes {block * BLOCK_BYTES} to {last}) is damaged")
+    if len(damaged) > _BLOCKS_NAMED:
+        problems.append(f"{bin_path}: {len(damaged)} of {len(expected)} blocks are damaged")
+    if not len(damaged) and scan.checksums.sha256() != sidecar.bin.sha256:
+        problems.append(f"{bin_path}: sha256 {scan.checksums.sha256()}, the sidecar says {sidecar.bin.sha256}")
+    # Imported corpora may hold documents without the end token, ours do not.
+    if not damaged.size and sidecar.tokenizer is not None and scan.first_unended is not None:
+        problems.append(
+            f"{bin_path}: {scan.unended_documents} documents, first document {scan.first_unended}, do not end with "
+            f"{sidecar.end_of_document}: {corpus_path(prefix, 'idx')} does not belong to it"
+        )
+    return problems

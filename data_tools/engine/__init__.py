@@ -1,0 +1,1 @@
+"""Tasks: what they are, where they run, what they leave behind."""

@@ -1,0 +1,197 @@
+"""Where tasks run: in this process, or in processes of this machine.
+
+Each worker has a pipe of its own and at most one task at work; while the disk takes the outputs of a task, the worker
+begins the next. A worker that dies closes its pipe, so the parent never waits
+for it in vain (concurrent.futures can: its queue thread stays blocked in a large write to a worker that was killed); a
+worker whose parent dies ends.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import Protocol, TypeVar
+
+from data_tools.engine.task import Manifest, Task
+from data_tools.errors import DataError
+
+_T = TypeVar("_T")
+
+
+class Executor(Protocol):
+    """Runs tasks that do not depend on each other."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+        """Does every task; manifests in the order in which the tasks end.
+
+        Raises:
+            DataError: a task failed, or its process was killed; the others are abandoned.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the processes."""
+        ...
+
+
+class InProcessExecutor:
+    """One task after the other, here."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+        """See `Executor.run`."""
+        from data_tools.engine.operations import perform
+
+        yield from map(perform, tasks)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ProcessExecutor:
+    """Processes on this machine, started at the first use and kept for all stages."""
+
+    def __init__(self, workers: int) -> None:
+        self._num_workers = workers
+        self._workers: list[_Worker] = []
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+        """See `Executor.run`."""
+        if len(tasks) == 1 and not self._workers:
+            yield from InProcessExecutor().run(tasks)  # Starting a process would take longer than most single tasks.
+            return
+        waiting = deque(tasks)
+        while len(self._workers) < min(self._num_workers, len(tasks)):
+            self._workers.append(_Worker())
+        workers = {worker.connection: worker for worker in self._workers}
+        for worker in workers.values():
+            if waiting:
+                worker.send(waiting.popleft())
+        while busy := [connection for connection, worker in workers.items() if worker.num_tasks]:
+            for connection in wait(busy):
+                assert isinstance(connection, Connection)
+                worker = workers[connection]
+                manifest = worker.receive()
+                if manifest is not None:
+                    yield manifest
+                elif waiting:
+                    worker.send(waiting.popleft())
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        while self._workers:
+            self._workers.pop().stop()
+
+
+class _Worker:
+    def __init__(self) -> None:
+        # Spawned, not forked: a forked child of a process with Rust or Arrow threads may hang.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+        # Ctrl-C reaches the whole process group; the parent alone decides what it means. The mask is inherited; the
+        # tracker is started first because starting it unblocks the signal.
+        resource_tracker.ensure_running()
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        theirs.close()
+        self._task = ""
+        self.num_tasks = 0  # whose manifests are to come
+
+    def send(self, task: Task) -> None:
+        self.num_tasks += 1
+        self._task = f"{task.folder}/{task.name}"
+        try:
+            self.connection.send(task)
+        except OSError as error:
+            raise self._died() from error
+
+    def receive(self) -> Manifest | None:
+        """The manifest of a task, or None: ready for the next."""
+        try:
+            result = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if result is None:
+            return None
+        self.num_tasks -= 1
+        if isinstance(result, DataError | OSError):
+            raise result
+        assert isinstance(result, Manifest)
+        return result
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+    def _died(self) -> DataError:
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code < 0:
+            return DataError(
+                f"{self._task}: its worker process was killed by signal {-code}, most often for lack of memory; use "
+                "fewer workers and run again: finished parts are kept"
+            )
+        return DataError(
+            f"{self._task}: its worker process ended with status {code}; what it printed above says why; finished "
+            "parts are kept"
+        )
+
+
+def _work(connection: Connection) -> None:
+    from data_tools.engine.operations import begin
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    finisher = ThreadPoolExecutor(1)
+    before: Future[None] | None = None
+    try:
+        while True:
+            task = connection.recv()
+            assert isinstance(task, Task)
+            finish = _tried(partial(begin, task))
+            if before is not None:
+                before.result()  # One task waits for the disk, no more.
+            if callable(finish):
+                connection.send(None)
+                before = finisher.submit(_send_result, connection, finish)
+            else:
+                connection.send(finish)
+    except (EOFError, OSError):
+        return  # The parent has gone.
+
+
+def _send_result(connection: Connection, finish: Callable[[], Manifest]) -> None:
+    sent = False
+    try:
+        connection.send(_tried(finish))
+        sent = True
+    finally:
+        if not sent:
+            # A bug, or a parent that has gone: when this process ends, nobody waits for the result in vain.
+            traceback.print_exc()
+            os._exit(1)
+
+
+def _tried(function: Callable[[], _T]) -> _T | DataError | OSError:
+    try:
+        return function()
+    except (DataError, OSError) as error:
+        return error
+
+
+def _end_with_parent() -> None:
+    """Ends this process at once when its parent is gone, so that it writes nothing beside the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

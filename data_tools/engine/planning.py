@@ -1,0 +1,55 @@
+"""Input files to parts: large plain JSON Lines files are cut into byte ranges, small files are put together.
+
+The plan depends on the files and on `split_bytes`, never on the number of workers.
+"""
+
+from collections.abc import Iterable
+
+from data_tools.io.file_range import FileRange
+from data_tools.io.streams import compression_of
+from data_tools.readers.files import open_input
+
+SPLIT_BYTES = 256 * 1024 * 1024
+
+
+def plan_parts(files: Iterable[FileRange], file_format: str, split_bytes: int = SPLIT_BYTES) -> list[list[FileRange]]:
+    """Groups ranges of ``files`` so that each group is about ``split_bytes`` bytes.
+
+    Args:
+        files: whole files, in order.
+        file_format: of all of them; only plain JSON Lines can be cut.
+        split_bytes: bytes as they are stored.
+    Returns:
+        the parts in the order of the files; together they cover every file exactly once.
+    Raises:
+        DataError: a file cannot be opened.
+    """
+    parts: list[list[FileRange]] = []
+    group: list[FileRange] = []
+    group_bytes = 0
+    for file in files:
+        if file.size_bytes > split_bytes and file_format == "jsonl" and not _is_compressed(file.path):
+            if group:
+                parts.append(group)
+                group, group_bytes = [], 0
+            parts += [[one] for one in _ranges(file, split_bytes)]
+            continue
+        if group and group_bytes + file.size_bytes > split_bytes:
+            parts.append(group)
+            group, group_bytes = [], 0
+        group.append(file)
+        group_bytes += file.size_bytes
+    return [*parts, group] if group else parts
+
+
+def _ranges(file: FileRange, split_bytes: int) -> list[FileRange]:
+    stops = [*range(split_bytes, file.size_bytes, split_bytes), file.size_bytes]
+    return [
+        FileRange(path=file.path, start=start, stop=stop, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns)
+        for start, stop in zip([0, *stops[:-1]], stops, strict=True)
+    ]
+
+
+def _is_compressed(path: str) -> bool:
+    with open_input(path) as stream:
+        return compression_of(stream, path) != "none"

@@ -1,0 +1,44 @@
+"""The list of bad records: file, line, reason and detail of each, in the order of the input."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from data_tools.engine.task import Manifest
+from data_tools.io.atomic_file import atomic_output
+from data_tools.io.small_json import SmallFileError, parse_json
+from data_tools.readers.jsonl import Rejection
+
+
+def write_quarantine(path: Path, manifests: Sequence[Manifest]) -> None:
+    """Lists every bad record by file and line; lines of ranges are numbered from the beginning of their file.
+
+    Args:
+        path: the list.
+        manifests: of tasks with a file NAME.bad.jsonl of [number of the input, line, reason, detail] and the value
+            `lines`, how many lines each input has; in the order of the input.
+    """
+    lines_before: dict[str, int] = {}
+    with atomic_output(path) as stream:
+        for manifest in manifests:
+            bases = []
+            for one, lines in zip(manifest.inputs, manifest.values["lines"], strict=True):
+                # A file may be named twice; its ranges begin with the one at 0.
+                base = lines_before.get(one["path"], 0) if one["start"] else 0
+                bases.append(base)
+                lines_before[one["path"]] = base + lines
+            for number, line, reason, detail in _bad_records(manifest):
+                rejection = Rejection(manifest.inputs[number]["path"], bases[number] + line, reason, detail)
+                stream.write(orjson.dumps(asdict(rejection), option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _bad_records(manifest: Manifest) -> Iterator[tuple[int, int, str, str]]:
+    path = manifest.path(f"{manifest.name}.bad.jsonl")
+    with path.open("rb") as stream:
+        for line in stream:
+            row = parse_json(line, str(path))
+            if not isinstance(row, list) or [type(value) for value in row] != [int, int, str, str]:
+                raise SmallFileError(f"{path}: a line must be file, line, reason and detail; delete it and run again")
+            yield row[0], row[1], row[2], row[3]

@@ -1,0 +1,127 @@
+"""Runs the phases of a stage: skips what is finished, shares the rest among processes, machines or array jobs."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.engine.executor import Executor
+from data_tools.engine.own_files import sweep as sweep_folder
+from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest, Task, finished
+from data_tools.errors import DataError
+from data_tools.io.owned_paths import require_below
+from data_tools.io.progress import progress_bar
+
+_POLL_SECONDS = 0.1
+
+
+class SupersededError(Exception):
+    """What another array job would have left for this one is used up: the task that it was for is finished."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which tasks are ours when several array jobs work on one pipeline: those whose number is index modulo count."""
+
+    index: int
+    count: int
+
+
+class Runner:
+    """Runs tasks, each at most once for the same inputs and options.
+
+    Args:
+        executor: where tasks run.
+        share: which tasks are ours; None: all.
+        wait_seconds: how long to wait for those of others.
+        root: the folder that all tasks must work below; None: not checked.
+    Attributes:
+        tasks_done: tasks done by this run.
+        tasks_skipped: tasks found finished.
+        superseded_by: task that makes it vain to wait for others when it is finished; None: no such task.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        share: Share | None = None,
+        wait_seconds: float = 86400,
+        root: Path | None = None,
+    ) -> None:
+        self._executor = executor
+        self._root = root
+        self._share = share
+        self._wait_seconds = wait_seconds
+        self.title = ""
+        self.tasks_done = 0
+        self.tasks_skipped = 0
+        self.superseded_by: Task | None = None
+
+    def run(self, folder: Path, tasks: Sequence[Task], *, sweep: bool = True) -> list[Manifest]:
+        """Does the unfinished of ``tasks``, which must not depend on each other.
+
+        Files in ``folder`` that tasks of killed or differently configured runs left there are removed.
+
+        Args:
+            folder: where all of the tasks work; nothing else may.
+            tasks: with different names.
+            sweep: False if other files in ``folder`` are to stay.
+        Returns:
+            the manifests in the order of the tasks.
+        Raises:
+            DataError: a task failed, another array job has not finished its share in time, or a link leads out of
+                the root.
+            SupersededError: `superseded_by` was finished by another array job.
+        """
+        if self._root is not None:
+            require_below(folder, self._root)
+        folder.mkdir(parents=True, exist_ok=True)
+        done: dict[str, Manifest] = {}
+        for task in tasks:
+            if (manifest := finished(task)) is not None:
+                done[task.name] = manifest
+        self.tasks_skipped += len(done)
+        open_tasks = [(number, task) for number, task in enumerate(tasks) if task.name not in done]
+        ours = [task for number, task in open_tasks if self._share is None or self._is_ours(number)]
+        with progress_bar(self.title, sum(task.num_bytes for task in ours)) as progress:
+            sizes = {task.name: task.num_bytes for task in ours}
+            for manifest in self._executor.run(ours):
+                done[manifest.name] = manifest
+                self.tasks_done += 1
+                progress.advance(sizes[manifest.name])
+        if self._share is None and sweep:
+            _sweep(folder, done.values())
+        if self._share is not None:
+            self._wait_for_others([task for _, task in open_tasks if task.name not in done], done)
+        return [done[task.name] for task in tasks]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other array job works on the same output."""
+        return self._share is None
+
+    def _is_ours(self, number: int) -> bool:
+        assert self._share is not None
+        return number % self._share.count == self._share.index
+
+    def _wait_for_others(self, tasks: Sequence[Task], done: dict[str, Manifest]) -> None:
+        deadline = time.monotonic() + self._wait_seconds
+        for task in tasks:
+            while (manifest := finished(task)) is None:
+                if self.superseded_by is not None and finished(self.superseded_by) is not None:
+                    raise SupersededError
+                if time.monotonic() > deadline:
+                    raise DataError(
+                        f"{task.folder}/{task.name}: another shard has not finished it in {self._wait_seconds:g} "
+                        "seconds; start the missing shards, then this one again"
+                    )
+                time.sleep(_POLL_SECONDS)
+            done[task.name] = manifest
+
+
+def _sweep(folder: Path, manifests: Iterable[Manifest]) -> None:
+    wanted = {STAGE_FILE, QUARANTINE_FILE}
+    for manifest in manifests:
+        wanted.add(f"{manifest.name}.manifest.json")
+        wanted.update(manifest.outputs)
+    sweep_folder(folder, wanted)

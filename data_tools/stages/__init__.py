@@ -1,0 +1,1 @@
+"""What a pipeline can do to documents, one stage a file."""

@@ -1,0 +1,222 @@
+"""The operation `tokenize_encode`: JSON Lines to runs, documents sorted by (key, file, offset)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from data_tools.corpus.document_order import ordered_pieces
+from data_tools.corpus.shuffle import document_keys
+from data_tools.engine.task import Task, TaskResult
+from data_tools.io.atomic_file import atomic_output
+from data_tools.io.file_range import FileRange
+from data_tools.readers.files import check_unchanged, open_input
+from data_tools.readers.jsonl import LONG_LINE_BYTES, Line, RejectedRecordError, read_lines
+from data_tools.readers.jsonl_records import LineRange
+from data_tools.readers.record import BadRecord
+from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, LineBatch
+from data_tools.tokenizer.qwen import END_OF_DOCUMENT
+
+# The first records are all compared with the reference encoder, later ones by sample.
+NUM_FIRST_CHECKED = 64
+# Size of a run and of a bucket unless told otherwise; 128 MiB.
+TOKENS_IN_MEMORY = 32 * 1024 * 1024
+ENTRY = np.dtype([("key", "<u8"), ("file", "<u4"), ("offset", "<u8"), ("length", "<i4")])
+_BATCH_BYTES = 4 * 1024 * 1024
+_BATCH_LINES = 8192
+# What an entry of the index takes while it is sorted, in tokens.
+_ENTRY_TOKENS = 16
+
+
+@lru_cache(maxsize=1)
+def _encoder(settings: EncodingSettings) -> BatchEncoder:
+    """Kept from task to task in a process: building it takes longer than encoding a small shard."""
+    return BatchEncoder(settings)
+
+
+def encode_part(task: Task) -> TaskResult:
+    """The operation `tokenize_encode`: ranges of files to NAME.run-NNNN.tokens and .index, and NAME.bad.jsonl.
+
+    The options are text_key, encoder, check_interval, all_checked (how many first records are all compared with the
+    reference), max_line_bytes, run_tokens, seed, shuffle, and files: the numbers of the inputs among all files.
+    """
+    options = task.options
+    encoder = _encoder(EncodingSettings(options["text_key"], options["encoder"], options["check_interval"]))
+    runs = RunWriter(Path(task.folder), task.name, options)
+    rejected: Counter[str] = Counter()
+    num_lines: list[int] = []
+    bad_name = f"{task.name}.bad.jsonl"
+    with atomic_output(Path(task.folder, bad_name), sync=False) as stream:
+        for number, (part, file_number) in enumerate(zip(task.inputs, options["files"], strict=True)):
+            with open_input(part.path) as source:
+                lines = LineRange(source, part)
+                for bad in _encode_lines(encoder, lines, part, file_number, options, runs):
+                    rejected[bad.reason] += 1
+                    entry = [number, bad.line, bad.reason, bad.detail]
+                    stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+            num_lines.append(lines.num_lines)
+            if part.sha256 is None:
+                check_unchanged(part)
+        runs.flush()
+    return TaskResult(
+        outputs=[bad_name, *runs.digests],
+        records_in=runs.num_documents + rejected.total(),
+        records_out=runs.num_documents,
+        rejected=rejected,
+        values={"runs": runs.names, "tokens": runs.num_tokens, "lines": num_lines},
+        digests=runs.digests,
+    )
+
+
+def _encode_lines(
+    encoder: BatchEncoder,
+    lines: LineRange,
+    part: FileRange,
+    file_number: int,
+    options: Mapping[str, Any],
+    runs: "RunWriter",
+) -> Iterator[BadRecord]:
+    all_checked = options["all_checked"]
+    for first_record, batch in _batches(lines, options["max_line_bytes"]):
+        if len(batch) == 1 and len(batch[0].content) > LONG_LINE_BYTES:
+            line = batch.pop()
+            try:
+                runs.add_long(file_number, line.offset, encoder.encode_long(part.path, line))
+            except RejectedRecordError as error:
+                yield BadRecord(line.number, error.reason, error.detail)
+            continue
+        encoded = encoder.encode(LineBatch(part.path, batch, first_record, all_checked))
+        runs.add(file_number, encoded)
+        yield from encoded.rejections
+
+
+def _batches(lines: LineRange, max_line_bytes: int) -> Iterator[tuple[int, list[Line]]]:
+    """Number of the first record and lines; a long line is alone. Numbers and offsets are those of the range's file."""
+    batch: list[Line] = []
+    num_bytes, first_record = 0, 0
+    for line in read_lines(lines, max_line_bytes):
+        line = line._replace(number=line.number - lines.skipped_lines, offset=line.offset + lines.origin)
+        is_long = len(line.content) > LONG_LINE_BYTES
+        if batch and (is_long or num_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_LINES):
+            num_lines = len(batch)
+            yield first_record, batch
+            first_record += num_lines
+            batch, num_bytes = [], 0
+        num_bytes += len(line.content)
+        batch.append(line)
+        del line  # A long line is held by its batch alone.
+        if is_long:
+            yield first_record, batch
+            first_record += 1
+            batch, num_bytes = [], 0
+    if batch:
+        yield first_record, batch
+
+
+class RunWriter:
+    """Collects documents and writes them, sorted, before more than `run_tokens` have come together.
+
+    Attributes:
+        names: the runs, in order.
+        digests: file -> size and SHA-256.
+        num_documents, num_tokens: written so far, end-of-document tokens included.
+    """
+
+    def __init__(self, folder: Path, name: str, options: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._name = name
+        self._seed: int = options["seed"]
+        self._shuffle: bool = options["shuffle"]
+        self._buffer = np.empty(options["run_tokens"], dtype=np.int32)
+        self._held_tokens = 0
+        self._held_documents = 0
+        self._held: list[tuple[int, EncodedBatch]] = []  # without their tokens, which are in the buffer
+        self.names: list[str] = []
+        self.digests: dict[str, tuple[int, str]] = {}
+        self.num_documents = 0
+        self.num_tokens = 0
+
+    def add(self, file_number: int, batch: EncodedBatch) -> None:
+        """Takes a batch of documents of one file."""
+        size = len(batch.tokens)
+        needed = self._held_tokens + size + _ENTRY_TOKENS * (self._held_documents + len(batch.lengths))
+        if self._held and needed > len(self._buffer):
+            self.flush()
+        if size > len(self._buffer):
+            self._buffer = np.empty(size, dtype=np.int32)
+        self._buffer[self._held_tokens : self._held_tokens + size] = batch.tokens
+        self._held_tokens += size
+        self._held_documents += len(batch.lengths)
+        self._held.append((file_number, batch._replace(tokens=batch.tokens[:0].copy())))
+
+    def add_long(self, file_number: int, offset: int, pieces: Iterator[npt.NDArray[np.int32]]) -> None:
+        """Takes a document of any size; it becomes a run of its own.
+
+        Raises:
+            RejectedRecordError: out of ``pieces``; nothing is left of the document.
+        """
+        if not self._shuffle:
+            self.flush()  # What came before it in the input comes before it in the corpus.
+        name = self._next_name()
+        length = 0
+        digest = hashlib.sha256()
+        with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
+            for piece in pieces:
+                length += len(piece)
+                digest.update(piece.data)
+                stream.write(piece.data)
+            end = np.array([END_OF_DOCUMENT], dtype=np.int32)
+            digest.update(end.data)
+            stream.write(end.data)
+        self.digests[f"{name}.tokens"] = (4 * (length + 1), digest.hexdigest())
+        self._write_index(name, self._entries(file_number, np.array([offset], np.uint64), np.array([length], np.int32)))
+        self.num_tokens += length + 1
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        if not self._held_documents:
+            self._held = []
+            return
+        parts = [self._entries(number, batch.offsets, batch.lengths) for number, batch in self._held]
+        entries = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        starts = np.cumsum(entries["length"], dtype=np.int64) - entries["length"]
+        order = np.lexsort((entries["offset"], entries["file"], entries["key"]))
+        lengths = np.ascontiguousarray(entries["length"])
+        name = self._next_name()
+        digest = hashlib.sha256()
+        with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
+            tokens = self._buffer[: self._held_tokens]
+            for piece in ordered_pieces(tokens, starts, lengths, order, END_OF_DOCUMENT):
+                digest.update(piece.data)
+                stream.write(piece.data)
+        num_tokens = self._held_tokens + self._held_documents
+        self.digests[f"{name}.tokens"] = (4 * num_tokens, digest.hexdigest())
+        self._write_index(name, entries[order])
+        self.num_tokens += num_tokens
+        self._held, self._held_tokens, self._held_documents = [], 0, 0
+
+    def _next_name(self) -> str:
+        return f"{self._name}.run-{len(self.names):04d}"
+
+    def _entries(
+        self, file_number: int, offsets: npt.NDArray[np.uint64], lengths: npt.NDArray[np.int32]
+    ) -> npt.NDArray[Any]:
+        entries = np.zeros(len(lengths), dtype=ENTRY)
+        if self._shuffle:
+            entries["key"] = document_keys(self._seed, file_number, offsets)
+        entries["file"], entries["offset"], entries["length"] = file_number, offsets, lengths
+        return entries
+
+    def _write_index(self, name: str, entries: npt.NDArray[Any]) -> None:
+        content = entries.tobytes()
+        with atomic_output(self._folder / f"{name}.index", sync=False) as stream:
+            stream.write(content)
+        self.digests[f"{name}.index"] = (len(content), hashlib.sha256(content).hexdigest())
+        self.names.append(name)
+        self.num_documents += len(entries)

@@ -1,0 +1,1 @@
+"""Qwen's tokenizer, and how texts become tokens."""

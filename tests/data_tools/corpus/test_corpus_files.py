@@ -1,0 +1,432 @@
+"""Opening and reading a corpus: damage is refused, with the file's name, before a wrong token is returned."""
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_tools.corpus import reader as corpus_module
+from data_tools.corpus.index import CorpusIndex
+from data_tools.corpus.reader import Corpus
+from data_tools.corpus.sidecar import Sidecar
+from data_tools.corpus.verify import verify
+from data_tools.errors import DataError
+from data_tools.io.checksums import BLOCK_BYTES, StreamChecksums
+from data_tools.stages.tokenize_files import tokenize
+
+# Larger than a few 64 KiB blocks, with a short last one.
+LARGE = [f"{number} " * 300 for number in range(120)]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "corpus.jsonl").write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in LARGE))
+    tokenize([folder / "corpus.jsonl"], folder / "corpus")
+    size = (folder / "corpus.bin").stat().st_size
+    assert size > 3 * BLOCK_BYTES
+    assert size % BLOCK_BYTES
+    return folder
+
+
+@pytest.fixture
+def large(original: Path, tmp_path: Path) -> Path:
+    """A corpus that the test may damage."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "corpus"
+
+
+def all_tokens(prefix: Path) -> np.ndarray:
+    return np.fromfile(f"{prefix}.bin", dtype="<i4").astype(np.int64)
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(content)
+
+
+def edit_sidecar(prefix: Path, **changes: Any) -> None:
+    path = Path(f"{prefix}.json")
+    document = orjson.loads(path.read_bytes())
+    document.update(changes)
+    path.write_bytes(orjson.dumps({key: value for key, value in document.items() if value != "DELETE"}))
+
+
+def test_tokens_of_any_range(large: Path) -> None:
+    expected = all_tokens(large)
+    for verify_blocks in (True, False):
+        corpus = Corpus.open(large, verify_blocks=verify_blocks)
+        assert corpus.num_tokens == len(expected)
+        assert (corpus.num_documents, corpus.end_of_document) == (len(LARGE), 151643)
+        per_block = BLOCK_BYTES // 4
+        for start, count in [(0, 1), (per_block - 1, 2), (5, 3 * per_block), (len(expected) - 1, 1), (7, 0)]:
+            tokens = corpus.tokens(start, count)
+            assert tokens.dtype == np.int64
+            assert np.array_equal(tokens, expected[start : start + count])
+        assert np.array_equal(corpus.tokens(0, len(expected)), expected)
+
+
+@pytest.mark.parametrize(("start", "count"), [(-1, 1), (0, -1), (0, 10**12), (10**12, 1)])
+def test_ranges_outside_are_refused(large: Path, start: int, count: int) -> None:
+    corpus = Corpus.open(large)
+    with pytest.raises(DataError, match=rf"corpus\.bin: tokens \[{start}, .* out of range, the corpus has"):
+        corpus.tokens(start, count)
+    with pytest.raises(DataError, match="out of range"):
+        corpus.tokens(corpus.num_tokens, 1)
+
+
+def test_opening_reads_neither_index_nor_tokens(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(f"{large}.idx").unlink()
+
+    def fail(*arguments: int) -> bytes:
+        raise AssertionError("a token was read")
+
+    monkeypatch.setattr(os, "pread", fail)
+    assert Corpus.open(large).num_documents == len(LARGE)
+
+
+def test_each_block_is_verified_once(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified = []
+
+    def crc32(data: memoryview) -> int:
+        verified.append(len(data))
+        return zlib.crc32(data)
+
+    monkeypatch.setattr(corpus_module, "zlib", SimpleNamespace(crc32=crc32))
+    corpus = Corpus.open(large)
+    corpus.tokens(0, 10)
+    assert verified == [BLOCK_BYTES]
+    corpus.tokens(5, 10)
+    assert verified == [BLOCK_BYTES]
+    corpus.tokens(0, corpus.num_tokens)
+    assert sum(verified) == Path(f"{large}.bin").stat().st_size
+    Corpus.open(large, verify_blocks=False).tokens(0, corpus.num_tokens)
+    assert sum(verified) == Path(f"{large}.bin").stat().st_size
+
+
+@pytest.mark.parametrize("block", [0, 2, -1])
+def test_flipped_byte_is_found_at_the_first_read_of_its_block(large: Path, block: int) -> None:
+    path = Path(f"{large}.bin")
+    size = path.stat().st_size
+    blocks = -(-size // BLOCK_BYTES)
+    block %= blocks
+    position = min(block * BLOCK_BYTES + 777, size - 1)
+    flip(path, position)
+    corpus = Corpus.open(large)
+    other = (block + 1) % blocks
+    corpus.tokens(other * BLOCK_BYTES // 4, 5)
+    last = min((block + 1) * BLOCK_BYTES, size) - 1
+    message = rf"corpus\.bin: block {block} \(bytes {block * BLOCK_BYTES} to {last}\) has CRC-32"
+    for _ in range(2):
+        with pytest.raises(DataError, match=message):
+            corpus.tokens(position // 4, 1)
+    with pytest.raises(DataError, match=rf"corpus\.bin: block {block} \(bytes .*\) is damaged"):
+        verify(large)
+
+
+def test_truncated_or_extended_files_are_refused_at_opening(large: Path) -> None:
+    for suffix in ("bin", "crc"):
+        path = Path(f"{large}.{suffix}")
+        content = path.read_bytes()
+        for changed in (content[: len(content) // 2], content + b"\0\0\0\0", b""):
+            path.write_bytes(changed)
+            with pytest.raises(DataError, match=rf"corpus\.{suffix}: {len(changed)} bytes, but .* {len(content)};"):
+                Corpus.open(large)
+        path.unlink()
+        with pytest.raises(DataError, match=rf"corpus\.{suffix}: missing"):
+            Corpus.open(large)
+        path.write_bytes(content)
+    Corpus.open(large)
+
+
+def test_truncation_while_open_is_an_error_not_a_crash(large: Path) -> None:
+    for verify_blocks in (True, False):
+        corpus = Corpus.open(large, verify_blocks=verify_blocks)
+        content = Path(f"{large}.bin").read_bytes()
+        with Path(f"{large}.bin").open("r+b") as stream:
+            stream.truncate(100)
+        with pytest.raises(DataError, match=r"corpus\.bin: ends at byte 100, it was truncated while it was open"):
+            corpus.tokens(0, 1000)
+        Path(f"{large}.bin").write_bytes(content)
+
+
+def test_missing_sidecar_names_the_way_out(large: Path, tmp_path: Path) -> None:
+    Path(f"{large}.json").unlink()
+    with pytest.raises(DataError, match=r"corpus\.json: missing.*run: qwen-data import-corpus .*corpus"):
+        Corpus.open(large)
+    with pytest.raises(DataError, match=r"none\.json: no corpus there; make one with: qwen-data tokenize"):
+        Corpus.open(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version 2 of the format is not 1"),
+        ({"format": "other"}, "field format must be 'qwen-megatron-corpus', found 'other'"),
+        ({"num_tokens": "many"}, "field num_tokens must be an integer, found 'many'"),
+        ({"num_tokens": True}, "field num_tokens must be an integer, found True"),
+        ({"num_documents": -1}, "field num_documents must not be negative, found -1"),
+        ({"num_documents": "DELETE"}, "field num_documents is missing"),
+        ({"num_tokens": 10**15}, "field bin.size_bytes must be 4000000000000000 for num_tokens=1000000000000000"),
+        ({"records_in": 5}, "field records_in must be num_documents plus all rejected = 120, found 5"),
+        ({"dtype": "float32"}, "field dtype must be one of uint8, .*found 'float32'"),
+        ({"tokenizer": 7}, "field tokenizer must be a string or null, found 7"),
+        ({"bin": 7}, "field bin must be an object, found 7"),
+        ({"idx": {"size_bytes": 1, "sha256": "xyz"}}, "field idx.sha256 must be 64 hexadecimal digits"),
+        ({"crc": {"size_bytes": 1, "sha256": "0" * 64}}, "field crc.size_bytes must be"),
+        ({"inputs": [{"path": "a", "size_bytes": 1}]}, r"field inputs\[0\]\.mtime_ns is missing"),
+        ({"rejected": {"empty": -1}}, "field rejected.empty must not be negative"),
+        ({"rejected": {"empty": 1.5}}, "field rejected.empty must be an integer"),
+    ],
+)
+def test_wrong_sidecar_names_the_field(large: Path, changes: dict[str, Any], message: str) -> None:
+    edit_sidecar(large, **changes)
+    with pytest.raises(DataError, match=rf"corpus\.json: {message}"):
+        Corpus.open(large)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_sidecar_that_is_not_json(large: Path, content: bytes) -> None:
+    Path(f"{large}.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"corpus\.json: not valid JSON"):
+        Sidecar.read(large)
+    Path(f"{large}.json").write_bytes(b"[1]")
+    with pytest.raises(DataError, match=r"corpus\.json: field the top level must be an object, found \[1\]"):
+        Sidecar.read(large)
+
+
+def test_sidecar_round_trip(large: Path, tmp_path: Path) -> None:
+    sidecar = Sidecar.read(large)
+    sidecar.write(tmp_path / "copy.json")
+    assert Sidecar.read(tmp_path / "copy") == sidecar
+
+
+def test_fingerprint_is_that_of_the_content(make_corpus: Callable[..., Path]) -> None:
+    first = Corpus.open(make_corpus(["a", "b"], "first", shuffle=False)).fingerprint
+    assert Corpus.open(make_corpus(["a", "b"], "same", shuffle=False)).fingerprint == first
+    assert Corpus.open(make_corpus(["b", "a"], "other", shuffle=False)).fingerprint != first
+
+
+def _read_in_child(payload: bytes) -> list[int]:
+    return pickle.loads(payload).tokens(0, 50).tolist()
+
+
+def test_pickled_corpus_opens_again_in_another_process(large: Path) -> None:
+    corpus = Corpus.open(large)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_read_in_child, (pickle.dumps(corpus),)) == all_tokens(large)[:50].tolist()
+    assert len(pickle.dumps(corpus)) < 1000
+    index = pickle.loads(pickle.dumps(CorpusIndex.open(large)))
+    assert index.num_documents == len(LARGE)
+
+
+def test_rebuilt_corpus_is_refused_when_unpickled(make_corpus: Callable[..., Path]) -> None:
+    payload = pickle.dumps(Corpus.open(make_corpus(["one"])))
+    make_corpus(["two"], overwrite=True)
+    with pytest.raises(DataError, match="the corpus was rebuilt while it was in use"):
+        pickle.loads(payload)
+
+
+def test_open_corpus_keeps_reading_what_it_opened(make_corpus: Callable[..., Path]) -> None:
+    prefix = make_corpus(["one"])
+    corpus = Corpus.open(prefix)
+    before = all_tokens(prefix).tolist()
+    make_corpus(["two two two"], overwrite=True)
+    assert corpus.tokens(0, corpus.num_tokens).tolist() == before
+
+
+def overwrite(path: Path, position: int, *, keep_time: bool = False) -> None:
+    """Damages a file in place, unlike `flip`, which cuts it to nothing first."""
+    before = path.stat()
+    with path.open("r+b", buffering=0) as stream:
+        stream.seek(position)
+        stream.write(b"\xff")
+    if keep_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("suffix", ["bin", "crc"])
+def test_a_file_changed_in_place_is_found_without_reading(large: Path, suffix: str) -> None:
+    corpus = Corpus.open(large)
+    corpus.check_unchanged()
+    corpus.tokens(0, corpus.num_tokens)
+    overwrite(Path(f"{large}.{suffix}"), 100)
+    with pytest.raises(DataError, match=rf"corpus\.{suffix}: was changed while it was open: \d+ bytes written at 20"):
+        corpus.check_unchanged()
+
+
+def test_a_file_that_grew_is_found(large: Path) -> None:
+    corpus = Corpus.open(large)
+    with Path(f"{large}.bin").open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(DataError, match=r"corpus\.bin: was changed while it was open"):
+        corpus.check_unchanged()
+
+
+def test_damage_with_its_time_put_back_is_found_at_the_next_read(large: Path) -> None:
+    corpus = Corpus.open(large)
+    corpus.tokens(0, corpus.num_tokens)
+    overwrite(Path(f"{large}.bin"), 100, keep_time=True)
+    corpus.check_unchanged()
+    with pytest.raises(DataError, match=r"corpus\.bin: block 0 .* the file is damaged"):
+        corpus.tokens(0, 10)
+
+
+def test_a_corpus_replaced_by_name_is_no_change(make_corpus: Callable[..., Path]) -> None:
+    corpus = Corpus.open(make_corpus(["one"]))
+    before = corpus.tokens(0, corpus.num_tokens).tolist()
+    make_corpus(["two two two"], overwrite=True)
+    corpus.check_unchanged()
+    assert corpus.tokens(0, corpus.num_tokens).tolist() == before
+
+
+def test_blocks_are_verified_again_when_asked(large: Path) -> None:
+    corpus = Corpus.open(large)
+    corpus.tokens(0, corpus.num_tokens)
+    overwrite(Path(f"{large}.bin"), BLOCK_BYTES + 5)
+    corpus.tokens(BLOCK_BYTES // 4, 5)  # Verified before.
+    corpus.verify_again()
+    with pytest.raises(DataError, match=r"corpus\.bin: block 1 .* the file is damaged"):
+        corpus.tokens(BLOCK_BYTES // 4, 5)
+
+
+@given(st.lists(st.binary(max_size=3 * BLOCK_BYTES), max_size=4))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_checksums_do_not_depend_on_the_pieces(pieces: list[bytes]) -> None:
+    whole = b"".join(pieces) + b"x" * (BLOCK_BYTES - 3)
+    checksums = StreamChecksums()
+    for piece in [*pieces, b"x" * (BLOCK_BYTES - 3)]:
+        checksums.update(piece)
+    blocks = [whole[start : start + BLOCK_BYTES] for start in range(0, len(whole), BLOCK_BYTES)]
+    assert checksums.crc_bytes() == struct.pack(f"<{len(blocks)}I", *map(zlib.crc32, blocks))
+    assert checksums.size_bytes == len(whole)
+
+
+HEADER = struct.Struct("<9sQBQQ")
+
+
+def index_bytes(
+    lengths: list[int], offsets: list[int], documents: list[int], code: int = 4, version: int = 1, **header: Any
+) -> bytes:
+    return (
+        HEADER.pack(
+            header.get("magic", b"MMIDIDX\0\0"),
+            version,
+            code,
+            header.get("sequences", len(lengths)),
+            header.get("entries", len(documents)),
+        )
+        + struct.pack(f"<{len(lengths)}i", *lengths)
+        + struct.pack(f"<{len(offsets)}q", *offsets)
+        + struct.pack(f"<{len(documents)}q", *documents)
+    )
+
+
+GOOD: tuple[list[int], list[int], list[int]] = ([2, 3], [0, 8], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes is too short for an index"),
+        (index_bytes(*GOOD)[:33], "33 bytes is too short"),
+        (index_bytes(*GOOD)[:-1], "the file is truncated or damaged"),
+        (index_bytes(*GOOD) + b"\0" * 5, "truncated or damaged"),
+        (index_bytes(*GOOD, magic=b"TNTIDX\0\0\0"), "not a Megatron index"),
+        (index_bytes(*GOOD, version=2), "not a Megatron index: it begins .* version 2"),
+        (index_bytes(*GOOD, code=7), r"dtype code 7 \(float32\) is not an integer type"),
+        (index_bytes(*GOOD, code=77), r"dtype code 77 \(unknown\)"),
+        (index_bytes(*GOOD, sequences=2**63), "9223372036854775808 sequences .* truncated or damaged"),
+        (index_bytes(*GOOD, entries=2**64 - 1), "18446744073709551615 document entries"),
+        (index_bytes([2, 3], [0, 8], []), "truncated or damaged"),
+        (index_bytes([2, 3], [0, 8], [1, 1, 2]), "documents cover sequences 1 to 2, but there are 2"),
+        (index_bytes([2, 3], [0, 8], [0, 1, 3]), "documents cover sequences 0 to 3, but there are 2"),
+        (index_bytes([2, 3], [4, 8], [0, 1, 2]), "sequences begin at byte 4"),
+        (index_bytes([2, 3], [0, -80], [0, 1, 2]), "end at byte -68"),
+        (index_bytes([2, 3], [0, 9], [0, 1, 2]), "end at byte 21; they must begin at 0 and end on a token of 4 bytes"),
+    ],
+)
+def test_broken_index_is_refused_at_opening(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "c.idx").write_bytes(content)
+    with pytest.raises(DataError, match=rf"c\.idx: .*{message}"):
+        CorpusIndex.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (index_bytes([2, -3, 3], [0, 8, -4], [0, 1, 2, 3]), "sequence 1 has length -3"),
+        (
+            index_bytes([2, 3, 3], [0, 12, 20], [0, 1, 2, 3]),
+            "sequence 1 begins at byte 12 but the ones before it end at 8",
+        ),
+        (index_bytes([2, 3, 3], [0, 8, 20], [0, 2, 1, 3]), "document 1 ends before it begins"),
+    ],
+)
+def test_validate_reads_all_of_the_index(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "c.idx").write_bytes(content)
+    index = CorpusIndex.open(tmp_path / "c")
+    with pytest.raises(DataError, match=rf"c\.idx: {message}"):
+        index.validate()
+
+
+def test_documents_of_the_index(tmp_path: Path) -> None:
+    (tmp_path / "c.idx").write_bytes(index_bytes([2, 3, 0, 4], [0, 8, 20, 20], [0, 2, 2, 4]))
+    index = CorpusIndex.open(tmp_path / "c")
+    index.validate()
+    assert [index.document(number) for number in range(3)] == [(0, 5), (5, 0), (5, 4)]
+    assert index.document_ends().tolist() == [5, 5, 9]
+    assert index.document_lengths().tolist() == [5, 0, 4]
+    for number in (-1, 3):
+        with pytest.raises(DataError, match=rf"c\.idx: document {number} does not exist, there are 3"):
+            index.document(number)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "documents"),
+    [([0, 80, 20], [0, 1, 2, 3]), ([0, -8, 20], [0, 1, 2, 3]), ([0, 8, 20], [0, 2, 1, 3]), ([0, 8, 20], [0, 9, 1, 3])],
+)
+def test_contradictions_show_when_a_document_is_read(tmp_path: Path, offsets: list[int], documents: list[int]) -> None:
+    (tmp_path / "c.idx").write_bytes(index_bytes([2, 3, 3], offsets, documents))
+    index = CorpusIndex.open(tmp_path / "c")
+    with pytest.raises(DataError, match=r"c\.idx: document \d has"):
+        [index.document(number) for number in range(3)]
+
+
+def test_verify_accepts_a_sound_corpus_and_finds_damage(large: Path, make_corpus: Callable[..., Path]) -> None:
+    assert verify(large) == Sidecar.read(large)
+    for suffix in ("idx", "crc"):
+        content = Path(f"{large}.{suffix}").read_bytes()
+        flip(Path(f"{large}.{suffix}"), 50 if suffix == "idx" else 5)
+        with pytest.raises(DataError, match=rf"corpus\.{suffix}: sha256 .*, the sidecar says"):
+            verify(large)
+        Path(f"{large}.{suffix}").write_bytes(content[:-8])
+        with pytest.raises(DataError, match=rf"corpus\.{suffix}: {len(content) - 8} bytes"):
+            verify(large)
+        Path(f"{large}.{suffix}").write_bytes(content)
+    Path(f"{large}.idx").unlink()
+    with pytest.raises(DataError, match=r"corpus\.idx: cannot be read"):
+        verify(large)
+
+
+def test_verify_compares_index_and_tokens(make_corpus: Callable[..., Path]) -> None:
+    """A forged sidecar that states the checksums of an index of other documents."""
+    prefix, other = make_corpus(["aa b", "c"], shuffle=False), make_corpus(["a", "bb c"], "other", shuffle=False)
+    Path(f"{prefix}.idx").write_bytes(Path(f"{other}.idx").read_bytes())
+    edit_sidecar(prefix, idx=orjson.loads(Path(f"{other}.json").read_bytes())["idx"])
+    assert Sidecar.read(prefix).num_tokens == Sidecar.read(other).num_tokens
+    with pytest.raises(DataError, match=r"1 documents, first document 0, do not end with 151643"):
+        verify(prefix)
