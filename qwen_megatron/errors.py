@@ -5,6 +5,7 @@ Each message names the file or key, the rule that is broken, the operands and wh
 """
 
 from data_tools.errors import DataError
+from data_tools.settings.problems import SettingsError
 
 __all__ = [
     "ChangesRefused",
@@ -19,12 +20,8 @@ __all__ = [
 ]
 
 
-class ConfigError(Exception):
+class ConfigError(SettingsError):
     """The configuration breaks one or more rules; all of them are in the message."""
-
-    def __init__(self, problems: list[str] | str):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
 
 
 class CheckpointError(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_megatron.config.parameters import count_parameters
+from qwen_megatron.config.arithmetic.parameters import count_parameters
 from qwen_megatron.config.presets import PRESETS
 from qwen_megatron.platforms.shims import registry
 from tests.faults import test_kill_in_save as kill_in_save

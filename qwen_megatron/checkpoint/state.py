@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from data_tools.io.small_json import MissingFileError, SmallFileError, build, is_count, read_object, shown
-from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
 from qwen_megatron.errors import CheckpointError, ConfigError
 from qwen_megatron.model.heads import HEADS, LANGUAGE_MODEL

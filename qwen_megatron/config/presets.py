@@ -6,7 +6,7 @@ branches are the released ones; 8/3 x hidden_size, as the report has it, is only
 
 from __future__ import annotations
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(

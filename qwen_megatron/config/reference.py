@@ -1,20 +1,19 @@
-"""The reference of all settings, docs/configuration.md, written from the dataclasses."""
+"""The reference of all settings, docs/configuration.md, written from the records."""
 
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Any
 
-from qwen_megatron.config.model import ModelConfig
+from data_tools.settings.records import docs_of, hints_of
+from data_tools.settings.words import bounds, show, type_name
 from qwen_megatron.config.presets import PRESETS
-from qwen_megatron.config.schema import Config
-from qwen_megatron.config.serialize import type_name
-from qwen_megatron.config.setting import Setting, settings_of, show
+from qwen_megatron.config.schema import SECTIONS, is_open
+from qwen_megatron.config.sections.model import ModelConfig
 
 HEAD = """# Configuration
 
-Written from the dataclasses in `qwen_megatron/config/`; do not edit. To write it again:
+Written from the records in `qwen_megatron/config/sections/`; do not edit. To write it again:
 `qwen-megatron show-config --reference > docs/configuration.md`.
 
 A configuration is a YAML file with the sections below, dotted overrides after it, or both:
@@ -33,7 +32,7 @@ are listed at once, each with key, value, rule and the nearest value that is all
 def reference() -> str:
     """The whole reference in Markdown."""
     parts = [HEAD]
-    for name, kind in typing.get_type_hints(Config).items():
+    for name, kind in SECTIONS.items():
         parts.append(section_reference(name, kind))
         if name == "model":
             parts.append(preset_table())
@@ -42,26 +41,26 @@ def reference() -> str:
 
 def section_reference(name: str, kind: Any) -> str:
     """Heading and one table row for each setting."""
-    hints = typing.get_type_hints(kind)
-    resolved_settings, resolved_hints = settings_of(ModelConfig), typing.get_type_hints(ModelConfig)
+    hints, docs = hints_of(kind), docs_of(kind)
     lines = [f"## {name}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    for field in dataclasses.fields(kind):
-        setting: Setting = settings_of(kind).get(field.name) or resolved_settings[field.name]
-        of_preset = name == "model" and field.name != "preset"
-        # What a user may give besides null, which in this section means: from the preset.
-        hint = resolved_hints[field.name] if of_preset else hints[field.name]
-        default = f"`{default_text(field)}`"
-        if of_preset:
+    # What a subclass adds to a section comes first.
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in kind.__annotations__):
+        default = default_text(field)
+        hint = hints[field.name]
+        if name == "model" and field.name != "preset":
             default = default_in_presets(field.name)
-        words = "list or mapping" if hint is Any else type_name(hint)
-        bounds = f" ({setting.bounds})" if setting.bounds else ""
-        lines.append(f"| `{name}.{field.name}` | {words}{bounds} | {default} | {setting.doc} |")
+        elif is_open(f"{name}.{field.name}"):
+            hint = hint | None
+        words = f"{type_name(hint)}{f' ({bounds(hint)})' if bounds(hint) else ''}"
+        lines.append(f"| `{name}.{field.name}` | {words} | {default} | {docs[field.name]} |")
     return "\n".join([*lines, ""])
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:
     """A field's default as a user would type it."""
-    return show(field.default) or "''" if field.default is not dataclasses.MISSING else "[]"
+    if field.default is dataclasses.MISSING:
+        return "`null`"
+    return "`[]`" if field.default == () else f"`{show(field.default) or repr('')}`"
 
 
 def default_in_presets(name: str) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen_megatron.config.checkpoint import CheckpointConfig
-from qwen_megatron.config.data import DataConfig
-from qwen_megatron.config.flops import training_flops_per_token
-from qwen_megatron.config.logging import LoggingConfig
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.optimizer import OptimizerConfig
-from qwen_megatron.config.parallel import ParallelConfig
-from qwen_megatron.config.parameters import count_parameters, parameters_per_stage
-from qwen_megatron.config.problems import Problems
-from qwen_megatron.config.rules import check_fields, check_sections
-from qwen_megatron.config.schema import Config
-from qwen_megatron.config.sections import Sections, fill_sections
-from qwen_megatron.config.stages import layers_per_stage
-from qwen_megatron.config.training import TrainingConfig
+from data_tools.settings.problems import Problems
+from qwen_megatron.config.arithmetic.flops import training_flops_per_token
+from qwen_megatron.config.arithmetic.parameters import count_parameters, parameters_per_stage
+from qwen_megatron.config.arithmetic.stages import layers_per_stage
+from qwen_megatron.config.fill import Sections, fill_sections
+from qwen_megatron.config.rules.check import check_sections
+from qwen_megatron.config.schema import Settings
+from qwen_megatron.config.sections.checkpoint import CheckpointConfig
+from qwen_megatron.config.sections.data import DataConfig
+from qwen_megatron.config.sections.logging import LoggingConfig
+from qwen_megatron.config.sections.model import ModelConfig
+from qwen_megatron.config.sections.optimizer import OptimizerConfig
+from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.training import TrainingConfig
 from qwen_megatron.errors import ConfigError
 
 
@@ -66,32 +66,31 @@ class ResolvedConfig:
         return batch_size // (self.training.micro_batch_size * self.data_parallel_size)
 
 
-def resolve(config: Config, world_size: int | None = None) -> ResolvedConfig:
+def resolve(settings: Settings, world_size: int | None = None) -> ResolvedConfig:
     """Fixes every value and checks every rule; changes nothing.
 
     Args:
-        config: As given.
+        settings: As given.
         world_size: Processes that a launcher started; None if there is none.
     Raises:
         ConfigError: with every broken rule.
     """
     problems = Problems()
-    sections = examine(config, world_size, problems)
+    sections = examine(settings, world_size, problems)
     if problems.messages:
         raise ConfigError(problems.messages)
     return resolved_config(sections)
 
 
-def examine(config: Config, world_size: int | None, problems: Problems) -> Sections:
+def examine(settings: Settings, world_size: int | None, problems: Problems) -> Sections:
     """The sections with every value fixed; what is wrong goes to `problems`.
 
     Args:
-        config: As given.
+        settings: As given.
         world_size: As for `resolve`.
         problems: Filled; keys that are unusable from the start are left alone.
     """
-    check_fields(config, problems)
-    sections = fill_sections(config, world_size, problems)
+    sections = fill_sections(settings, world_size, problems)
     check_sections(sections, problems)
     return sections
 

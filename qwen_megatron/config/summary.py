@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from qwen_megatron.config.load import SECTIONS
-from qwen_megatron.config.memory import rank_memory
+from qwen_megatron.config.arithmetic.memory import rank_memory
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.config.schema import SECTIONS
 from qwen_megatron.config.serialize import to_dict
 
 # YAML folds longer lines, and a folded path is hard to copy.

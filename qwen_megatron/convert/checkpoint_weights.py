@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from qwen_megatron.checkpoint.load import verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import SafeReader
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.name_map import Entry, Part, Rename, entries
 from qwen_megatron.errors import CheckpointError

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from data_tools.settings.problems import Problems
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.problems import Problems
-from qwen_megatron.config.rules import check_model
+from qwen_megatron.config.rules.check import check_model
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict
 from qwen_megatron.convert.config_file import ConfigFile, read_json
 from qwen_megatron.convert.name_map import Format

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_tools.io.small_json import LARGEST_BYTES, SmallFileError, parse_json
 from qwen_megatron.checkpoint.manifest import MANIFEST
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_config import read_config

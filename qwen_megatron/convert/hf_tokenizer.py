@@ -24,7 +24,7 @@ from data_tools.tokenizer.qwen import (
     read_vocabulary,
     vocab_path,
 )
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.name_map import Format
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

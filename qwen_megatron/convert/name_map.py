@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv
 
 LAYERS = "decoder.layers."

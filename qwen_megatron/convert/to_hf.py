@@ -12,7 +12,7 @@ import torch
 
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.progress import Progress, progress_bar
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.hf_config import write_config, write_generation_config
 from qwen_megatron.convert.hf_tokenizer import write_tokenizer

@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 
 from qwen_megatron.checkpoint.sharded_state import sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_folder import CONFIG, GENERATION_CONFIG, HfFolder

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.name_map import Entry, Part
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.train.finite import all_finite

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.settings.words import show
 from qwen_megatron.checkpoint.state import CheckpointState, config_sections
 from qwen_megatron.config.resolve import ResolvedConfig
-from qwen_megatron.config.setting import show
 from qwen_megatron.errors import ChangesRefused
 from qwen_megatron.train.job import Job
 

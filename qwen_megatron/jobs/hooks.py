@@ -7,8 +7,8 @@ from qwen_megatron.checkpoint.hook import CheckpointHook
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.save import Saver
 from qwen_megatron.checkpoint.state import config_sections
-from qwen_megatron.config.logging import numbers_in
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.config.sections.logging import numbers_in
 from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook

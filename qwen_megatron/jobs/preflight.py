@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_tools.corpus.reader import Corpus
-from qwen_megatron.config.checkpoint import CheckpointConfig
-from qwen_megatron.config.data import DataConfig
+from data_tools.settings.problems import Problems
+from data_tools.settings.words import closest
 from qwen_megatron.config.load import read_config
-from qwen_megatron.config.logging import LoggingConfig
-from qwen_megatron.config.problems import Problems
 from qwen_megatron.config.resolve import ResolvedConfig, examine, resolved_config
-from qwen_megatron.config.setting import closest
+from qwen_megatron.config.sections.checkpoint import CheckpointConfig
+from qwen_megatron.config.sections.data import DataConfig
+from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.data.pretraining.blending import largest_remainder
 from qwen_megatron.errors import ConfigError, DataError
 from qwen_megatron.jobs.failure import refusal

@@ -14,8 +14,8 @@ from qwen_megatron.checkpoint.choice import agree_on_counters, agree_on_weights
 from qwen_megatron.checkpoint.finite import check_loaded
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
-from qwen_megatron.config.checkpoint import CheckpointConfig
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.checkpoint import CheckpointConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.errors import CheckpointError

@@ -19,7 +19,7 @@ from data_tools.io.plain_text import printable
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.checkpoint.state import config_sections
-from qwen_megatron.config.flops import flops_formula, utilization_formula
+from qwen_megatron.config.arithmetic.flops import flops_formula, utilization_formula
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.jobs.failure import retire_failure
 from qwen_megatron.jobs.failure_report import FailureReport

@@ -18,7 +18,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from qwen_megatron.config.parallel import ParallelConfig
+from qwen_megatron.config.sections.parallel import ParallelConfig
 from qwen_megatron.jobs.peers import LEFT, Beat, describe, identity_of
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.step_timers import OTHER

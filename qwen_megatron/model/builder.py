@@ -8,7 +8,7 @@ import torch
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.dropout import EMBEDDING, HiddenDropout
 from qwen_megatron.model.heads import LANGUAGE_MODEL

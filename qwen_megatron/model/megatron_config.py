@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.parallel.groups import Groups
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -11,7 +11,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from qwen_megatron.config.optimizer import OptimizerConfig
+from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.model.megatron_config import DTYPES
 from qwen_megatron.parallel.groups import Groups
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qwen_megatron.config.optimizer import OptimizerConfig
+from qwen_megatron.config.sections.optimizer import OptimizerConfig
 
 
 def learning_rate(step: float, optimizer: OptimizerConfig) -> float:

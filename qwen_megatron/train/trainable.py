@@ -14,9 +14,9 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.optimizer import OptimizerConfig
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.config.sections.model import ModelConfig
+from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.heads import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel

@@ -65,4 +65,4 @@ def test_a_text_is_a_path_at_most(key: str) -> None:
 
 def test_a_few_references_are_followed() -> None:
     config = load_config(None, ["checkpoint.directory=${training.seed}/${training.seed}", "training.seed=7"])
-    assert config.checkpoint.directory == "7/7"
+    assert config["checkpoint"]["directory"] == "7/7"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwen_megatron.config.arithmetic.memory import rank_memory
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.memory import rank_memory
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from tests.support.ranks import RankPool
 from tests.support.trainables import TINY, leave_gradient, random_batches, take_step, tiny_trainable

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_megatron.config.flops import flops_formula, training_flops_per_token, utilization_formula
+from data_tools.settings.words import choices
+from qwen_megatron.config.arithmetic.flops import flops_formula, training_flops_per_token, utilization_formula
+from qwen_megatron.config.arithmetic.parameters import count_parameters, parameters_per_stage
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.model import ModelConfig, ModelOptions
-from qwen_megatron.config.parameters import count_parameters, parameters_per_stage
 from qwen_megatron.config.presets import PRESETS
 from qwen_megatron.config.resolve import resolve
-from qwen_megatron.config.setting import settings_of
+from qwen_megatron.config.schema import TYPES
+from qwen_megatron.config.sections.model import ModelConfig
 
 RELEASED_PARAMETERS = {
     "qwen-0.5b": 463_987_712,
@@ -71,7 +71,7 @@ def released_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def test_there_is_a_preset_for_every_choice() -> None:
-    assert settings_of(ModelOptions)["preset"].choices == tuple(PRESETS)
+    assert choices(TYPES["model.preset"]) == tuple(PRESETS)
 
 
 @pytest.mark.parametrize("name", RELEASED_PARAMETERS)
@@ -95,15 +95,6 @@ def test_a_preset_has_the_released_dimensions_and_parameters(name: str) -> None:
     assert model.kv_channels * model.num_attention_heads == model.hidden_size
     assert resolved.num_parameters == RELEASED_PARAMETERS[name]
     assert resolved.num_parameters_per_rank == (RELEASED_PARAMETERS[name],)
-
-
-def test_options_and_resolved_model_have_the_same_fields() -> None:
-    options = {name: hint for name, hint in typing.get_type_hints(ModelOptions).items() if name != "preset"}
-    resolved = typing.get_type_hints(ModelConfig)
-    assert list(options) == list(resolved)
-    for name, hint in resolved.items():
-        assert set(typing.get_args(options[name])) == {hint, type(None)}
-    assert set(settings_of(ModelConfig)) == set(resolved)
 
 
 @given(architectures)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_megatron.config.arithmetic.ramp import BatchSizes
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.ramp import BatchSizes
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.train.schedule import learning_rate

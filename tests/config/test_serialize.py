@@ -6,17 +6,17 @@ import json
 
 import pytest
 
-from qwen_megatron.config.checkpoint import CheckpointConfig
-from qwen_megatron.config.data import DataConfig
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.logging import LoggingConfig
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.optimizer import OptimizerConfig
-from qwen_megatron.config.parallel import ParallelConfig
 from qwen_megatron.config.presets import PRESETS
 from qwen_megatron.config.resolve import resolve
+from qwen_megatron.config.sections.checkpoint import CheckpointConfig
+from qwen_megatron.config.sections.data import DataConfig
+from qwen_megatron.config.sections.logging import LoggingConfig
+from qwen_megatron.config.sections.model import ModelConfig
+from qwen_megatron.config.sections.optimizer import OptimizerConfig
+from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.training import TrainingConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
-from qwen_megatron.config.training import TrainingConfig
 from qwen_megatron.errors import ConfigError
 
 KINDS = {
@@ -50,16 +50,16 @@ def test_a_whole_plan_is_plain_data() -> None:
 @pytest.mark.parametrize(
     ("change", "problems"),
     [
-        ({"hiden_size": 1}, ["model.hiden_size: unknown key; the closest known one is hidden_size"]),
+        ({"hiden_size": 1}, ["model.hiden_size=1: unknown key; the closest known one is hidden_size"]),
         ({"num_layers": "4"}, ["model.num_layers=4: must be an integer"]),
         ({"num_layers": True}, ["model.num_layers=true: must be an integer"]),
-        ({"num_layers": 4.0}, ["model.num_layers=4: must be an integer"]),
+        ({"num_layers": 4.0}, ["model.num_layers=4: must be an integer; use 4"]),
         ({"num_layers": None}, ["model.num_layers=null: must be an integer"]),
         ({"num_layers": -1}, ["model.num_layers=-1: must be at least 1; use 1"]),
         ({"rotary_base": 10000}, []),
         ({"rotary_base": float("nan")}, ["model.rotary_base=nan: must be a finite number; use 10000 (the default)"]),
-        ({"use_logn_attn": 1}, ["model.use_logn_attn=1: must be true or false"]),
-        ({"implementation": ["torch"]}, ["model.implementation=['torch']: must be a string"]),
+        ({"use_logn_attn": 1}, ["model.use_logn_attn=1: must be true or false; use false (the default)"]),
+        ({"implementation": ["torch"]}, ["model.implementation=['torch']: must be a string; use auto (the default)"]),
         ({"seq_length": "x", "what": 1}, None),
     ],
 )

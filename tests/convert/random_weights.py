@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.name_map import Entry, Part
 
 TINY = ModelConfig(

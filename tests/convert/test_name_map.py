@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.parameters import count_parameters
+from qwen_megatron.config.arithmetic.parameters import count_parameters
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.hf_config import read_config, write_config
 from qwen_megatron.convert.name_map import TABLE, Format, hf_tensors, parts
 from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv

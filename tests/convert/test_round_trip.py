@@ -11,7 +11,7 @@ import torch
 
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import PIECE_BYTES, from_hf, write_weights
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from qwen_megatron.config.parallel import ParallelConfig
+from qwen_megatron.config.sections.parallel import ParallelConfig
 from qwen_megatron.jobs.peers import has_ended, identity_of, in_words, is_of, machine, numbered, read_beats
 from qwen_megatron.jobs.watchdog import Watchdog
 from qwen_megatron.train.step_timers import StepTimers

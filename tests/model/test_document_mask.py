@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.inference.loading import single_process
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped

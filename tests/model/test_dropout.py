@@ -10,7 +10,7 @@ import pytest
 import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.dropout import DropoutLayer, HiddenDropout, derived_keys, dropout_mask, row_keys

@@ -13,7 +13,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.init import BLOCK, fill, normal_rows
 from qwen_megatron.parallel.groups import Groups

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.config.rank_grid import RankGrid
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.inference.loading import single_process
 from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group
 from qwen_megatron.platforms import get_platform
+from tests.support.rank_grid import RankGrid
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of
 

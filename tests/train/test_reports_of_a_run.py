@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwen_megatron.config.logging import LoggingConfig
+from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.jobs.history import STARTS
 from qwen_megatron.jobs.preflight import check_packages
 from qwen_megatron.train.hooks.wandb import WandbHook, run_id

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.optimizer import OptimizerConfig
 from qwen_megatron.config.resolve import resolve
+from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.train.schedule import learning_rate
 
 

@@ -91,8 +91,8 @@ def test_mistakes() -> None:
 
 
 def test_training_accepts_the_file(tmp_path: Path) -> None:
-    from qwen_megatron.config.blend import check_blend
-    from qwen_megatron.config.problems import Problems
+    from data_tools.settings.problems import Problems
+    from qwen_megatron.config.rules.blend import check_blend
 
     prefixes = {name: f"corpora/{name}" for name in TOKENS}
     shares = mix(TOKENS, {}, train_tokens=1000)

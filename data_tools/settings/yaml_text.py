@@ -4,8 +4,6 @@ Types of scalars follow the core schema of YAML 1.2: `010` is ten, `1:30` and `y
 other than those of plain values are refused, so nothing in a file can name a Python object.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,10 @@ MAX_BYTES = 1 << 20
 MOST_NODES = 20_000
 STANDARD = "tag:yaml.org,2002:"
 PLAIN_TAGS = {STANDARD + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+
+
+# Lists in mappings in lists: pipelines have five levels.
+MOST_LEVELS = 32
 
 
 class YamlError(Exception):
@@ -35,7 +37,7 @@ class CoreLoader(yaml.SafeLoader):
         self.num_nodes += 1
         if self.num_nodes > MOST_NODES:
             # Before the rest is read, which takes a minute for a megabyte.
-            raise YamlError(f"holds more than {MOST_NODES} keys and values; this is not a configuration file")
+            raise YamlError(f"holds more than {MOST_NODES} keys and values; this is not a settings file")
         return super().compose_node(parent, index)
 
 
@@ -68,7 +70,7 @@ def read_nodes(path: Path) -> yaml.Node | None:
     except OSError as error:
         raise YamlError(f"cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise YamlError(f"larger than {MAX_BYTES} bytes; this is not a configuration file")
+        raise YamlError(f"larger than {MAX_BYTES} bytes; this is not a settings file")
     try:
         return parse_nodes(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -91,7 +93,7 @@ def parse_nodes(text: str) -> yaml.Node | None:
     except yaml.YAMLError as error:
         raise YamlError(f"not valid YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
-        raise YamlError("not a configuration: nested too deeply") from error
+        raise YamlError("nested too deeply") from error
 
 
 def scalar(node: yaml.ScalarNode) -> object:

@@ -10,8 +10,8 @@ Source: Chowdhery et al. 2022 (arXiv 2204.02311), appendix B; causal attention c
 
 from __future__ import annotations
 
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.parameters import layer_matrix_parameters
+from qwen_megatron.config.arithmetic.parameters import layer_matrix_parameters
+from qwen_megatron.config.sections.model import ModelConfig
 
 
 def training_flops_per_token(model: ModelConfig, seq_length: int) -> float:

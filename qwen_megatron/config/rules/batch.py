@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_multiples, use
-from qwen_megatron.config.sections import Sections
+from data_tools.settings.problems import Problems, nearest_divisors, nearest_multiples, use
+from qwen_megatron.config.fill import Sections
 
 FULL = "training.global_batch_size"
 MICRO = "training.micro_batch_size"

@@ -1,14 +1,25 @@
-"""Collects what is wrong with a configuration, so that a user sees all of it at once, with the nearest good values."""
-
-from __future__ import annotations
+"""Collects what is wrong with settings, so that a user sees all of it at once, with the nearest good values."""
 
 import math
 from collections.abc import Iterable
 
-from qwen_megatron.config.setting import show
+from data_tools.errors import DataError
+from data_tools.settings.words import show
 
 # Looking for the nearest known key takes milliseconds, and nobody reads more of them.
 MOST_SUGGESTIONS = 50
+
+
+class SettingsError(DataError):
+    """Settings break one or more rules; all of them are in the message.
+
+    Attributes:
+        problems: One line each: key, value, rule, the nearest good value, and the place in the file if there is one.
+    """
+
+    def __init__(self, problems: Iterable[str] | str):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
 
 
 class Problems:
@@ -16,7 +27,7 @@ class Problems:
 
     Attributes:
         messages: `key=value: rule; nearest valid values`.
-        unusable: Keys (`section.name`) already found wrong: rules on them would report the same mistake again.
+        unusable: Keys already found wrong: rules on them would report the same mistake again.
     """
 
     def __init__(self) -> None:

@@ -1,37 +1,22 @@
-"""The rules of a configuration: bounds of single values, then rules between values, each with the nearest good one."""
+"""All rules between the values of a configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-from qwen_megatron.config.batch_rules import RAMP, check_batch
-from qwen_megatron.config.logging import numbers_in
-from qwen_megatron.config.model import ModelConfig
-from qwen_megatron.config.problems import Problems, nearest_divisors, nearest_multiples
-from qwen_megatron.config.schema import Config
-from qwen_megatron.config.sections import Sections
-from qwen_megatron.config.setting import broken_fields, closest, settings_of, show
-from qwen_megatron.config.stages import check_stages
+from data_tools.settings.problems import Problems, nearest_divisors, nearest_multiples
+from data_tools.settings.words import closest, show
+from qwen_megatron.config.fill import Sections
+from qwen_megatron.config.rules.batch import RAMP, check_batch
+from qwen_megatron.config.rules.stages import check_stages
+from qwen_megatron.config.sections.logging import numbers_in
+from qwen_megatron.config.sections.model import ModelConfig
 
 TENSOR = "parallel.tensor_model_parallel_size"
 PIPELINE = "parallel.pipeline_model_parallel_size"
 CONTEXT = "parallel.context_parallel_size"
 WORLD = "parallel.world_size"
-
-
-def check_fields(config: Config, problems: Problems) -> None:
-    """Bounds and choices of every value given."""
-    for section_field in dataclasses.fields(config):
-        section = getattr(config, section_field.name)
-        for name, rule in broken_fields(section).items():
-            if problems.usable(f"{section_field.name}.{name}"):
-                problems.add(f"{section_field.name}.{name}", getattr(section, name), rule)
-    for name, setting in settings_of(ModelConfig).items():
-        value = getattr(config.model, name)
-        broken = setting.broken_rule(value)
-        if broken is not None and problems.usable(f"model.{name}"):
-            problems.add(f"model.{name}", value, broken)
 
 
 def check_sections(sections: Sections, problems: Problems) -> None:

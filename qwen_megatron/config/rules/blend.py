@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from qwen_megatron.config.problems import Problems
-from qwen_megatron.config.setting import show
+from data_tools.settings.problems import Problems
+from data_tools.settings.words import show
 
 KEY = "data.blend"
 CORPUS_SUFFIXES = (".bin", ".idx", ".json", ".crc")

@@ -1,33 +1,18 @@
-"""How layers are spread over pipeline stages, and the rules of it."""
+"""Rules of pipeline stages."""
 
 from __future__ import annotations
 
 import math
 
-from qwen_megatron.config.problems import Problems, nearest_divisors, use
-from qwen_megatron.config.sections import Sections
+from data_tools.settings.problems import Problems, nearest_divisors, use
+from qwen_megatron.config.arithmetic.stages import layers_per_stage
+from qwen_megatron.config.fill import Sections
 
 PIPELINE = "parallel.pipeline_model_parallel_size"
 VIRTUAL = "parallel.virtual_pipeline_model_parallel_size"
 FIRST = "parallel.num_layers_in_first_pipeline_stage"
 LAST = "parallel.num_layers_in_last_pipeline_stage"
 LAYERS = "model.num_layers"
-
-
-def layers_per_stage(num_layers: int, num_stages: int, first: int | None, last: int | None) -> tuple[int, ...]:
-    """Layers of each pipeline stage.
-
-    Args:
-        num_layers: Of the whole model.
-        num_stages: Stages.
-        first: Layers of the first stage, None for as many as the stages between.
-        last: Layers of the last stage, likewise.
-    """
-    given = [count for count in (first, last) if count is not None]
-    between = num_stages - len(given)
-    share = (num_layers - sum(given)) // between if between else 0
-    middle = [share] * between
-    return (*([] if first is None else [first]), *middle, *([] if last is None else [last]))
 
 
 def check_stages(sections: Sections, problems: Problems) -> None:

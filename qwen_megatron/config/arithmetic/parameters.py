@@ -7,7 +7,7 @@ VH unless tied, last norm H. With P = G = H that is 2VH + L(4H^2 + 3H + 3HF + 2H
 
 from __future__ import annotations
 
-from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.sections.model import ModelConfig
 
 
 def layer_matrix_parameters(model: ModelConfig) -> int:

@@ -1,0 +1,1 @@
+"""What follows from a configuration: parameters, operations, memory, stages, batch sizes."""

@@ -1,0 +1,1 @@
+"""Rules between values, each with the nearest good one."""
