@@ -85,8 +85,9 @@ def _line(option: "StageOption") -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Does the stage and prints its counts; 1 if more than --max-bad records cannot be read."""
-    from data_tools.pipeline.settings import Problems
-    from data_tools.pipeline.single_stage import parse_assignments, single_stage
+    from data_tools.pipeline.single_stage import single_stage
+    from data_tools.settings.nodes import assembled, parse_override
+    from data_tools.settings.problems import Problems
     from data_tools.stages.registry import STAGES
 
     started = time.monotonic()
@@ -99,11 +100,12 @@ def run(options: argparse.Namespace) -> int:
     inputs = [one for one in arguments if one not in assignments]
     if not inputs:
         parser.error("INPUT is missing: name files or the output folder of an earlier run")
-    problems = Problems(f"stage {options.kind}")
-    values = parse_assignments(assignments, problems)
+    problems = Problems()
+    parsed = [parse_override(one, problems) for one in assignments]
+    values = assembled([one for one in parsed if one is not None], problems)
     pipeline, parts = single_stage(options.kind, inputs, Path(output), values, problems)
-    if problems.lines:
-        parser.error("\n".join(problems.lines))
+    if problems.messages:
+        parser.error("\n".join(f"stage {options.kind}: {message}" for message in problems.messages))
     status = execute(options, pipeline, parts, started)
     folder = pipeline.output / "stages" / f"{len(pipeline.stages):02d}-{options.kind}"
     if any(folder.glob("part-*.jsonl.zst")):

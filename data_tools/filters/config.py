@@ -4,14 +4,16 @@ A text counts as CJK if at least `cjk_share` of its plain words are Chinese char
 then, and the thresholds named `cjk_*` hold in place of the published ones, which were found on English.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from data_tools.settings.records import record
 
 ENGLISH_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 # The most frequent function characters of written Chinese, and particles of Japanese.
 CJK_STOP_WORDS = tuple("的是不了在有和这這个個人为為之以与與也就而及中上对對可要于於のはをにがでとも")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class GopherQuality:
     """Source: Rae et al. 2021 (arXiv 2112.11446), appendix A1."""
 
@@ -38,7 +40,7 @@ class GopherQuality:
     """At most 64."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class GopherRepetition:
     """Shares of all characters, unless said otherwise. Source: Rae et al. 2021 (arXiv 2112.11446), table A1."""
 
@@ -63,7 +65,7 @@ class GopherRepetition:
     """In place of the former: eight characters are about as long as five words."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class C4:
     """Source: Raffel et al. 2020 (JMLR 21-140), section 2.2; the list of bad words is left out."""
 
@@ -88,7 +90,7 @@ class C4:
     drop_curly_brackets: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FineWeb:
     """Source: Penedo et al. 2024 (arXiv 2406.17557), section 3.6."""
 
@@ -103,7 +105,7 @@ class FineWeb:
     max_newlines_per_word: float | None = 0.3
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FilterConfig:
     """The filters in the order they are asked; None leaves one out."""
 

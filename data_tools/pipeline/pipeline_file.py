@@ -1,34 +1,26 @@
 """pipeline.yaml: what it may say, and what it means."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import yaml
 
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest
-from data_tools.errors import DataError
 from data_tools.io.owned_paths import is_plain_name
-from data_tools.io.small_json import shown
-from data_tools.pipeline.settings import Problems, build, rule
+from data_tools.settings.check import UNUSABLE
+from data_tools.settings.nodes import read_record, written
+from data_tools.settings.problems import Problems, SettingsError
+from data_tools.settings.records import Rule, record
+from data_tools.settings.words import closest, join_or
+from data_tools.settings.yaml_text import YamlError, pairs, read_nodes, scalar
 from data_tools.stages.read import ReadStage
 from data_tools.stages.registry import NEEDS, STAGES, SampleStage
 
-MAX_FILE_BYTES = 1024 * 1024
-MOST_LEVELS = 32
-_LONGEST_KEY = 1000
-# Keys, values and the signs between them: some ten thousand lines.
-MOST_TOKENS = 50_000
-_OPENING = (
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-)
-_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+KINDS = tuple(STAGES)
 
 
 class Stage(Protocol):
@@ -39,11 +31,14 @@ class Stage(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Head:
-    output: str = rule(bool, "must be a path")
-    stages: Any
+@record
+class Head:
+    """What a pipeline file says besides its stages."""
+
+    output: Annotated[str, Rule(bool, "must be a path")]
+    """Folder everything goes to."""
     max_bad: str | None = None
+    """Limit of unreadable records, `100` or `0.1%`. Default: no limit."""
 
 
 @dataclass(frozen=True)
@@ -78,126 +73,83 @@ def load_pipeline(path: Path) -> Pipeline:
     """Reads and checks a pipeline file.
 
     Raises:
-        DataError: all mistakes at once, one line each: file, key, value and the rule it breaks.
+        SettingsError: all mistakes at once, one line each: key, value, the rule it breaks, file and line.
     """
-    document = _read_yaml(path)
-    problems = Problems(str(path))
-    if not isinstance(document, Mapping):
-        raise DataError(f"{path}: must be a mapping with the keys output and stages")
-    head = build(_Head, document, "", problems)
-    entries = document.get("stages")
-    stages = _stages(entries if isinstance(entries, list) else [], problems)
-    if problems.lines:
-        raise DataError("\n".join(problems.lines))
-    return Pipeline(output=Path(head.output), max_bad=head.max_bad, stages=stages)
+    problems = Problems()
+    try:
+        root = read_nodes(path)
+        if not isinstance(root, yaml.MappingNode):
+            raise SettingsError(f"{path}: must be a mapping with the keys output and stages")
+        head = read_record(Head, root, "", str(path), problems, without=("stages",))
+        stages = next((node for key, node, _ in pairs(root) if key == "stages"), None)
+        if not isinstance(stages, yaml.SequenceNode) or not stages.value:
+            problems.messages.append(f"stages: must be a list of at least one stage ({path})")
+        read = _stages(stages.value if isinstance(stages, yaml.SequenceNode) else [], path, problems)
+    except YamlError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if problems.messages:
+        raise SettingsError(problems.messages)
+    return Pipeline(output=Path(head.output), max_bad=head.max_bad, stages=read)
 
 
-def _stages(entries: Sequence[Any], problems: Problems) -> tuple[NamedStage, ...]:
+def _stages(entries: Sequence[yaml.Node], path: Path, problems: Problems) -> tuple[NamedStage, ...]:
     stages: list[NamedStage] = []
     names: set[str] = set()
     for number, entry in enumerate(entries):
-        where = f"stages[{number}]"
-        value = entry.get("kind") if isinstance(entry, Mapping) else entry
-        if not isinstance(entry, Mapping) or not isinstance(value, str) or value not in STAGES:
-            problems.add(f"{where}.kind", value, f"must be one of {', '.join(STAGES)}")
+        key, where = f"stages[{number}]", f" ({path}:{entry.start_mark.line + 1})"
+        given = {name: node for name, node, _ in pairs(entry)} if isinstance(entry, yaml.MappingNode) else {}
+        kind = _word(given.get("kind"))
+        if kind not in STAGES:
+            advice = f"; use {closest(kind, KINDS)}" if kind else ""
+            shown = written(given.get("kind", entry))
+            problems.add(f"{key}.kind", shown, f"must be {join_or(KINDS)}{advice}{where}")
             continue
-        kind = str(entry["kind"])
-        name = entry.get("name", kind)
-        name = name if isinstance(name, str) else shown(name)
+        name = _word(given["name"]) if "name" in given else kind
         if not (name.replace("-", "").replace("_", "").isalnum() and is_plain_name(name)):
-            problems.add(f"{where}.name", name, "must be letters, digits, - and _")
+            problems.add(f"{key}.name", written(given["name"]), f"must be letters, digits, - and _{where}")
         if name in names:
-            problems.add(f"{where}.name", name, "is used twice; give each stage a name of its own")
+            problems.add(f"{key}.name", name, f"is used twice; give each stage a name of its own{where}")
         names.add(name)
-        if (kind == "read") != (number == 0):
-            problems.add(f"{where}.kind", kind, "is out of place; read comes first and only there")
-        if kind in NEEDS and all(stage.kind != NEEDS[kind] for stage in stages):
-            problems.add(f"{where}.kind", kind, f"needs a stage {NEEDS[kind]} before it")
-        before = stages[-1].kind if stages else ""
-        if (before in ("tokenize", "mixture")) != (kind == "mixture"):
-            problems.add(f"{where}.kind", kind, "is out of place; tokenize and, after it, mixture come last")
-        values = {key: value for key, value in entry.items() if key not in ("name", "kind")}
-        stage = build(STAGES[kind], values, f"{where}.", problems)
-        _check_order(stages, stage, f"{where}.kind", kind, problems)
+        for rule in _misplaced(kind, stages):
+            problems.add(f"{key}.kind", kind, f"{rule}{where}")
+        stage = read_record(STAGES[kind], entry, key, str(path), problems, without=("name", "kind"))
+        if stage is not UNUSABLE:
+            for rule in _pointless(stages, stage, kind):
+                problems.add(f"{key}.kind", kind, f"{rule}{where}")
         stages.append(NamedStage(name, kind, stage))
-    if not entries:
-        problems.add("stages", list(entries), "must be a list of at least one stage")
     return tuple(stages)
 
 
-def _check_order(stages: Sequence[NamedStage], stage: Any, where: str, kind: str, problems: Problems) -> None:
-    """Stages before this one that would make it pointless, or are missing."""
+def _word(node: yaml.Node | None) -> str:
+    """The text of a scalar, "" for anything else."""
+    return str(node.value) if isinstance(node, yaml.ScalarNode) and scalar(node) is not None else ""
+
+
+def _misplaced(kind: str, before: Sequence[NamedStage]) -> list[str]:
+    """Rules of order that a stage of this kind breaks behind those before it."""
+    rules = []
+    if (kind == "read") != (not before):
+        rules.append("is out of place; read comes first and only there")
+    if kind in NEEDS and all(stage.kind != NEEDS[kind] for stage in before):
+        rules.append(f"needs a stage {NEEDS[kind]} before it")
+    last = before[-1].kind if before else ""
+    if (last in ("tokenize", "mixture")) != (kind == "mixture"):
+        rules.append("is out of place; tokenize and, after it, mixture come last")
+    return rules
+
+
+def _pointless(stages: Sequence[NamedStage], stage: Any, kind: str) -> list[str]:
+    """Rules broken by stages before this one that would make it pointless, or are missing."""
+    rules = []
     samples = [one.stage for one in stages if isinstance(one.stage, SampleStage)]
     if kind in ("exact_dedup", "fuzzy_dedup") and any(one.quality or one.cluster_size for one in samples):
-        problems.add(where, kind, "would remove the copies that the stage sample before it makes; put it before that")
+        rules.append("would remove the copies that the stage sample before it makes; put it before that")
     if not isinstance(stage, SampleStage):
-        return
+        return rules
     kept = {key for one in stages if isinstance(one.stage, ReadStage) for data in one.stage.inputs for key in data.keep}
     kinds = {one.kind for one in stages}
     if stage.quality and "quality" not in kinds | kept:
-        problems.add(where, kind, "has bands of quality, but no stage quality before it gives scores")
+        rules.append("has bands of quality, but no stage quality before it gives scores")
     if stage.cluster_size and "exact_dedup" not in kinds and "cluster_size" not in kept:
-        problems.add(where, kind, "has bands of cluster_size, but no stage exact_dedup before it counts them")
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only: no tags, no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
-            if len(key.value) > _LONGEST_KEY:
-                raise yaml.constructor.ConstructorError(None, None, "a key is too long", key.start_mark)
-            if key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return dict(super().construct_mapping(node, deep))
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is not a pipeline file")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error}") from error
-    return parse_yaml(text, str(path))
-
-
-def _check_tokens(text: str, name: str) -> None:
-    """Looks at the pieces of ``text`` before anything is made of them."""
-    depth = 0
-    for number, token in enumerate(yaml.scan(text, Loader=_Loader)):
-        line = token.start_mark.line + 1
-        if isinstance(token, yaml.TagToken | yaml.AliasToken):
-            raise DataError(f"{name}:{line}: tags (!) and aliases (*) are not allowed; write the value itself")
-        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-        if depth > MOST_LEVELS or number > MOST_TOKENS:
-            rule = f"more than {MOST_LEVELS} levels" if depth > MOST_LEVELS else f"more than {MOST_TOKENS} pieces"
-            raise DataError(f"{name}:{line}: {rule}; this is not a pipeline file")
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """What ``text`` says in plain YAML: no tags, no aliases, no key twice, nothing deep or long.
-
-    Args:
-        text: a document or a single value.
-        name: of the file, in messages.
-    Raises:
-        DataError: it is something else; name, line and what is wrong.
-    """
-    try:
-        _check_tokens(text, name)
-        return _Loader(text).get_single_data()
-    except (ValueError, OverflowError) as error:
-        # A date that is none, or more digits than a number can have.
-        raise DataError(f"{name}: not a plain value: {error}; put it in quotes if it is text") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark is not None else name
-        raise DataError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        rules.append("has bands of cluster_size, but no stage exact_dedup before it counts them")
+    return rules

@@ -2,23 +2,26 @@
 
 import dataclasses
 import os
-import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
+import yaml
 
 from data_tools.engine.task import STAGE_FILE, Manifest, read_manifest
 from data_tools.errors import DataError
 from data_tools.io.owned_paths import require_below, require_plain_name
 from data_tools.io.small_json import SmallFileError, fits, read_object
-from data_tools.pipeline.pipeline_file import NamedStage, Pipeline, parse_yaml
+from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
 from data_tools.pipeline.run import SUMMARY
-from data_tools.pipeline.settings import Problems, build
 from data_tools.pipeline.summary_file import check_statistics, read_summary
+from data_tools.settings.nodes import list_node, mapping_node, read_record, text_node, written
+from data_tools.settings.problems import Problems
+from data_tools.settings.records import docs_of, hints_of
+from data_tools.settings.words import members
+from data_tools.settings.yaml_text import pairs
 from data_tools.stages.read import DataSet, ReadStage
 from data_tools.stages.registry import NEEDS, STAGES
 
@@ -46,16 +49,13 @@ def stage_options(kind: str) -> Iterator[StageOption]:
 
 
 def _options_of(stage: type[Any], prefix: str) -> Iterator[StageOption]:
-    hints = typing.get_type_hints(stage)
-    meanings = _meanings(stage.__doc__ or "")
+    hints, meanings = hints_of(stage), docs_of(stage)
     for field in dataclasses.fields(stage):
-        hint = hints[field.name]
-        if isinstance(hint, types.UnionType):
-            hint = typing.get_args(hint)[0]
+        record = next((kind for kind in members(hints[field.name]) if dataclasses.is_dataclass(kind)), None)
         key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if record is not None:
             yield StageOption(key, "", meanings.get(field.name, f"the options below; {key}=null leaves it out"))
-            yield from _options_of(hint, f"{key}.")
+            yield from _options_of(typing.cast(type[Any], record), f"{key}.")
             continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -64,49 +64,11 @@ def _options_of(stage: type[Any], prefix: str) -> Iterator[StageOption]:
         yield StageOption(key, shown, meanings.get(field.name, ""))
 
 
-def _meanings(docstring: str) -> dict[str, str]:
-    """Field -> meaning, from the section Attributes."""
-    found: dict[str, str] = {}
-    section = docstring.partition("Attributes:\n")[2]
-    for match in re.finditer(r"^ +([a-z_]+(?:, [a-z_]+)*): (.+(?:\n {12,}.+)*)", section, flags=re.MULTILINE):
-        for name in match[1].split(", "):
-            found[name] = " ".join(match[2].split())
-    return found
-
-
-def parse_assignments(assignments: Sequence[str], problems: Problems) -> dict[str, Any]:
-    """KEY=VALUE arguments to what a pipeline file would hold: dotted keys nest, values are YAML.
-
-    Args:
-        assignments: as "min_score=0.8", "keep=[en, zh]", "rules.c4=null".
-        problems: gets values that are not YAML, and keys that contradict each other.
-    """
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, _, text = assignment.partition("=")
-        *parents, last = key.split(".")
-        try:
-            value = parse_yaml(text, f"{problems.path}: {key}")
-        except DataError as error:
-            problems.lines.append(str(error))
-            continue
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                break
-        if not isinstance(place, dict) or last in place:
-            problems.add(key, text, "contradicts an earlier argument")
-        else:
-            place[last] = value
-    return values
-
-
 def single_stage(
     kind: str,
     inputs: Sequence[str],
     output: Path,
-    options: Mapping[str, Any],
+    options: yaml.MappingNode,
     problems: Problems,
 ) -> tuple[Pipeline, list[Manifest]]:
     """The pipeline that reads ``inputs`` and does one stage, and the parts it begins with.
@@ -116,8 +78,8 @@ def single_stage(
         inputs: files, folders, patterns, URLs; or the output folder of an earlier run, whose documents are taken as
             they are, with identity, source and language, without being read again.
         output: folder of this run.
-        options: of the stage, as in a pipeline file; under "read" how files are read: keys of an entry of `inputs` but
-            path, and of the stage `read` but inputs.
+        options: of the stage, as in a pipeline file (`nodes.assembled`); under "read" how files are read: keys of an
+            entry of `inputs` but path, and of the stage `read` but inputs.
         problems: gets every mistake; the pipeline is only good if there is none.
     Raises:
         DataError: the earlier run is not finished, or is this one.
@@ -133,26 +95,28 @@ def single_stage(
         kinds.insert(0, NEEDS[kind])
     if not parts and kind != READ:
         kinds.insert(0, READ)
-    own = dict(options)
-    reading = own.pop(READ, {})
-    if not isinstance(reading, dict):
-        problems.add(READ, reading, "must have keys: read.text_key=content")
-        reading = {}
+    own = {key: node for key, node, _ in pairs(options)}
+    reading = own.pop(READ, mapping_node({}))
+    if not isinstance(reading, yaml.MappingNode):
+        problems.add(READ, written(reading), "must have keys: read.text_key=content")
+        reading = mapping_node({})
+    of_read = {key: node for key, node, _ in pairs(reading)}
     stages = []
     for one in kinds:
         values = own if one == kind else {}
         if one == READ:
-            values = _reading(inputs, {**own, **reading} if kind == READ else reading)
-        stages.append(NamedStage(one, one, build(STAGES[one], values, "", problems)))
+            values = _reading(inputs, {**own, **of_read} if kind == READ else of_read)
+        stages.append(NamedStage(one, one, read_record(STAGES[one], mapping_node(values), "", "", problems)))
     return Pipeline(output=output, max_bad=None, stages=tuple(stages)), parts
 
 
-def _reading(inputs: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+def _reading(inputs: Sequence[str], values: Mapping[str, yaml.Node]) -> dict[str, yaml.Node]:
     """Options of `read`: some belong to every data set, the others to the stage."""
     of_data_set = {field.name for field in dataclasses.fields(DataSet)}
-    data_set = {"source": _SOURCE, **{key: value for key, value in values.items() if key in of_data_set}}
-    others = {key: value for key, value in values.items() if key not in of_data_set}
-    return {**others, "inputs": [{**data_set, "path": path} for path in inputs]}
+    data_set = {"source": text_node(_SOURCE), **{key: node for key, node in values.items() if key in of_data_set}}
+    others = {key: node for key, node in values.items() if key not in of_data_set}
+    sets = [mapping_node({**data_set, "path": text_node(path)}) for path in inputs]
+    return {**others, "inputs": list_node(sets)}
 
 
 def finished_parts(output: Path, *, corpora: bool = False) -> list[Manifest]:

@@ -5,18 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+from annotated_types import Interval
 
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.small_json import SmallFileError, parse_json, read_bytes
-from data_tools.pipeline.settings import Problems, build, rule
 from data_tools.quality.calibration import Calibration
 from data_tools.quality.features import FEWEST_BITS, LONGEST_NGRAM, MOST_BITS, FeatureConfig, feature_scores
+from data_tools.settings.check import checked
+from data_tools.settings.problems import Problems
+from data_tools.settings.records import NonNegativeFloat, Rule, record
 
 # Under which a score lies in records and in the metadata of documents.
 SCORE_KEY = "quality"
@@ -111,10 +114,12 @@ class QualityModel:
             content = parse_json(_read(path, _MAX_JSON_BYTES), str(path))
         except SmallFileError as error:
             raise DataError(f"{error}; {_AGAIN}") from error
-        problems = Problems(str(path))
-        head = build(_Head, content, "", problems) if isinstance(content, dict) else None
-        if head is None:
-            raise DataError("\n".join(problems.lines) or f"{path}: must be a JSON object; {_AGAIN}")
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: must be a JSON object; {_AGAIN}")
+        problems = Problems()
+        head = checked(_Head, content, "", problems)
+        if problems.messages:
+            raise DataError("\n".join(f"{path}: {message}" for message in problems.messages))
         scoring = head.scoring
         weights = _load_weights(folder / WEIGHTS_FILE, scoring.bits, scoring.weights_sha256)
         model = cls(
@@ -129,20 +134,20 @@ class QualityModel:
         return model
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Scoring:
-    max_ngram: int = rule(lambda value: 1 <= value <= LONGEST_NGRAM, f"must be 1 to {LONGEST_NGRAM}")
-    bits: int = rule(lambda value: FEWEST_BITS <= value <= MOST_BITS, f"must be {FEWEST_BITS} to {MOST_BITS}")
+    max_ngram: Annotated[int, Interval(ge=1, le=LONGEST_NGRAM)]
+    bits: Annotated[int, Interval(ge=FEWEST_BITS, le=MOST_BITS)]
     intercept: float
-    slope: float = rule(lambda value: value >= 0, "must be at least 0")
+    slope: NonNegativeFloat
     offset: float
     weights_sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Head:
-    format: str = rule(lambda value: value == _FORMAT, f"must be {_FORMAT!r}")
-    version: int = rule(lambda value: value == _VERSION, f"must be {_VERSION}")
+    format: Annotated[str, Rule(lambda value: value == _FORMAT, f"must be {_FORMAT!r}")]
+    version: Annotated[int, Rule(lambda value: value == _VERSION, f"must be {_VERSION}")]
     scoring: _Scoring
     checksum: str
     training: Any

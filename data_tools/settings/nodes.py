@@ -3,12 +3,12 @@
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from data_tools.settings.check import Location, checked
+from data_tools.settings.check import UNUSABLE, Location, checked
 from data_tools.settings.problems import Problems
 from data_tools.settings.records import hints_of
 from data_tools.settings.words import choices, members, show
@@ -25,7 +25,7 @@ MOST_VALUES = 20_000
 def read_record(
     kind: type[Any], node: yaml.Node, key: str, file: str, problems: Problems, *, without: Sequence[str] = ()
 ) -> Any:
-    """A record from a mapping node; UNUSABLE or None if anything about it is wrong.
+    """A record from a mapping node; UNUSABLE if anything about it is wrong.
 
     Args:
         kind: The record.
@@ -35,17 +35,18 @@ def read_record(
         problems: Gets every mistake.
         without: Keys of the node that do not belong to the record.
     """
-    try:
-        value = plain(kind, node)
-    except YamlError as error:
-        problems.add(key or file, written(node), str(error))
-        return None
-    if isinstance(value, dict):
-        value = {name: item for name, item in value.items() if name not in without}
+    if isinstance(node, yaml.MappingNode):
+        entries = [(name, item) for name, item in node.value if name.value not in without]
+        node = yaml.MappingNode(node.tag, entries, node.start_mark)
 
     def place(location: Location) -> str:
         return f" ({file}:{line_of(node, location)})" if file else ""
 
+    try:
+        value = plain(kind, node)
+    except YamlError as error:
+        problems.messages.append(f"{f'{key}: ' if key else ''}{error}{place(())}")
+        return UNUSABLE
     return checked(kind, value, key, problems, place=place)
 
 
@@ -140,6 +141,44 @@ def parse_override(text: str, problems: Problems) -> tuple[str, yaml.Node] | Non
         problems.add(key, value, f"{rule}: {quoted(key, value)}")
         return None
     return key, node
+
+
+def assembled(assignments: Iterable[tuple[str, yaml.Node]], problems: Problems) -> yaml.MappingNode:
+    """The mapping that dotted keys with values describe: `rules.c4` is `c4` in `rules`.
+
+    Args:
+        assignments: Dotted key and value of each.
+        problems: Gets keys that are given twice, or both a value and a mapping.
+    """
+    tree: dict[str, Any] = {}
+    for key, node in assignments:
+        *parents, last = key.split(".")
+        place: Any = tree
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last in place:
+            problems.add(key, written(node), "contradicts an earlier argument")
+        else:
+            place[last] = node
+    return mapping_node(tree)
+
+
+def mapping_node(tree: Mapping[str, Any]) -> yaml.MappingNode:
+    """Nested mappings of names to nodes as one node."""
+    entries = [
+        (text_node(key), value if isinstance(value, yaml.Node) else mapping_node(value)) for key, value in tree.items()
+    ]
+    return yaml.MappingNode(STANDARD + "map", entries)
+
+
+def text_node(text: str) -> yaml.ScalarNode:
+    """A text as a node."""
+    return yaml.ScalarNode(STANDARD + "str", text)
+
+
+def list_node(items: Sequence[yaml.Node]) -> yaml.SequenceNode:
+    """Nodes as one."""
+    return yaml.SequenceNode(STANDARD + "seq", list(items))
 
 
 def quoted(key: str, value: str) -> str:

@@ -9,10 +9,9 @@ import textwrap
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 
 # Far above anything useful, and small enough that arithmetic on it stays exact and cheap.
 LARGEST_COUNT = 1_000_000_000_000
@@ -20,6 +19,7 @@ LARGEST_COUNT = 1_000_000_000_000
 Count = Annotated[int, Interval(ge=1, le=LARGEST_COUNT)]
 NonNegative = Annotated[int, Interval(ge=0, le=LARGEST_COUNT)]
 Positive = Annotated[float, Gt(0.0)]
+NonNegativeFloat = Annotated[float, Ge(0.0)]
 Share = Annotated[float, Interval(ge=0.0, le=1.0)]
 Seed64 = Annotated[int, Interval(ge=0, lt=1 << 64)]
 
@@ -67,7 +67,6 @@ def hints_of(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
-@cache
 def docs_of(kind: type[Any]) -> dict[str, str]:
     """Field -> its docstring on one line, inherited ones too; fields without one are left out."""
     found: dict[str, str] = {}

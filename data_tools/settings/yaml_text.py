@@ -120,7 +120,8 @@ def pairs(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, int]]:
         YamlError: a key is not a scalar.
     """
     for key, value in node.value:
-        line = key.start_mark.line + 1
+        # A node that was put together from arguments has no place.
+        line = key.start_mark.line + 1 if key.start_mark else 0
         if not isinstance(key, yaml.ScalarNode) or key.tag not in PLAIN_TAGS:
             raise YamlError(f"line {line}: a key must be plain text")
         yield key.value, value, line

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
@@ -17,46 +17,40 @@ from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
-from data_tools.pipeline.settings import rule
 from data_tools.readers.files import find_files
 from data_tools.readers.jsonl_records import read_jsonl
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions
+from data_tools.settings.records import Count, NonNegative, record
 
 _MAX_ITEM_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Benchmark:
-    """One entry of `benchmarks`.
-
-    Attributes:
-        name: in the report.
-        path: JSON Lines files: a path or a pattern.
-        text_key: key of the text of an item; name a benchmark twice for questions and answers.
-    """
+    """One entry of `benchmarks`."""
 
     name: str
+    """In the report."""
     path: str
+    """JSON Lines files: a path or a pattern."""
     text_key: str = "text"
+    """Key of the text of an item; name a benchmark twice for questions and answers."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DecontaminateStage:
-    """Options of the stage `decontaminate`.
-
-    Attributes:
-        benchmarks: what must not be in the corpus.
-        remove: "document" or "span".
-        margin: characters cut on both sides of a span.
-        num_words: words in an n-gram.
-        min_words: shorter items are not looked for; items shorter than num_words are looked for whole.
-    """
+    """Options of the stage `decontaminate`."""
 
     benchmarks: tuple[Benchmark, ...]
-    remove: str = rule(lambda value: value in ("document", "span"), "must be document or span", "document")
-    margin: int = rule(lambda value: value >= 0, "must be at least 0", 0)
-    num_words: int = rule(lambda value: value >= 1, "must be at least 1", 13)
-    min_words: int = rule(lambda value: value >= 1, "must be at least 1", 6)
+    """What must not be in the corpus."""
+    remove: Literal["document", "span"] = "document"
+    """Whether the whole document goes, or the span that was found."""
+    margin: NonNegative = 0
+    """Characters cut on both sides of a span."""
+    num_words: Count = 13
+    """Words in an n-gram."""
+    min_words: Count = 6
+    """Shorter items are not looked for; items shorter than num_words are looked for whole."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """One task for each part; NAME.matches.jsonl lists what was found."""
@@ -80,11 +74,11 @@ def _index(
 def _items(files: Sequence[FileRange], benchmarks: Sequence[tuple[str, str]]) -> Iterator[BenchmarkItem]:
     for file, (name, text_key) in zip(files, benchmarks, strict=True):
         options = ReadOptions(text_key=text_key, max_document_bytes=_MAX_ITEM_BYTES)
-        for record in read_jsonl(file, options, RangeCount()):
-            if isinstance(record, BadRecord):
+        for item in read_jsonl(file, options, RangeCount()):
+            if isinstance(item, BadRecord):
                 # An item that is not looked for would go unnoticed for ever.
-                raise DataError(f"{file.path}:{record.line}: {record.reason}: {record.detail}; repair the benchmark")
-            yield BenchmarkItem(name, f"{file.path}:{record.line}", record.text)
+                raise DataError(f"{file.path}:{item.line}: {item.reason}: {item.detail}; repair the benchmark")
+            yield BenchmarkItem(name, f"{file.path}:{item.line}", item.text)
 
 
 def decontaminate_part(task: Task) -> TaskResult:

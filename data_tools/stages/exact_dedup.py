@@ -7,7 +7,6 @@ bytes hash lowest stays, so the texts that survive depend neither on the order o
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from data_tools.engine.part_tasks import part_tasks
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.io.atomic_file import atomic_output
+from data_tools.settings.records import Count, record
 from data_tools.text.normalized import normalized_hashes
 
 _ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8"), ("size", "<u8")])
@@ -27,15 +27,12 @@ _CLUSTER = np.dtype([("part", "<u4"), ("row", "<u8"), ("size", "<u8")])
 _BUCKET_DOCUMENTS = 4_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ExactDedupStage:
-    """Options of the stage `exact_dedup`.
+    """Options of the stage `exact_dedup`."""
 
-    Attributes:
-        bucket_documents: documents grouped at once; 110 bytes of memory for each.
-    """
-
-    bucket_documents: int = _BUCKET_DOCUMENTS
+    bucket_documents: Count = _BUCKET_DOCUMENTS
+    """Documents grouped at once; 110 bytes of memory for each."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Three phases: hash each part, group each range of hashes, rewrite each part."""

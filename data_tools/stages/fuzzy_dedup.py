@@ -6,7 +6,6 @@ survivor's `cluster_size` adds up those of its cluster.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,31 +29,29 @@ from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
-from data_tools.pipeline.settings import rule
+from data_tools.settings.records import Count, Seed64, Share, record
 from data_tools.stages.jaccard_tasks import checked_edges
 
 _REMOVED = "removed.npy"
 _SIZES = "sizes.npy"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FuzzyDedupStage:
-    """Options of the stage `fuzzy_dedup`.
+    """Options of the stage `fuzzy_dedup`."""
 
-    Attributes:
-        bands, rows: a pair with Jaccard similarity s is found with probability 1 - (1 - s^rows)^bands.
-        num_words: words in a shingle; a CJK character is a word.
-        seed: of the hash functions.
-        bucket_documents: documents grouped at once; 60 bytes of memory for each.
-        min_jaccard: pairs that are found are joined only if their shingle sets are at least this similar; 0 joins all.
-    """
-
-    bands: int = rule(lambda value: value >= 1, "must be at least 1", 14)
-    rows: int = rule(lambda value: value >= 1, "must be at least 1", 8)
-    num_words: int = rule(lambda value: value >= 1, "must be at least 1", 5)
-    seed: int = rule(lambda value: 0 <= value < 2**64, "must be 0 to 2^64 - 1", 1)
-    bucket_documents: int = rule(lambda value: value >= 1, "must be at least 1", 8_000_000)
-    min_jaccard: float = rule(lambda value: 0 <= value <= 1, "must be 0 to 1", 0.0)
+    bands: Count = 14
+    """A pair with Jaccard similarity s is found with probability 1 - (1 - s^rows)^bands."""
+    rows: Count = 8
+    """A pair with Jaccard similarity s is found with probability 1 - (1 - s^rows)^bands."""
+    num_words: Count = 5
+    """Words in a shingle; a CJK character is a word."""
+    seed: Seed64 = 1
+    """Of the hash functions."""
+    bucket_documents: Count = 8_000_000
+    """Documents grouped at once; 60 bytes of memory for each."""
+    min_jaccard: Share = 0.0
+    """Pairs that are found are joined only if their shingle sets are at least this similar; 0 joins all."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Four phases: signatures of each part, groups of each bucket, components of all, each part rewritten.

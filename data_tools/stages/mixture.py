@@ -1,36 +1,36 @@
 """The last stage: shares of the corpora in training, as a file for `data.blend`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
 
 from data_tools.corpus.mixture import ingredients, mix, write_mixture
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest
 from data_tools.errors import DataError
 from data_tools.io.small_json import is_count
-from data_tools.pipeline.settings import rule
+from data_tools.settings.records import Count, NonNegativeFloat, Positive, record
 
 MIXTURE_FILE = "mixture.yaml"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MixtureStage:
-    """Options of the stage `mixture`, which follows `tokenize` with a corpus per source.
+    """Options of the stage `mixture`, which follows `tokenize` with a corpus per source."""
 
-    Attributes:
-        weights: source -> how often its tokens are seen compared with weight 1; 1 if not named, 0 leaves it out.
-        train_tokens: tokens of the training run; null for what the weights ask for.
-        max_epochs: no source is seen more often.
-        instruction: sources of instruction data.
-        instruction_share: their share of all tokens.
-    """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    train_tokens: int | None = rule(lambda value: value is None or value > 0, "must be at least 1", None)
-    max_epochs: float = rule(lambda value: value > 0, "must be above 0", 4.0)
+    weights: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
+    """Source -> how often its tokens are seen compared with weight 1; 1 if not named, 0 leaves it out."""
+    train_tokens: Count | None = None
+    """Tokens of the training run; null for what the weights ask for."""
+    max_epochs: Positive = 4.0
+    """No source is seen more often."""
     instruction: tuple[str, ...] = ()
-    instruction_share: float = rule(lambda value: 0 <= value < 1, "must be 0 or more and below 1", 0.0)
+    """Sources of instruction data."""
+    instruction_share: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0
+    """Their share of all tokens."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Writes OUTPUT/mixture.yaml; the documents stay as they are."""

@@ -1,8 +1,8 @@
 """The first stage: files of any format to shards of documents, with bad records listed as file:line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import orjson
 
@@ -15,50 +15,44 @@ from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import PLAIN_NAME_RULE, is_plain_name
-from data_tools.pipeline.settings import rule
 from data_tools.readers.files import check_unchanged, find_files
 from data_tools.readers.formats import format_of, reader_of
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions
+from data_tools.settings.records import Count, Rule, record
 
 _MAX_LISTED_EXAMPLES = 3
 # Stages hold a document whole, several times over and with up to four bytes a character: a worker stays below 1 GiB.
 _MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DataSet:
-    """One entry of `inputs`.
-
-    Attributes:
-        path: file, folder, glob pattern or fsspec URL.
-        source: name of the data set in all counts, and of its corpus.
-        format: jsonl, parquet, warc, text; "auto" goes by the file name.
-        text_key: key or column of the text.
-        keep: other keys to carry along.
-        extractor: what takes text out of HTML (warc).
-    """
+    """One entry of `inputs`."""
 
     path: str
-    source: str = rule(is_plain_name, PLAIN_NAME_RULE)
+    """File, folder, glob pattern or fsspec URL."""
+    source: Annotated[str, Rule(is_plain_name, PLAIN_NAME_RULE)]
+    """Name of the data set in all counts, and of its corpus."""
     format: str = "auto"
+    """Jsonl, parquet, warc, text; "auto" goes by the file name."""
     text_key: str = "text"
+    """Key or column of the text."""
     keep: tuple[str, ...] = ()
+    """Other keys to carry along."""
     extractor: str = "resiliparse"
+    """What takes text out of HTML (warc)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ReadStage:
-    """Options of the stage `read`.
-
-    Attributes:
-        inputs: data sets, read in this order.
-        split_bytes: size of a part.
-        max_document_bytes: a longer record is rejected.
-    """
+    """Options of the stage `read`."""
 
     inputs: tuple[DataSet, ...]
-    split_bytes: int = SPLIT_BYTES
-    max_document_bytes: int = _MAX_DOCUMENT_BYTES
+    """Data sets, read in this order."""
+    split_bytes: Count = SPLIT_BYTES
+    """Size of a part."""
+    max_document_bytes: Count = _MAX_DOCUMENT_BYTES
+    """A longer record is rejected."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Reads everything and writes the list of bad records."""

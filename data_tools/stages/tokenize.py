@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
@@ -26,37 +27,33 @@ from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree, require_plain_name
 from data_tools.io.progress import SilentProgress
 from data_tools.io.small_json import build, read_json
-from data_tools.pipeline.settings import rule
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
+from data_tools.settings.records import Count, Seed64, record
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
 from data_tools.stages.tokenize_gather import gather_runs
 from data_tools.stages.tokenize_seal import seal
-from data_tools.tokenizer.encoder import ENCODERS
 
 # A line of a shard holds the text with JSON's escapes and the document's other fields.
 _LONGEST_LINE = 7 * LARGEST_DOCUMENT_BYTES
 _SEAL_PLAN = "seal.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class TokenizeStage:
-    """Options of the stage `tokenize`.
-
-    Attributes:
-        corpus_per_source: a corpus for each source, as blending needs; else one named "corpus".
-        seed: seed of the document order.
-        shuffle: false keeps the order of the shards.
-        encoder: "gigatoken" (fast) or "tiktoken" (reference).
-        check_interval: one record in this many is compared with tiktoken, and the first 64 of each shard.
-        tokens_in_memory: size of a run and of a bucket; about 4 bytes of memory for each token.
-    """
+    """Options of the stage `tokenize`."""
 
     corpus_per_source: bool = True
-    seed: int = rule(lambda value: 0 <= value < 2**64, "must be 0 to 2^64 - 1", 1234)
+    """A corpus for each source, as blending needs; else one named "corpus"."""
+    seed: Seed64 = 1234
+    """Seed of the document order."""
     shuffle: bool = True
-    encoder: str = rule(lambda value: value in ENCODERS, f"must be one of {', '.join(ENCODERS)}", "gigatoken")
-    check_interval: int = rule(lambda value: value >= 1, "must be at least 1", 1000)
-    tokens_in_memory: int = rule(lambda value: value >= 1, "must be at least 1", TOKENS_IN_MEMORY)
+    """False keeps the order of the shards."""
+    encoder: Literal["gigatoken", "tiktoken"] = "gigatoken"
+    """`gigatoken` is fast, `tiktoken` the reference."""
+    check_interval: Count = 1000
+    """One record in this many is compared with tiktoken, and the first 64 of each shard."""
+    tokens_in_memory: Count = TOKENS_IN_MEMORY
+    """Size of a run and of a bucket; about 4 bytes of memory for each token."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Makes OUTPUT/corpora/SOURCE.bin and so on; what lies between is removed when the corpus is complete."""

@@ -9,8 +9,9 @@ from data_tools.engine.document import Document, Drop, Repeat, cluster_size
 from data_tools.errors import DataError
 from data_tools.filters.config import FilterConfig
 from data_tools.filters.suite import FilterSuite
-from data_tools.pipeline.settings import Problems, build
 from data_tools.quality.model import SCORE_KEY
+from data_tools.settings.check import checked
+from data_tools.settings.problems import Problems
 from data_tools.stages.quality_transform import QualityTransform
 from data_tools.text.languages import LanguageDetector
 from data_tools.text.normalization import nfc
@@ -80,8 +81,7 @@ def _of_band(bands: Sequence[Sequence[float]], value: float) -> float:
 
 
 def _filter(options: Mapping[str, Any]) -> Transform:
-    problems = Problems("options of the filter stage")
-    suite = FilterSuite(build(FilterConfig, options["rules"], "", problems))
+    suite = FilterSuite(checked(FilterConfig, options["rules"], "rules", Problems()))
     skipped = frozenset(options["skip_languages"])
 
     def transform(batch: list[Document]) -> list[Document | Drop]:

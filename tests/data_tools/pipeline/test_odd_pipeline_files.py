@@ -46,4 +46,4 @@ def test_an_odd_file_is_refused_in_seconds(text: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_pipeline(path)
     assert time.process_time() - started < 15
-    assert all(line.startswith(str(path)) and len(line) < 2000 for line in str(caught.value).splitlines())
+    assert all(str(path) in line and len(line) < 2000 for line in str(caught.value).splitlines())

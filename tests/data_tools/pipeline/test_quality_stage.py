@@ -189,9 +189,9 @@ def test_values_of_the_users_that_are_none(metadata: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ("  - {kind: quality, model: nowhere}\n", "model='nowhere' must be the folder of a model"),
-        ("  - {kind: quality, model: MODEL, min_score: 2}\n", "min_score=2 must be 0 to 1 or null"),
-        ("  - {kind: quality, model: MODEL, pareto_alpha: 0}\n", "pareto_alpha=0 must be above 0"),
+        ("  - {kind: quality, model: nowhere}\n", "model=nowhere: must be the folder of a model"),
+        ("  - {kind: quality, model: MODEL, min_score: 2}\n", "min_score=2: must be at most 1; use 1"),
+        ("  - {kind: quality, model: MODEL, pareto_alpha: 0}\n", "pareto_alpha=0: must be above 0"),
         ("  - {kind: sample, quality: [[0.5, 2]]}\n", "has bands of quality, but no stage quality before it"),
         (
             "  - {kind: sample, cluster_size: [[2, 2]]}\n",
@@ -199,8 +199,8 @@ def test_values_of_the_users_that_are_none(metadata: dict[str, object]) -> None:
         ),
         ("  - {kind: sample, quality: [[0.5, 2], [0.5, 3]]}\n", "must be bands"),
         ("  - {kind: sample, quality: [[5, 2]]}\n", r"must be bands \[least score, factor\], scores 0 to 1"),
-        ("  - {kind: sample, quality: [[0.5]]}\n", r"quality\[0\]=\[0.5\] must be a list of 2 values"),
-        ("  - {kind: sample, max_epochs: 0}\n", "max_epochs=0 must be 1 to 1000"),
+        ("  - {kind: sample, quality: [[0.5]]}\n", r"quality\[0\]=\[0.5\]: must be a list of 2 values"),
+        ("  - {kind: sample, max_epochs: 0}\n", "max_epochs=0: must be at least 1"),
         (
             "  - {kind: quality, model: MODEL}\n  - {kind: sample, quality: [[0.5, 2]]}\n  - kind: exact_dedup\n",
             "would remove the copies that the stage sample before it makes",
