@@ -41,11 +41,15 @@ def tokens_in_all(config: ResolvedConfig) -> int:
 
 def as_yaml(config: ResolvedConfig) -> str:
     """All settings, which can be loaded again, and the derived values."""
-    sections = {name: to_dict(getattr(config, name)) for name in SECTIONS}
-    settings = yaml.safe_dump(sections, sort_keys=False, default_flow_style=False, allow_unicode=True, width=WIDTH)
     derived = yaml.safe_dump({"derived": derived_values(config)}, sort_keys=False, default_flow_style=None, width=WIDTH)
     note = "# Worked out from the settings above; to use this as a configuration file, delete this section."
-    return f"{settings}{note}\n{derived}"
+    return f"{settings_as_yaml(config)}{note}\n{derived}"
+
+
+def settings_as_yaml(config: ResolvedConfig) -> str:
+    """All settings as a configuration file."""
+    sections = {name: to_dict(getattr(config, name)) for name in SECTIONS}
+    return yaml.safe_dump(sections, sort_keys=False, default_flow_style=False, allow_unicode=True, width=WIDTH)
 
 
 def summary(config: ResolvedConfig) -> str:

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
 
 from data_tools.io.lock import FileLock
 from data_tools.io.plain_text import printable
 from qwen_megatron.checkpoint.manifest import restore_replaced, write_synced
 from qwen_megatron.checkpoint.run_lock import run_lock
-from qwen_megatron.checkpoint.state import config_sections
 from qwen_megatron.config.arithmetic.flops import flops_formula, utilization_formula
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.config.summary import settings_as_yaml
 from qwen_megatron.jobs.failure import retire_failure
 from qwen_megatron.jobs.failure_report import FailureReport
 from qwen_megatron.jobs.history import record_start
@@ -79,8 +78,7 @@ class Session:
     def announce(self) -> None:
         """Says what runs, and keeps the resolved configuration in the run's folder."""
         config, parallel = self.config, self.config.parallel
-        resolved = OmegaConf.to_yaml(OmegaConf.create(config_sections(config)))
-        write_synced(self.directory / "config.yaml", resolved.encode())
+        write_synced(self.directory / "config.yaml", settings_as_yaml(config).encode())
         log.info(
             "%s parameters on %s: TP %d x PP %d x CP %d x DP %d, %s; "
             "a step: %d micro-batches of %d x %d tokens a replica",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.reader import Corpus
@@ -22,7 +22,7 @@ def run_directory(code_corpus: Path, tmp_path: Path) -> Path:
         "data": {"blend": [str(code_corpus)], "eval_samples": 4},
         "checkpoint": {"directory": str(tmp_path)},
     }
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(configuration))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration))
     return tmp_path
 
 
@@ -56,13 +56,13 @@ def test_a_step_of_a_batch_size_ramp_names_its_own_samples(
     run_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of 2 samples up to sample 4, of 3 up to 8, then of 4: steps start at 0, 2, 4, 7, 10."""
-    configuration = OmegaConf.load(run_directory / "config.yaml")
-    configuration.training |= {
+    configuration = yaml.safe_load((run_directory / "config.yaml").read_text())
+    configuration["training"] |= {
         "rampup_start_batch_size": 2,
         "rampup_batch_size_increment": 1,
         "rampup_samples": 8,
     }
-    OmegaConf.save(configuration, run_directory / "config.yaml")
+    (run_directory / "config.yaml").write_text(yaml.safe_dump(configuration))
     for step, samples in ((1, [0, 1]), (4, [7, 8, 9]), (5, [10, 11, 12, 13]), (52, [198, 199, 200, 201])):
         assert main(["trace", str(run_directory), "--step", str(step), "--json"]) == 0
         assert [json.loads(line)["sample"] for line in capsys.readouterr().out.splitlines()] == samples
