@@ -131,16 +131,17 @@ def parse_override(text: str, problems: Problems) -> tuple[str, yaml.Node] | Non
         problems.messages.append(f"{show(text)}: an override must be section.key=value")
         return None
     try:
-        node = parse_nodes(value) or yaml.ScalarNode(STANDARD + "null", "")
+        node = parse_nodes(value)
     except YamlError as error:
         problems.add(key, value, f"{error}; quote special characters")
         return None
-    if node.end_mark is not None and value[node.end_mark.index :].strip():
+    end = node.end_mark.index if node is not None and node.end_mark is not None else 0
+    if value[end:].strip():
         # YAML would drop it without a word.
         rule = "what follows a space and # is a comment in YAML and would be lost; put the value in quotes"
         problems.add(key, value, f"{rule}: {quoted(key, value)}")
         return None
-    return key, node
+    return key, node or yaml.ScalarNode(STANDARD + "null", "")
 
 
 def assembled(assignments: Iterable[tuple[str, yaml.Node]], problems: Problems) -> yaml.MappingNode:
