@@ -29,7 +29,7 @@ from data_tools.io.small_json import SmallFileError, read_object, shown
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import FILE_NAME, FileEntry
 from qwen_megatron.checkpoint.unpickler import read_metadata
-from qwen_megatron.errors import CheckpointError
+from qwen_megatron.errors import CheckpointError, UnseenCheckpoint
 from qwen_megatron.platforms.shims.checkpoint import apply_checkpoint_shims
 
 # What Megatron-Core's loader knows the format by.
@@ -173,6 +173,8 @@ def load_tensors(sharded_state_dict: ShardedStateDict, folder: Path) -> dict[str
 
     Raises:
         CheckpointError: if a tensor is missing or has another shape.
+        UnseenCheckpoint: on every rank, naming those that do not see a file that they need: each had verified another
+            share of the files.
     """
     apply_checkpoint_shims(lambda path, cache_metadata=False: SafeReader(path))
     try:
@@ -183,5 +185,17 @@ def load_tensors(sharded_state_dict: ShardedStateDict, folder: Path) -> dict[str
             common_strategy=NoCommonState(),
             strict=dist_checkpointing.validation.StrictHandling.ASSUME_OK_UNEXPECTED,
         )
-    except (CheckpointingException, CheckpointException, KeyError, RuntimeError) as error:
+    except CheckpointException as error:
+        unseen = [
+            f"rank {rank}: {failure}"
+            for rank, (failure, _) in sorted(error.failures.items())
+            if isinstance(failure, FileNotFoundError)
+        ]
+        if unseen:
+            raise UnseenCheckpoint(
+                f"{folder}: verified, but not seen whole by {'; '.join(unseen[:8])}. All nodes must see the same state "
+                "of this folder: look at its mount there, then start again"
+            ) from error
+        raise CheckpointError(f"{folder}: cannot be loaded into this model: {error}") from error
+    except (CheckpointingException, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded into this model: {error}") from error

@@ -72,6 +72,15 @@ def broadcast(value: Any, parse: Parse[T], source: int = 0) -> T:
     return decode(text.cpu().numpy().tobytes(), parse, source)
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether it is so on any rank. Collective; without a job the own answer."""
+    if not is_shared():
+        return flag
+    answer = torch.tensor([flag], dtype=torch.int64, device=device())
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer.item())
+
+
 def is_shared() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
