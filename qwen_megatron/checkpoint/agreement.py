@@ -6,15 +6,19 @@ import contextlib
 from collections.abc import Iterator
 
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.parallel.objects import TEXT_OR_NONE, all_gather
+from qwen_megatron.parallel.objects import TEXT_OR_NONE, all_gather, anywhere
 
 
 def raise_together(problem: str | None) -> None:
     """Tells all ranks what went wrong on any of them; collective where a job is running.
 
+    While all is well one number is exchanged, however many ranks there are.
+
     Raises:
         CheckpointError: on every rank, with the problems of all.
     """
+    if not anywhere(problem is not None):
+        return
     found = sorted({text for text in all_gather(problem, TEXT_OR_NONE) if text})
     if found:
         raise CheckpointError("\n".join(found))

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,9 +21,11 @@ from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.manifest import (
     LATEST,
     MANIFEST,
+    FileEntry,
     list_checkpoints,
+    listed_files,
     read_latest,
-    read_manifest,
+    size_problem,
     verify_files,
 )
 from qwen_megatron.checkpoint.state import STATE, CheckpointState
@@ -130,7 +132,9 @@ def check_latest(directory: Path, names: list[str]) -> None:
 def agree_on(folder: Path, patience_seconds: float | None = None) -> None:
     """Makes sure that all ranks see one whole checkpoint in the folder; collective where a job is running.
 
-    Presence and size of all files are checked by every rank, their sha256 shared between the ranks.
+    The manifest and what every rank will read is looked at by every rank; presence, size and sha256 of all other files
+    are shared between the ranks, so that each file is looked at once. A file that a rank does not see is looked at by
+    rank 0 as well, which tells a damaged checkpoint from one that is not seen everywhere.
 
     Args:
         folder: The checkpoint, at each rank's own path.
@@ -142,29 +146,98 @@ def agree_on(folder: Path, patience_seconds: float | None = None) -> None:
     problem, expected = None, ""
     if rank_of_job() == 0:
         try:
-            read_manifest(folder)
+            listed_files(folder)
             expected = manifest_hash(folder)
         except (CheckpointError, OSError) as error:
             problem = str(error)
     told = broadcast({"problem": problem, "manifest": expected}, dict_of(TEXT_OR_NONE))
     if told["problem"]:
         raise DamagedCheckpointError(told["problem"])
-    wait_together(
-        lambda: differs(folder, str(told["manifest"])),
-        f"{folder} as rank 0 sees it, its manifest.json with sha256 {str(told['manifest'])[:12]}...",
-        patience_seconds,
-    )
-    verify_share(folder)
+    view = View(folder, str(told["manifest"]), rank_of_job(), dist.get_world_size() if dist.is_initialized() else 1)
+    everyone = all_gather([*view.look()], list_of(of_type(str), length=2))
+    if any(instead for instead, _ in everyone):
+        # Rarely; the healthy way to here has two exchanges and no waiting.
+        refuse_damaged(view, sorted({name for _, name in everyone if name}))
+        wait_together(
+            lambda: view.look()[0],
+            f"{folder} as rank 0 sees it, its manifest.json with sha256 {view.manifest[:12]}...",
+            patience_seconds,
+        )
+    verify_share(view)
 
 
-def verify_share(folder: Path) -> None:
+class View:
+    """What this rank sees of a checkpoint: the manifest, and its share of the other files.
+
+    Args:
+        folder: The checkpoint, at this rank's path.
+        manifest: sha256 of the manifest that is meant.
+        rank, world_size: Of this process and of its job.
+    Attributes:
+        files: What the manifest lists, once it has been seen.
+        share: Those that this rank looks at; all ranks together look at all.
+    """
+
+    def __init__(self, folder: Path, manifest: str, rank: int, world_size: int):
+        self.folder = folder
+        self.manifest = manifest
+        self.rank, self.world_size = rank, world_size
+        self.files: dict[str, FileEntry] = {}
+        self.share: list[str] = []
+
+    def look(self) -> tuple[str, str]:
+        """What this rank sees instead of what it should, and the name of the file if it is not the manifest."""
+        try:
+            found = manifest_hash(self.folder)
+            if found != self.manifest:
+                return f"{self.folder / MANIFEST} has sha256 {found[:12]}...", ""
+            if not self.files:
+                self.files = listed_files(self.folder)
+                self.share = share_of(self.files, self.rank, self.world_size)
+        except FileNotFoundError:
+            return f"{self.folder / MANIFEST} is missing", ""
+        except (CheckpointError, OSError) as error:
+            return str(error), ""
+        return next(self.problems(self.share), ("", ""))
+
+    def problems(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """(problem, name) of those of the files that are missing or of another size here."""
+        for name in names:
+            problem = size_problem(self.folder, name, self.files[name])
+            if problem:
+                yield problem, name
+
+
+def share_of(files: Collection[str], rank: int, world_size: int) -> list[str]:
+    """The files that a rank looks at: those that every rank reads, and its part of the others."""
+    others = sorted(set(files).difference(READ_BY_ALL))
+    return sorted([*set(files).intersection(READ_BY_ALL), *others[rank::world_size]])
+
+
+def refuse_damaged(view: View, suspects: list[str]) -> None:
+    """Lets rank 0 look at files that some rank does not see; collective.
+
+    Args:
+        view: Of this rank.
+        suspects: At most one name of each rank.
+    Raises:
+        DamagedCheckpointError: on every rank, if rank 0 does not see one of them either.
+    """
+    problem = None
+    if rank_of_job() == 0:
+        problem = next((problem for problem, _ in view.problems(suspects)), None)
+    problem = broadcast(problem, TEXT_OR_NONE)
+    if problem is not None:
+        raise DamagedCheckpointError(problem)
+
+
+def verify_share(view: View) -> None:
     """Raises:
     DamagedCheckpointError: on every rank, if the bytes of a file are not those of the manifest.
     """
-    rank, world_size = rank_of_job(), dist.get_world_size() if dist.is_initialized() else 1
+    folder, files = view.folder, view.files
     try:
         with failing_together():
-            files = read_manifest(folder)
             for name in READ_BY_ALL:
                 if name not in files:
                     raise CheckpointError(
@@ -173,36 +246,25 @@ def verify_share(folder: Path) -> None:
             # Small, and every rank will read it: odd content is damage like any other, to be passed over.
             CheckpointState.read(folder)
             check_format(folder)
-            verify_files(folder, files, sorted({*sorted(files)[rank::world_size], *READ_BY_ALL}))
+            verify_files(folder, files, view.share)
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
-
-
-def differs(folder: Path, manifest: str) -> str:
-    """What keeps this rank from seeing the checkpoint with that manifest; empty if nothing does."""
-    try:
-        found = manifest_hash(folder)
-        if found != manifest:
-            return f"{folder / MANIFEST} has sha256 {found[:12]}..."
-        read_manifest(folder)
-    except FileNotFoundError:
-        return f"{folder / MANIFEST} is missing"
-    except (CheckpointError, OSError) as error:
-        return str(error)
-    return ""
 
 
 def manifest_hash(folder: Path) -> str:
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
-def agree_on_weights(source: Path, is_hf_folder: Callable[[Path], bool], patience_seconds: float | None = None) -> bool:
+def agree_on_weights(
+    source: Path, is_hf_folder: Callable[[Path], bool], patience_seconds: float | None = None, *, reads: bool = True
+) -> bool:
     """Makes sure that all ranks start from the same weights; collective.
 
     Args:
         source: A checkpoint or a Hugging Face folder, at each rank's own path.
         is_hf_folder: Says which; rank 0's answer counts.
         patience_seconds: As of `agree_on`.
+        reads: Whether this rank will read a Hugging Face folder itself; if not, it does not look at it. Rank 0 reads.
     Returns:
         Whether it is a Hugging Face folder.
     Raises:
@@ -218,6 +280,8 @@ def agree_on_weights(source: Path, is_hf_folder: Callable[[Path], bool], patienc
         return False
 
     def looks() -> str:
+        if not reads or rank_of_job() == 0:
+            return ""
         try:
             return "" if folder_fingerprint(source) == expected else f"{source} holds other files"
         except OSError as error:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,21 @@ def write_manifest(folder: Path, files: dict[str, FileEntry]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """The files of a checkpoint, their presence and sizes checked.
+    """The files of a checkpoint, their presence and sizes checked: for one process, it looks at every file.
 
     Raises:
         CheckpointError: naming the file that is missing, garbled or of another size.
+    """
+    files = listed_files(folder)
+    check_sizes(folder, files, files)
+    return files
+
+
+def listed_files(folder: Path) -> dict[str, FileEntry]:
+    """What the manifest says of a checkpoint's files; none of them is looked at.
+
+    Raises:
+        CheckpointError: if the manifest is missing or garbled, or names what is no plain file name.
     """
     path = folder / MANIFEST
     try:
@@ -88,18 +99,35 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
         raise CheckpointError(f"{path}: missing, so {folder} is not a complete checkpoint; {advice}") from error
     except SmallFileError as error:
         raise CheckpointError(f"{path}: not a readable manifest ({error}); the checkpoint cannot be trusted") from error
-    for name, entry in files.items():
+    for name in files:
         if not FILE_NAME.fullmatch(name):
             raise CheckpointError(f"{path}: names a file {name!r}; only plain file names are allowed")
-        try:
-            found = (folder / name).stat()
-        except OSError as error:
-            raise CheckpointError(f"{folder / name}: missing, the manifest lists it with {entry.size} bytes") from error
-        if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"{folder / name}: is not a file, as the manifest says")
-        if found.st_size != entry.size:
-            raise CheckpointError(f"{folder / name}: has {found.st_size} bytes, the manifest says {entry.size}")
     return files
+
+
+def check_sizes(folder: Path, files: Mapping[str, FileEntry], names: Iterable[str]) -> None:
+    """Compares presence and size of the named files with the manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, no file, or of another size.
+    """
+    for name in names:
+        problem = size_problem(folder, name, files[name])
+        if problem:
+            raise CheckpointError(problem)
+
+
+def size_problem(folder: Path, name: str, entry: FileEntry) -> str:
+    """What is wrong with the presence or size of a file; empty if nothing is."""
+    try:
+        found = (folder / name).stat()
+    except OSError:
+        return f"{folder / name}: missing, the manifest lists it with {entry.size} bytes"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{folder / name}: is not a file, as the manifest says"
+    if found.st_size != entry.size:
+        return f"{folder / name}: has {found.st_size} bytes, the manifest says {entry.size}"
+    return ""
 
 
 def entries_of(content: dict[str, Any], path: Path) -> dict[str, Any]:

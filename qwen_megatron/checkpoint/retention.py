@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+from itertools import islice
 from pathlib import Path
 
 from data_tools.io.owned_paths import remove_files, temporary_of
@@ -44,7 +45,8 @@ class Retention:
         if self.keep_last is None:
             return
         folders = list_checkpoints(newest.parent)
-        whole = [folder for folder in folders if folder == newest or is_whole(folder)][: self.keep_last]
+        # No more of them are looked at than are kept: each has a file for every rank that wrote it.
+        whole = list(islice((folder for folder in folders if folder == newest or is_whole(folder)), self.keep_last))
         latest = read_latest(newest.parent)
         for folder in folders:
             # A damaged one is no better for being young, but the step may be on its way to be saved again.

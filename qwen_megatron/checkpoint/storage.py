@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
 from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
     TorchDistLoadShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
 )
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
@@ -29,11 +25,13 @@ from data_tools.io.small_json import SmallFileError, read_object, shown
 from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
 from qwen_megatron.checkpoint.manifest import FILE_NAME, FileEntry
 from qwen_megatron.checkpoint.unpickler import read_metadata
-from qwen_megatron.errors import CheckpointError
+from qwen_megatron.errors import CheckpointError, UnseenCheckpoint
 from qwen_megatron.platforms.shims.checkpoint import apply_checkpoint_shims
 
 # What Megatron-Core's loader knows the format by.
 METADATA_JSON = "metadata.json"
+# Where torch.distributed.checkpoint notes which tensor lies where.
+METADATA = ".metadata"
 
 
 class HashingFileSystem(FileSystem):
@@ -77,29 +75,9 @@ class FinalFileWriter(FileSystemWriter):
         super().__init__(folder, single_file_per_rank=True, sync_files=False, thread_count=1)
         self.fs = files
 
-
-def write_tensors(tensors: Mapping[str, ShardedTensor], folder: Path, files: FileSystem) -> None:
-    """Writes one file a rank, and on rank 0 the metadata that says where each tensor lies. Collective.
-
-    Megatron-Core's own writer forks processes on every rank for each save.
-
-    Args:
-        tensors: What this rank writes; replicas are left out.
-        folder: Of the checkpoint.
-        files: Where the bytes go.
-    Raises:
-        CheckpointError: on every rank, with what went wrong on any.
-    """
-    flat, _, _ = _replace_state_dict_keys_with_sharded_keys(dict(tensors), keep_only_main_replica=True)
-    planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
-    try:
-        with without_zip_checksums():
-            dcp.save(
-                mcore_to_pyt_state_dict(flat, False), storage_writer=FinalFileWriter(folder, files), planner=planner
-            )
-    except CheckpointException as error:
-        reasons = [f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items())]
-        raise CheckpointError("\n".join(reasons)) from error
+    def storage_meta(self) -> StorageMeta:
+        """Nothing: torch would note a random id and the hidden name of the folder, which nobody reads."""
+        return StorageMeta()
 
 
 @contextlib.contextmanager
@@ -117,7 +95,7 @@ class SafeReader(FileSystemReader):
     """Reads tensors only; the metadata's pickle may name nothing but its own classes."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
+        path = Path(self.path) / METADATA
         metadata = read_metadata(path)
         objects = [
             key for key, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
@@ -173,6 +151,8 @@ def load_tensors(sharded_state_dict: ShardedStateDict, folder: Path) -> dict[str
 
     Raises:
         CheckpointError: if a tensor is missing or has another shape.
+        UnseenCheckpoint: on every rank, naming those that do not see a file that they need: each had verified another
+            share of the files.
     """
     apply_checkpoint_shims(lambda path, cache_metadata=False: SafeReader(path))
     try:
@@ -183,5 +163,17 @@ def load_tensors(sharded_state_dict: ShardedStateDict, folder: Path) -> dict[str
             common_strategy=NoCommonState(),
             strict=dist_checkpointing.validation.StrictHandling.ASSUME_OK_UNEXPECTED,
         )
-    except (CheckpointingException, CheckpointException, KeyError, RuntimeError) as error:
+    except CheckpointException as error:
+        unseen = [
+            f"rank {rank}: {failure}"
+            for rank, (failure, _) in sorted(error.failures.items())
+            if isinstance(failure, FileNotFoundError)
+        ]
+        if unseen:
+            raise UnseenCheckpoint(
+                f"{folder}: verified, but not seen whole by {'; '.join(unseen[:8])}. All nodes must see the same state "
+                "of this folder: look at its mount there, then start again"
+            ) from error
+        raise CheckpointError(f"{folder}: cannot be loaded into this model: {error}") from error
+    except (CheckpointingException, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded into this model: {error}") from error
