@@ -10,17 +10,18 @@ is another one, or the reader has failed, the header says so and a text follows:
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
-from qwen_megatron.errors import DataError, PlatformError, ReaderDataError, ReaderFailed
-from qwen_megatron.parallel.objects import MAX_BYTES, decode, dict_of, encode, list_of, of_type
+from qwen_megatron.errors import DataError, ReaderDataError, ReaderFailed
+from qwen_megatron.parallel.objects import MAX_BYTES, decode, dict_of, encode, list_of, of_type, refuse
 from qwen_megatron.platforms.comm_timer import comm_timer
 
 READER = 0
@@ -167,17 +168,17 @@ class SharedBatches:
             yield batch_of(self.receive_one(), samples)
 
     def receive_one(self) -> dict[str, torch.Tensor]:
+        source = dist.get_global_rank(self.group, READER)
         while True:
             message = self.broadcast(torch.empty(HEADER_BYTES + size_of(self.layout), dtype=torch.uint8))
             status, length = message[:HEADER_BYTES].view(torch.int64).tolist()
             if status == SAME:
                 break
             if status not in (CHANGED, FAILED) or not 0 < length <= MAX_BYTES:
-                self.refuse(f"a header of {status}, {length}")
+                refuse(source, f"a micro-batch with a header of {status}, {length}")
             text = self.broadcast(torch.empty(length, dtype=torch.uint8)).cpu().numpy().tobytes()
-            source = dist.get_global_rank(self.group, READER)
             if status == FAILED:
-                raise decode(text, lambda value: failure_of(source, value), source)
+                raise decode(text, functools.partial(failure_of, source), source)
             self.layout = decode(text, parse_layout, source)
         content = message[HEADER_BYTES:]
         return {
@@ -189,12 +190,6 @@ class SharedBatches:
         with comm_timer():
             dist.broadcast(message, group_src=READER, group=self.group)
         return message
-
-    def refuse(self, what: str) -> NoReturn:
-        raise PlatformError(
-            f"rank {dist.get_global_rank(self.group, READER)} sent {what} in place of a micro-batch; run the same "
-            "version on every machine"
-        )
 
 
 def described(error: Exception) -> str:
