@@ -14,6 +14,8 @@ __all__ = [
     "DataError",
     "NonFiniteError",
     "PlatformError",
+    "ReaderDataError",
+    "ReaderFailed",
     "ReplicaError",
     "TrainingError",
     "UnseenCheckpoint",
@@ -50,3 +52,11 @@ class NonFiniteError(TrainingError):
 
 class ReplicaError(TrainingError):
     """Ranks that must hold the same weights do not: a machine is ill, the last checkpoint is not."""
+
+
+class ReaderFailed(Exception):
+    """The rank that reads samples for this one could not; that rank reports why itself."""
+
+
+class ReaderDataError(ReaderFailed, DataError):
+    """It found a file damaged or missing, which the message names."""

@@ -148,7 +148,7 @@ def _verified_checksums(corpora: Sequence[Corpus], merged: Path) -> StreamChecks
     pieces = read_pieces(merged)
     piece = memoryview(b"")
     for corpus in corpora:
-        own = BlockCrcs()
+        own = BlockCrcs(corpus.sidecar.crc_block_bytes)
         remaining = corpus.sidecar.bin.size_bytes
         while remaining:
             piece = piece or memoryview(next(pieces))

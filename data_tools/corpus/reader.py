@@ -4,7 +4,7 @@
 time of the files.
 
 A corpus is PREFIX.bin (raw tokens), PREFIX.idx (Megatron's MMIDIDX index, not needed here), PREFIX.json (sidecar) and
-PREFIX.crc (CRC-32 of each 64 KiB block of .bin).
+PREFIX.crc (CRC-32 of each block of .bin: 4 KiB, or 64 KiB in corpora of earlier versions, as the sidecar says).
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from data_tools.corpus.sidecar import Sidecar, corpus_path
 from data_tools.errors import DataError
-from data_tools.io.checksums import BLOCK_BYTES, CRC_DTYPE, num_blocks
+from data_tools.io.checksums import CRC_DTYPE, num_blocks
 
 
 class Corpus:
@@ -49,6 +49,7 @@ class Corpus:
         self._verify_blocks = verify_blocks
         self._dtype = np.dtype(sidecar.dtype).newbyteorder("<")
         self._bin_bytes = sidecar.bin.size_bytes
+        self._block_bytes = sidecar.crc_block_bytes
         self._bin = _ReadOnlyFile(corpus_path(prefix, "bin"), sidecar.bin.size_bytes, prefix)
         self._crc = _ReadOnlyFile(corpus_path(prefix, "crc"), sidecar.crc.size_bytes, prefix)
         self.verify_again()
@@ -59,7 +60,7 @@ class Corpus:
 
         Args:
             prefix: path of the corpus without suffix.
-            verify_blocks: compare the CRC of every 64 KiB block when it is read for the first time.
+            verify_blocks: compare the CRC of every block when it is read for the first time.
         Raises:
             DataError: no valid sidecar, a file is missing, or its size differs from the sidecar's.
         """
@@ -89,8 +90,7 @@ class Corpus:
         For every pass through the corpus, because a disk or a hand may damage what was read before. Reads in other
         threads go on meanwhile.
         """
-        # One bit a block, zero pages until touched: 8 MB of address space for 4 TB of tokens.
-        self._verified = np.zeros(num_blocks(self._bin_bytes) // 8 + 1, dtype=np.uint8)
+        self._verified = _Marks()
 
     def check_unchanged(self) -> None:
         """Looks again at size and time of the open files; reads nothing.
@@ -106,24 +106,26 @@ class Corpus:
             self.verify_again()
 
     def _read_verified(self, first: int, last: int) -> bytes | memoryview:
-        begin, end = first // BLOCK_BYTES, num_blocks(last)
-        unverified = [block for block in range(begin, end) if not self._verified[block >> 3] >> (block & 7) & 1]
+        size = self._block_bytes
+        begin, end = first // size, num_blocks(last, size)
+        verified = self._verified
+        unverified = [block for block in range(begin, end) if block not in verified]
         if not unverified:
             return self._bin.read(first, last)
-        origin = begin * BLOCK_BYTES
-        blocks = memoryview(self._bin.read(origin, min(end * BLOCK_BYTES, self._bin_bytes)))
+        origin = begin * size
+        blocks = memoryview(self._bin.read(origin, min(end * size, self._bin_bytes)))
         expected = np.frombuffer(self._crc.read(begin * 4, end * 4), dtype=CRC_DTYPE)
         for block in unverified:
-            offset = block * BLOCK_BYTES - origin
-            actual = zlib.crc32(blocks[offset : offset + BLOCK_BYTES])
+            offset = block * size - origin
+            actual = zlib.crc32(blocks[offset : offset + size])
             if actual != expected[block - begin]:
-                stop = min((block + 1) * BLOCK_BYTES, self._bin_bytes)
+                stop = min((block + 1) * size, self._bin_bytes)
                 raise DataError(
-                    f"{self._bin.path}: block {block} (bytes {block * BLOCK_BYTES} to {stop - 1}) has CRC-32 "
+                    f"{self._bin.path}: block {block} (bytes {block * size} to {stop - 1}) has CRC-32 "
                     f"{actual:08x}, {self._crc.path} says {expected[block - begin]:08x}; the file is damaged: restore "
                     f"it or make the corpus again (qwen-data verify {self.prefix} checks all of it)"
                 )
-            self._verified[block >> 3] |= 1 << (block & 7)
+            verified.add(block)
         return blocks[first - origin : last - origin]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,6 +140,31 @@ def _reopen(prefix: Path, verify_blocks: bool, fingerprint: str) -> Corpus:
             f"{fingerprint}; start again with one or the other"
         )
     return corpus
+
+
+class _Marks:
+    """A set of block numbers: one bit each, in pages that are made when a block of theirs is marked.
+
+    At 4 KiB a block 32 MB for every terabyte of tokens, once all of it was read; nothing at the opening. Two threads
+    that mark at once may lose a mark, and the block is verified once more.
+    """
+
+    _PAGE_BYTES = 4096
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+
+    def __contains__(self, block: int) -> bool:
+        number, place = divmod(block >> 3, self._PAGE_BYTES)
+        page = self._pages.get(number)
+        return page is not None and bool(page[place] >> (block & 7) & 1)
+
+    def add(self, block: int) -> None:
+        number, place = divmod(block >> 3, self._PAGE_BYTES)
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages.setdefault(number, bytearray(self._PAGE_BYTES))
+        page[place] |= 1 << (block & 7)
 
 
 def _utc(status: os.stat_result) -> str:

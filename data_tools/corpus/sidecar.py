@@ -15,7 +15,7 @@ import orjson
 
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import write_atomically
-from data_tools.io.checksums import num_blocks
+from data_tools.io.checksums import BLOCK_BYTES, UNSTATED_BLOCK_BYTES, num_blocks
 from data_tools.io.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_json
 
 FORMAT = "qwen-megatron-corpus"
@@ -62,6 +62,7 @@ class Sidecar:
         inputs: the files that were read, in order.
         tool_version: version of the package that wrote the corpus.
         created: time of writing, ISO 8601, UTC.
+        crc_block_bytes: bytes of .bin under each checksum of .crc.
     """
 
     dtype: str
@@ -78,6 +79,7 @@ class Sidecar:
     inputs: tuple[InputFile, ...]
     tool_version: str
     created: str
+    crc_block_bytes: int = BLOCK_BYTES
 
     @property
     def fingerprint(self) -> str:
@@ -161,6 +163,14 @@ class _Fields:
             raise self.error(f"{name}.sha256", "must be 64 hexadecimal digits", sha256)
         return FileDigest(size_bytes=fields.count("size_bytes"), sha256=sha256)
 
+    def block_bytes(self) -> int:
+        if "crc_block_bytes" not in self.document:
+            return UNSTATED_BLOCK_BYTES
+        value = self.count("crc_block_bytes")
+        if value not in (BLOCK_BYTES, UNSTATED_BLOCK_BYTES):
+            raise self.error("crc_block_bytes", f"must be {BLOCK_BYTES} or {UNSTATED_BLOCK_BYTES}", value)
+        return value
+
     def inputs(self) -> tuple[InputFile, ...]:
         entries = self.get("inputs", (list,), "must be a list")
         fields = [_Fields(self.path, entry, f"inputs[{number}].") for number, entry in enumerate(entries)]
@@ -194,6 +204,7 @@ class _Fields:
             inputs=self.inputs(),
             tool_version=self.text("tool_version"),
             created=self.text("created"),
+            crc_block_bytes=self.block_bytes(),
         )
         self._check_agreement(sidecar)
         return sidecar
@@ -205,9 +216,9 @@ class _Fields:
         if sidecar.bin.size_bytes != bin_bytes:
             rule = f"must be {bin_bytes} for num_tokens={sidecar.num_tokens} of dtype={sidecar.dtype}"
             raise self.error("bin.size_bytes", rule, sidecar.bin.size_bytes)
-        crc_bytes = 4 * num_blocks(bin_bytes)
+        crc_bytes = 4 * num_blocks(bin_bytes, sidecar.crc_block_bytes)
         if sidecar.crc.size_bytes != crc_bytes:
-            rule = f"must be {crc_bytes} for bin.size_bytes={bin_bytes}"
+            rule = f"must be {crc_bytes} for bin.size_bytes={bin_bytes} in blocks of {sidecar.crc_block_bytes}"
             raise self.error("crc.size_bytes", rule, sidecar.crc.size_bytes)
         records = sidecar.num_documents + sum(sidecar.rejected.values())
         if sidecar.records_in != records:

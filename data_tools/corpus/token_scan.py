@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
-from data_tools.io.checksums import StreamChecksums, read_pieces
+from data_tools.io.checksums import BLOCK_BYTES, StreamChecksums, read_pieces
 from data_tools.io.progress import Progress
 
 
@@ -27,6 +27,8 @@ def scan_tokens(
     end_of_document: int,
     vocab_size: int | None,
     progress: Progress,
+    *,
+    block_bytes: int = BLOCK_BYTES,
 ) -> TokenScan:
     """Reads a token file from front to back.
 
@@ -37,11 +39,12 @@ def scan_tokens(
         end_of_document: id that should end each document; documents without tokens are not looked at.
         vocab_size: every id must be below it; None: ids are not looked at.
         progress: told the bytes read.
+        block_bytes: bytes under each checksum.
     Raises:
         DataError: an id is negative or not below ``vocab_size``; names position and document.
         OSError: the disk fails.
     """
-    checksums = StreamChecksums()
+    checksums = StreamChecksums(block_bytes)
     is_empty = np.diff(document_ends, prepend=0) == 0
     unended, first_unended, position, document = 0, None, 0, 0
     for piece in read_pieces(path):

@@ -9,7 +9,7 @@ from data_tools.corpus.reader import Corpus
 from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
 from data_tools.corpus.token_scan import TokenScan, scan_tokens
 from data_tools.errors import DataError
-from data_tools.io.checksums import BLOCK_BYTES, CRC_DTYPE, sha256_of_file
+from data_tools.io.checksums import CRC_DTYPE, sha256_of_file
 from data_tools.io.progress import progress_bar
 
 _BLOCKS_NAMED = 5
@@ -38,7 +38,15 @@ def verify(prefix: str | Path) -> Sidecar:
     bin_path = corpus_path(prefix, "bin")
     with progress_bar("verifying", sidecar.bin.size_bytes) as progress:
         # No limit on the ids: damage shows in the checksums, which name the blocks.
-        scan = scan_tokens(bin_path, index.dtype, index.document_ends(), sidecar.end_of_document, None, progress)
+        scan = scan_tokens(
+            bin_path,
+            index.dtype,
+            index.document_ends(),
+            sidecar.end_of_document,
+            None,
+            progress,
+            block_bytes=sidecar.crc_block_bytes,
+        )
     problems = _token_problems(prefix, sidecar, scan)
     if problems:
         raise DataError("\n".join(problems))
@@ -78,8 +86,9 @@ def _token_problems(prefix: str | Path, sidecar: Sidecar, scan: TokenScan) -> li
     expected = np.fromfile(corpus_path(prefix, "crc"), dtype=CRC_DTYPE)
     damaged = np.flatnonzero(actual != expected)
     for block in damaged[:_BLOCKS_NAMED].tolist():
-        last = min((block + 1) * BLOCK_BYTES, sidecar.bin.size_bytes) - 1
-        problems.append(f"{bin_path}: block {block} (bytes {block * BLOCK_BYTES} to {last}) is damaged")
+        first = block * sidecar.crc_block_bytes
+        last = min(first + sidecar.crc_block_bytes, sidecar.bin.size_bytes) - 1
+        problems.append(f"{bin_path}: block {block} (bytes {first} to {last}) is damaged")
     if len(damaged) > _BLOCKS_NAMED:
         problems.append(f"{bin_path}: {len(damaged)} of {len(expected)} blocks are damaged")
     if not len(damaged) and scan.checksums.sha256() != sidecar.bin.sha256:

@@ -21,7 +21,7 @@ from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output, open_unfollowed
-from data_tools.io.checksums import BLOCK_BYTES, read_pieces
+from data_tools.io.checksums import read_pieces
 from data_tools.stages.tokenize_encode import ENTRY
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
@@ -30,6 +30,8 @@ _BUCKETS = 8
 _SMALLEST_BUCKET_TOKENS = 2 * 1024 * 1024
 # A longer document that is alone in its run is copied from there, not held in memory.
 _LARGE_TOKENS = 1024 * 1024
+# Of a block that is written in place: no page of any machine is larger.
+_BLOCK_BYTES = 65536
 _TOKEN_FILE = re.compile(r"tokens-[0-9a-f]{64}\.bin")
 
 
@@ -219,7 +221,7 @@ class _Bucket:
 def _write_range(descriptor: int, position: int, pieces: Iterator[memoryview]) -> tuple[bytes, bytes]:
     """Writes the whole blocks of a range that begins at byte ``position``; gives the bytes before and after them."""
     head = bytearray()
-    wanted = -position % BLOCK_BYTES
+    wanted = -position % _BLOCK_BYTES
     rest = bytearray()
     position += wanted
     for piece in pieces:
@@ -227,14 +229,14 @@ def _write_range(descriptor: int, position: int, pieces: Iterator[memoryview]) -
         head += piece[:taken]
         piece = piece[taken:]
         if rest:
-            taken = min(BLOCK_BYTES - len(rest), len(piece))
+            taken = min(_BLOCK_BYTES - len(rest), len(piece))
             rest += piece[:taken]
             piece = piece[taken:]
-            if len(rest) < BLOCK_BYTES:
+            if len(rest) < _BLOCK_BYTES:
                 continue
             position += _write(descriptor, position, memoryview(bytes(rest)))
             rest.clear()
-        whole = len(piece) - len(piece) % BLOCK_BYTES
+        whole = len(piece) - len(piece) % _BLOCK_BYTES
         position += _write(descriptor, position, piece[:whole])
         rest += piece[whole:]
     return bytes(head), bytes(rest)

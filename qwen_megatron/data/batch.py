@@ -36,6 +36,13 @@ class Batch:
     samples: tuple[object | None, ...]
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the tensors."""
+        tensors = (self.tokens_bs, self.labels_bs, self.loss_mask_bs, self.position_ids_bs, *self.extras.values())
+        documents = 0 if self.document_ids_bs is None else self.document_ids_bs.nbytes
+        return sum(tensor.nbytes for tensor in tensors) + documents
+
 
 def split_sequence(batch: Batch, group: dist.ProcessGroup) -> Batch:
     """The part of a batch that a context-parallel rank works on; the whole batch in a group of one."""
@@ -80,5 +87,18 @@ def make_batch(
         position_ids_bs=torch.arange(seq_length).expand(len(rows), -1).contiguous(),
         # The end token still belongs to the document that it ends.
         document_ids_bs=ends.cumsum(dim=1) - ends if mask_documents else None,
+        samples=tuple(samples),
+    )
+
+
+def blank_batch(samples: Sequence[object | None], seq_length: int) -> Batch:
+    """A batch of zeros that takes no memory, for a stage that needs its samples and shapes only."""
+    zeros_bs = torch.zeros((), dtype=torch.int64).expand(len(samples), seq_length)
+    return Batch(
+        tokens_bs=zeros_bs,
+        labels_bs=zeros_bs,
+        loss_mask_bs=torch.zeros(()).expand(len(samples), seq_length),
+        position_ids_bs=zeros_bs,
+        document_ids_bs=None,
         samples=tuple(samples),
     )

@@ -1,21 +1,30 @@
-"""Micro-batches of one data-parallel rank, read ahead by a few threads.
+"""Micro-batches of one data-parallel rank, read ahead by a few threads of the ranks that read.
 
-Threads, not processes: a sample is a read from a file and a checksum, both outside of the interpreter lock.
+Threads, not processes: a sample is a read from a file and a checksum, both outside of the interpreter lock. Who reads,
+and how the others get what they need: docs/design/010-data-reading.md.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.protocol import BatchShape, Dataset
+from qwen_megatron.data.sharing import READER, SharedBatches
+
+# What one stream may hold of batches that were read and not yet asked for.
+READ_AHEAD_BYTES = 256 * 2**20
 
 
 class Loader:
-    """Reads the samples of consecutive steps.
+    """The samples of consecutive steps, read by one rank of each group that needs them.
 
     The samples of a step are a function of the step's first sample number alone: step by step the whole job reads the
     same samples on any layout, and going on from a checkpoint is starting at its consumed samples.
@@ -28,6 +37,12 @@ class Loader:
         num_workers: Threads that read ahead; 0 reads when asked.
         microbatch_multiple: Evaluation is filled up to a multiple of this many micro-batches, which an interleaved
             pipeline needs.
+        read_ahead: Micro-batches that may be read before they are asked for, such as those of a step; never more than
+            `READ_AHEAD_BYTES` of them. None for two a thread.
+        group: Ranks that take the same micro-batches in the same order; its first rank reads and sends. None: this rank
+            reads for itself.
+        device: Where the group's tensors must lie.
+        needs_tokens: Whether this rank's pipeline stage sees tokens or labels; the same on all ranks of the group.
     """
 
     def __init__(
@@ -39,14 +54,24 @@ class Loader:
         data_parallel_size: int,
         num_workers: int,
         microbatch_multiple: int = 1,
+        read_ahead: int | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+        needs_tokens: bool = True,
     ):
         self.dataset = dataset
         self.micro_batch_size = micro_batch_size
         self.rank = data_parallel_rank
         self.data_parallel_size = data_parallel_size
         self.microbatch_multiple = microbatch_multiple
-        self.workers = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
-        self.ahead = 2 * num_workers
+        self.group = None if group is None or group.size() == 1 else group
+        self.device = device or torch.device("cpu")
+        self.needs_tokens = needs_tokens
+        reads = self.group is None or self.group.rank() == READER
+        # Threads start with their first work: a rank that never reads has none.
+        self.workers = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers and reads else None
+        self.first_ahead = 2 * num_workers
+        self.ahead = self.first_ahead if read_ahead is None else read_ahead
 
     @property
     def shape(self) -> BatchShape:
@@ -54,8 +79,8 @@ class Loader:
         return self.dataset.shape(self.micro_batch_size)
 
     def training(self, consumed_samples: int) -> Iterator[Batch]:
-        """Micro-batches from sample number `consumed_samples` on, without end."""
-        return self.read_ahead(self.training_ids(consumed_samples))
+        """Micro-batches from sample number `consumed_samples` on, without end; see `stream`."""
+        return self.stream(self.training_ids(consumed_samples))
 
     def training_ids(self, consumed_samples: int) -> Iterator[list[Any | None]]:
         while True:
@@ -65,12 +90,15 @@ class Loader:
 
     def evaluation(self) -> Iterator[Batch]:
         """All held-out samples once; every rank gets as many micro-batches, filled up with rows that do not count."""
-        ids: list[Any | None] = list(self.dataset.eval_ids)
         stride = self.micro_batch_size * self.data_parallel_size
-        ids += [None] * (-len(ids) % (stride * self.microbatch_multiple))
         first = self.rank * self.micro_batch_size
-        rows = (ids[start + first : start + first + self.micro_batch_size] for start in range(0, len(ids), stride))
-        return self.read_ahead(rows)
+        starts = range(first, self.num_evaluation_microbatches * stride, stride)
+        return self.stream(self.held_out_ids(start) for start in starts)
+
+    def held_out_ids(self, start: int) -> list[Any | None]:
+        """A micro-batch of held-out samples from place `start` on; None beyond the last."""
+        ids: list[Any | None] = list(self.dataset.eval_ids[start : start + self.micro_batch_size])
+        return ids + [None] * (self.micro_batch_size - len(ids))
 
     @property
     def num_evaluation_microbatches(self) -> int:
@@ -78,15 +106,51 @@ class Loader:
         group = self.micro_batch_size * self.data_parallel_size * self.microbatch_multiple
         return -(-len(self.dataset.eval_ids) // group) * self.microbatch_multiple
 
+    def stream(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
+        """Micro-batches of samples, by whichever way this rank gets them.
+
+        Taking one is a collective over the group, if there is one: its ranks take as many of a stream as each other,
+        and of several streams in the same order.
+
+        Raises:
+            DataError: if a file is damaged, on the rank that reads it; `ReaderDataError` on those it reads for.
+        """
+        if not self.needs_tokens:
+            first = next(ids, None)
+            if first is None:
+                return
+            ids = itertools.chain([first], ids)
+            if self.dataset.batch_without_tokens(first) is not None:
+                yield from self.unread(ids)
+                return
+        if self.group is None:
+            yield from self.read_ahead(ids)
+            return
+        shared = SharedBatches(self.group, self.device)
+        if self.group.rank() == READER:
+            yield from shared.send(self.read_ahead(ids))
+        else:
+            yield from shared.receive(ids)
+
+    def unread(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
+        for group in ids:
+            batch = self.dataset.batch_without_tokens(group)
+            assert batch is not None, "whether a stage without tokens needs to read may not depend on the samples"
+            yield batch
+
     def read_ahead(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
         if self.workers is None:
             yield from map(self.dataset.batch, ids)
             return
         pending: deque[Future[Batch]] = deque()
+        # How large a batch is, is known from the first one.
+        limit = min(self.ahead, self.first_ahead)
         for group in ids:
             pending.append(self.workers.submit(self.dataset.batch, group))
-            if len(pending) > self.ahead:
-                yield pending.popleft().result()
+            while len(pending) > limit:
+                batch = pending.popleft().result()
+                limit = min(self.ahead, max(1, READ_AHEAD_BYTES // max(1, batch.size_bytes)))
+                yield batch
         while pending:
             yield pending.popleft().result()
 

@@ -53,6 +53,15 @@ class Dataset(abc.ABC):
             DataError: if a file is damaged.
         """
 
+    def batch_without_tokens(self, ids: Sequence[Any | None]) -> Batch | None:
+        """A micro-batch for a pipeline stage that sees neither tokens nor labels; nothing is read for it.
+
+        Returns:
+            A batch of the right shapes with zeros in place of what is read; None, the default, if such a stage needs
+            something of it, as the numbers of documents or an extra field. It may not depend on the samples which.
+        """
+        return None
+
     @abc.abstractmethod
     def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
         """What the samples come from, for checkpoints: by name, JSON values.

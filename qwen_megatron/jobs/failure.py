@@ -19,6 +19,7 @@ from qwen_megatron.errors import (
     ConfigError,
     DataError,
     NonFiniteError,
+    ReaderFailed,
     ReplicaError,
     TrainingError,
     UnseenCheckpoint,
@@ -81,7 +82,9 @@ def restart_helps(error: BaseException, activity: str) -> bool:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another rank is gone or silent."""
+    """Whether another rank is gone or silent, or has said that it fails: its own record says why."""
+    if isinstance(error, ReaderFailed):
+        return True
     kinds = {kind.__name__ for kind in type(error).__mro__}
     # gloo's errors have no class of their own, but name their source file.
     return "DistError" in kinds or ("RuntimeError" in kinds and ("gloo/" in str(error) or "NCCL" in str(error)))

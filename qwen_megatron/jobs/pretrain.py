@@ -63,6 +63,10 @@ class Pretraining(Job):
             microbatch_multiple=(
                 groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
             ),
+            read_ahead=config.num_microbatches,
+            group=groups.tp_cp,
+            device=groups.device,
+            needs_tokens=groups.is_first_stage or groups.is_last_stage,
         )
         self.guard = StepGuard(max_skips=training.skip_nonfinite_steps, spike_sigmas=training.spike_sigmas)
         self.batches: Iterator[Batch] | None = None

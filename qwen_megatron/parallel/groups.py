@@ -54,6 +54,11 @@ class Groups:
         return self.collection.dp_cp
 
     @property
+    def tp_cp(self) -> dist.ProcessGroup:
+        """Ranks of one pipeline stage and one replica: they run the same micro-batches in the same order."""
+        return self.collection.tp_cp
+
+    @property
     def is_first_stage(self) -> bool:
         return self.pp.rank() == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from qwen_megatron.errors import TrainingError
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.train.micro_batches import StepBatches, fanned_out
 from qwen_megatron.train.objective import Objective
 from qwen_megatron.train.optimizer import gradient_norm, update
 from qwen_megatron.train.step_guard import Measured, StepGuard, Verdict
@@ -73,8 +73,7 @@ def train_step(
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
     """
     guard = guard or StepGuard()
-    with trainable.timers.enter("data"):
-        taken = list(itertools.islice(batches, num_microbatches))
+    taken = StepBatches(batches, num_microbatches, keeps=guard.may_run_again)
     measure = functools.partial(measure_gradient, trainable, objective, taken, shape, step)
     with trainable.timed():
         verdict = guard.decide(trainable, step, measure(), measure)
@@ -94,7 +93,7 @@ def train_step(
 
 
 def measure_gradient(
-    trainable: Trainable, objective: Objective, batches: list[Batch], shape: BatchShape, step: int
+    trainable: Trainable, objective: Objective, batches: StepBatches, shape: BatchShape, step: int
 ) -> Measured:
     """Leaves the gradient of the micro-batches in the optimizer's buffers; no weight is touched."""
     with trainable.timers.enter("optimizer"):
@@ -103,7 +102,7 @@ def measure_gradient(
             chunk.zero_grad_buffer()
         trainable.trained.zero_grad()
     outputs = forward_backward(
-        trainable, objective, iter(batches), shape=shape, num_microbatches=len(batches), forward_only=False, step=step
+        trainable, objective, iter(batches), shape=shape, num_microbatches=batches.count, forward_only=False, step=step
     )
     own_loss = sum(output[0].item() for output in outputs) if trainable.groups.is_last_stage else 0.0
     with trainable.timers.enter("communication"):
@@ -157,13 +156,14 @@ def forward_backward(
 ) -> list[torch.Tensor]:
     """Sends micro-batches through Megatron's schedule, on the model's own groups.
 
+    Each is taken when the first forward pass asks for it, and let go when backward pass and loss are done with it.
+
     Returns:
         On the last stage, for each micro-batch, fp64 [2 + metrics]: total, count, sums of the metrics.
     """
     groups = trainable.groups
     # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
-    with trainable.timers.enter("data"):
-        step_batches = [split_sequence(batch, groups.cp) for batch in itertools.islice(batches, num_microbatches)]
+    streams = fanned_out(own_parts(trainable, batches, num_microbatches), len(trainable.chunks))
     schedule = get_forward_backward_func(
         pp_size=groups.pp.size(), vp_size=trainable.models[0].config.virtual_pipeline_model_parallel_size
     )
@@ -172,7 +172,7 @@ def forward_backward(
             forward_step_func=functools.partial(
                 forward_step, objective=objective, context=functools.partial(attention_context, trainable, step)
             ),
-            data_iterator=[iter(step_batches) for _ in trainable.chunks],
+            data_iterator=streams,
             model=trainable.chunks,
             num_microbatches=num_microbatches,
             seq_length=shape.seq_length,
@@ -182,6 +182,18 @@ def forward_backward(
             pg_collection=groups.collection,
         )
     return outputs
+
+
+def own_parts(trainable: Trainable, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """What this rank works on of each of the next `count` micro-batches; waiting for one is a phase of its own."""
+    for _ in range(count):
+        with trainable.timers.enter("data"):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            part = split_sequence(batch, trainable.groups.cp)
+        del batch
+        yield part
 
 
 def forward_step(

@@ -83,6 +83,11 @@ class StepGuard:
         self.skipped_in_a_row = 0
         self.skipped = 0
 
+    @property
+    def may_run_again(self) -> bool:
+        """Whether the next step may be asked to run again, so that its micro-batches must be kept."""
+        return math.isfinite(self.spike_limit())
+
     def decide(self, trainable: Trainable, step: int, measured: Measured, again: Callable[[], Measured]) -> Verdict:
         """Judges a gradient; one collective, more only where something is wrong.
 

@@ -60,9 +60,9 @@ def write_formula_corpus(prefix: Path, num_documents: int, end: int = END_OF_TEX
     return prefix
 
 
-def write_sparse_corpus(prefix: Path, num_tokens: int) -> Path:
+def write_sparse_corpus(prefix: Path, num_tokens: int, block_bytes: int = BLOCK_BYTES) -> Path:
     """A corpus of zeros that takes no room on the disk: .bin and .crc are holes; what is read must be sealed."""
-    sizes = {"bin": 4 * num_tokens, "crc": 4 * num_blocks(4 * num_tokens), "idx": 0}
+    sizes = {"bin": 4 * num_tokens, "crc": 4 * num_blocks(4 * num_tokens, block_bytes), "idx": 0}
     for suffix, size in sizes.items():
         with corpus_path(prefix, suffix).open("wb") as file:
             file.truncate(size)
@@ -79,8 +79,18 @@ def write_sparse_corpus(prefix: Path, num_tokens: int) -> Path:
         inputs=(),
         tool_version="test",
         created="2026-01-01T00:00:00Z",
+        crc_block_bytes=block_bytes,
         **digests,
     ).write(corpus_path(prefix, "json"))
+    return prefix
+
+
+def write_zero_corpus(prefix: Path, num_tokens: int, block_bytes: int = BLOCK_BYTES) -> Path:
+    """A sparse corpus whose every block is sealed; a whole number of blocks."""
+    blocks, rest = divmod(4 * num_tokens, block_bytes)
+    assert not rest
+    write_sparse_corpus(prefix, num_tokens, block_bytes)
+    np.full(blocks, zlib.crc32(bytes(block_bytes)), dtype=CRC_DTYPE).tofile(corpus_path(prefix, "crc"))
     return prefix
 
 

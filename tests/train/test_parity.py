@@ -13,6 +13,7 @@ from tests.support.training import DEMO, Steps, pretrain_on_ranks, rows, train_o
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
+PP4 = "parallel.pipeline_model_parallel_size=4"
 SP = "parallel.sequence_parallel=true"
 VPP2 = "parallel.virtual_pipeline_model_parallel_size=2"
 CP2 = "parallel.context_parallel_size=2"
@@ -60,13 +61,16 @@ LAYOUTS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("plain", 2, (PP2, FIRST1)),
     ("plain", 2, (REDUCE, GATHER)),
     ("plain", 4, (TP2, PP2)),
+    ("plain", 4, (PP4,)),
     ("plain", 4, (CP2, SELECTIVE)),
     ("plain", 4, (TP2, SP, PP2, VPP2, FULL)),
     ("plain", 8, (TP2, SP, PP2, CP2)),
     ("plain", 8, (TP2, SP, PP2, VPP2, REDUCE, GATHER)),
     ("documents", 4, (CP2,)),
     ("documents", 4, (TP2, SP, PP2)),
+    ("documents", 4, (PP4,)),
     ("dropout", 4, (PP2, VPP2)),
+    ("dropout", 4, (PP4,)),
     ("dropout", 4, (TP2, SP, CP2, FULL)),
     ("tied, 2 key groups, 6 layers", 2, (PP2, VPP2, LAST2)),
     ("tied, 2 key groups, 6 layers", 4, (TP2, SP, PP2)),

@@ -137,6 +137,12 @@ class BlendedDataset(Dataset):
         rows = [None if sample is None else self.tokens(sample) for sample in ids]
         return make_batch(rows, ids, self.seq_length, self.end_of_document, mask_documents=self.mask_documents)
 
+    def batch_without_tokens(self, ids: Sequence[SampleId | None]) -> Batch | None:
+        """See `Dataset.batch_without_tokens`: a stage in the middle needs to know documents, if anything."""
+        from qwen_megatron.data.batch import blank_batch
+
+        return None if self.mask_documents else blank_batch(ids, self.seq_length)
+
     def check_unchanged(self) -> None:
         """Before anything that was learned from the corpora is kept or judged: are their files what they were?
 

@@ -1,5 +1,6 @@
 """Opening and reading a corpus: damage is refused, with the file's name, before a wrong token is returned."""
 
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from data_tools.corpus import reader as corpus_module
 from data_tools.corpus.index import CorpusIndex
+from data_tools.corpus.merge import merge
 from data_tools.corpus.reader import Corpus
 from data_tools.corpus.sidecar import Sidecar
 from data_tools.corpus.verify import verify
@@ -26,7 +28,7 @@ from data_tools.errors import DataError
 from data_tools.io.checksums import BLOCK_BYTES, StreamChecksums
 from data_tools.stages.tokenize_files import tokenize
 
-# Larger than a few 64 KiB blocks, with a short last one.
+# Larger than a few blocks, with a short last one.
 LARGE = [f"{number} " * 300 for number in range(120)]
 
 
@@ -430,3 +432,66 @@ def test_verify_compares_index_and_tokens(make_corpus: Callable[..., Path]) -> N
     assert Sidecar.read(prefix).num_tokens == Sidecar.read(other).num_tokens
     with pytest.raises(DataError, match=r"1 documents, first document 0, do not end with 151643"):
         verify(prefix)
+
+
+def with_blocks_of_earlier_versions(prefix: Path) -> Path:
+    """The corpus as it was written before blocks were pages: a checksum for each 64 KiB, which the sidecar omits."""
+    content = Path(f"{prefix}.bin").read_bytes()
+    sums = [zlib.crc32(content[start : start + 65536]) for start in range(0, len(content), 65536)]
+    crc = struct.pack(f"<{len(sums)}I", *sums)
+    Path(f"{prefix}.crc").write_bytes(crc)
+    digest = {"size_bytes": len(crc), "sha256": hashlib.sha256(crc).hexdigest()}
+    edit_sidecar(prefix, crc=digest, crc_block_bytes="DELETE")
+    return prefix
+
+
+def test_a_corpus_of_an_earlier_version_reads_and_finds_damage(large: Path) -> None:
+    expected = all_tokens(large)
+    old = with_blocks_of_earlier_versions(large)
+    assert verify(old).crc_block_bytes == 65536
+    corpus = Corpus.open(old)
+    assert np.array_equal(corpus.tokens(0, corpus.num_tokens), expected)
+    flip(Path(f"{old}.bin"), 65536 + 777)
+    corpus = Corpus.open(old)
+    corpus.tokens(0, 5)
+    with pytest.raises(DataError, match=r"corpus\.bin: block 1 \(bytes 65536 to 131071\) has CRC-32"):
+        corpus.tokens(65536 // 4, 5)
+    with pytest.raises(DataError, match=r"corpus\.bin: block 1 \(bytes 65536 to 131071\) is damaged"):
+        verify(old)
+
+
+def test_merging_brings_a_corpus_of_an_earlier_version_up_to_date(large: Path, tmp_path: Path) -> None:
+    expected = all_tokens(large)
+    old = with_blocks_of_earlier_versions(large)
+    sidecar = merge([old], tmp_path / "new")
+    assert sidecar.crc_block_bytes == BLOCK_BYTES
+    assert sidecar.fingerprint == Corpus.open(old).fingerprint
+    assert verify(tmp_path / "new").tokenizer == Corpus.open(old).sidecar.tokenizer
+    assert np.array_equal(all_tokens(tmp_path / "new"), expected)
+    flip(Path(f"{old}.bin"), 5)
+    with pytest.raises(DataError, match=r"corpus\.bin: is damaged"):
+        merge([old], tmp_path / "other")
+
+
+@pytest.mark.parametrize("value", [0, 4095, 8192, "4096", None])
+def test_blocks_of_another_size_are_refused(large: Path, value: Any) -> None:
+    edit_sidecar(large, crc_block_bytes=value)
+    with pytest.raises(DataError, match=r"corpus\.json: field crc_block_bytes"):
+        Corpus.open(large)
+
+
+def test_what_is_read_is_sized_to_what_is_asked_for(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.open(large)
+    read, pread = [], os.pread
+
+    def counted(descriptor: int, count: int, position: int) -> bytes:
+        read.append(count)
+        return pread(descriptor, count, position)
+
+    monkeypatch.setattr(os, "pread", counted)
+    # A sample of 2048 tokens at a place of its own: three pages and their checksums, where 64 KiB were read.
+    corpus.tokens(5 * 2048, 2049)
+    assert sum(read) == 3 * BLOCK_BYTES + 3 * 4
+    read.clear()
+    corpus.tokens(5 * 2048, 2049)
+    assert read == [4 * 2049]
