@@ -48,7 +48,7 @@ class ParallelOptions:
     context_parallel_size: int = field(
         default=1,
         metadata=count(
-            "Processes that share every sequence, two chunks each so that causal attention is balanced.",
+            "Processes that share every sequence, two slices each so that causal attention is balanced.",
             maximum=MAX_PROCESSES,
         ),
     )
