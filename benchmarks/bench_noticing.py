@@ -1,4 +1,4 @@
-"""What it costs to notice: judge, replica check, straggler report and watch, in shares of a step.
+"""What it costs to notice: step guard, weight consistency, straggler report and watch, in shares of a step.
 
     torchrun --nproc-per-node 2 benchmarks/bench_noticing.py
 
@@ -96,9 +96,9 @@ def main() -> None:
     checks = config.logging.replica_check_interval
     # Name, seconds of one, steps between two.
     parts = [
-        ("judge", median_seconds(lambda: guard.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
+        ("step guard", median_seconds(lambda: guard.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
         (
-            "replica check",
+            "weight consistency",
             median_seconds(lambda: check_weight_consistency(trainable, 1), 5),
             checks,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -429,6 +430,13 @@ KEEPS = [
 @pytest.mark.parametrize("text", KEEPS)
 def test_rules_find_nothing_in_good_code(text: str) -> None:
     assert [list(rule("qwen_megatron.train.step", ast.parse(text))) for rule in RULES] == [[]] * len(RULES)
+
+
+def test_only_bindings_know_pybind11() -> None:
+    """Kernels are plain C++: the files of csrc/ that name pybind11 or Python are the bindings."""
+    foreign = [path.name for path in (ROOT / "csrc").iterdir() if re.search(r"pybind11|Python\.h", path.read_text())]
+    assert len(foreign) >= 5
+    assert {name for name in foreign if not name.startswith("bindings")} == set()
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -22,7 +22,7 @@ DTYPE_CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint1
 _DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 _FLOAT_CODES = {6: "float64", 7: "float32"}
 _HEADER = struct.Struct("<9sQBQQ")
-_CHUNK = 1024 * 1024
+_ENTRIES_AT_ONCE = 1024 * 1024
 
 
 class CorpusIndex:
@@ -156,7 +156,7 @@ class CorpusIndex:
             DataError: names the first sequence or document that breaks a rule.
         """
         expected = 0
-        for first, lengths, offsets in self._sequence_chunks():
+        for first, lengths, offsets in self._sequence_ranges():
             if (lengths < 0).any():
                 sequence = first + int(np.argmax(lengths < 0))
                 raise DataError(f"{self.path}: sequence {sequence} has length {int(self.lengths[sequence])}")
@@ -170,12 +170,12 @@ class CorpusIndex:
                     "again with Megatron's IndexedDatasetBuilder"
                 )
             expected = int(ends[-1])
-        for first in range(0, self.num_documents, _CHUNK):
-            steps = np.diff(self.document_indices[first : first + _CHUNK + 1])
+        for first in range(0, self.num_documents, _ENTRIES_AT_ONCE):
+            steps = np.diff(self.document_indices[first : first + _ENTRIES_AT_ONCE + 1])
             if (steps < 0).any():
                 raise DataError(f"{self.path}: document {first + int(np.argmax(steps < 0))} ends before it begins")
 
-    def _sequence_chunks(self) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        for first in range(0, self.num_sequences, _CHUNK):
-            chunk = slice(first, first + _CHUNK)
-            yield first, self.lengths[chunk].astype(np.int64), self.offsets[chunk].astype(np.int64)
+    def _sequence_ranges(self) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        for first in range(0, self.num_sequences, _ENTRIES_AT_ONCE):
+            entries = slice(first, first + _ENTRIES_AT_ONCE)
+            yield first, self.lengths[entries].astype(np.int64), self.offsets[entries].astype(np.int64)

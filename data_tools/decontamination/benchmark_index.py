@@ -40,7 +40,7 @@ class BenchmarkItem:
 class BenchmarkIndex:
     """n-grams of all ``items``, in normalised form: case, Unicode form, white space and symbols do not matter.
 
-    A text longer than memory allows may be searched in chunks that overlap by `num_words` - 1 words.
+    A text longer than memory allows may be searched in parts that overlap by `num_words` - 1 words.
 
     Attributes:
         items: those that are searched for.

@@ -6,6 +6,7 @@ neither do the edges, up to their order.
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -14,14 +15,7 @@ import numpy.typing as npt
 
 from data_tools.dedup.minhash import DEFAULT, NO_SHINGLE, MinHashConfig, band_keys
 from data_tools.errors import DataError
-from data_tools.io.atomic_file import (
-    atomic_output,
-    open_unfollowed,
-    refuse_link,
-    sync_directory,
-    sync_file,
-    temporary_file,
-)
+from data_tools.io.atomic_file import atomic_output, atomic_path, open_unfollowed, refuse_link
 
 RECORD = np.dtype([("key", "<u8"), ("document", "<u8")])
 
@@ -65,31 +59,26 @@ class BucketWriter:
             for band in range(config.bands)
             for part in range(num_parts)
         ]
+        self._files = ExitStack()
         self._temporary: list[Path] = []
         self._pending: list[list[npt.NDArray[np.void]]] = [[] for _ in self._paths]
 
     def __enter__(self) -> "BucketWriter":
-        for path in self._paths:
-            refuse_link(path.parent)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Not left open: there may be more of them than a process may have.
-            descriptor, temporary = temporary_file(path)
-            os.close(descriptor)
-            self._temporary.append(temporary)
+        with ExitStack() as files:
+            for path in self._paths:
+                refuse_link(path.parent)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Not left open: there may be more of them than a process may have.
+                self._temporary.append(files.enter_context(atomic_path(path)))
+            # Left first: what is still held in memory is written before the files get their names.
+            files.push(self._flush_unless_failed)
+            self._files = files.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._flush()
-            for path, temporary in zip(self._paths, self._temporary, strict=True):
-                sync_file(temporary)
-                temporary.replace(path)
-                sync_directory(path.parent)
-        else:
-            for temporary in self._temporary:
-                temporary.unlink(missing_ok=True)
+        self._files.__exit__(kind, error, trace)
 
     def add(self, documents: npt.NDArray[np.uint64], signatures: npt.NDArray[np.uint64]) -> None:
         """Adds documents by their signatures ([n, bands * rows]); those without words have no candidates."""
@@ -105,6 +94,12 @@ class BucketWriter:
                 self._pending[band * self.num_parts + part].append(records[parts == part])
         self._buffered += keys.size * RECORD.itemsize
         if self._buffered >= self._buffer_bytes:
+            self._flush()
+
+    def _flush_unless_failed(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
             self._flush()
 
     def _flush(self) -> None:

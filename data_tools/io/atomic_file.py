@@ -140,6 +140,31 @@ def atomic_output(path: Path, *, sync: bool = True, replace: bool = True) -> Ite
         sync_directory(path.parent)
 
 
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name for what writes to a path, not to a stream; ends as `atomic_output` does.
+
+    The file may be written in place or replaced by another one: it becomes as widely readable as the user's files are,
+    whatever the writer thinks (safetensors and everything else that goes through a temporary file make it private).
+
+    Raises:
+        OSError: the folder cannot be written to, or what was to be written is not there.
+    """
+    descriptor, temporary = temporary_file(path)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    try:
+        yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
+        sync_file(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content`` as `atomic_output` does."""
     with atomic_output(path) as stream:

@@ -82,6 +82,7 @@ def seal(
             tool_version=version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        # Written by many processes at their places in it, so no stream; it is synced above, before it gets its name.
         target.replace(corpus_path(corpus, "bin"))
         publish(folder, prefix, sidecar)
     return sidecar

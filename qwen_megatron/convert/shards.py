@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from data_tools.io.atomic_file import write_atomically
+from data_tools.io.atomic_file import atomic_path, write_atomically
 from qwen_megatron.convert.hf_folder import INDEX, SINGLE_FILE
 
 
@@ -65,7 +65,8 @@ def write_shards(folder: Path, shards: dict[str, list[str]], tensors: Iterable[t
             if name != expected:
                 raise RuntimeError(f"{name} came where {expected} was planned")
             content[name] = tensor.contiguous()
-        save_file(content, folder / file, metadata={"format": "pt"})
+        with atomic_path(folder / file) as temporary:
+            save_file(content, temporary, metadata={"format": "pt"})
 
 
 def write_index(folder: Path, shards: dict[str, list[str]], tensors: Mapping[str, PlannedTensor]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.parallel.context import take_chunks
+from qwen_megatron.parallel.context import take_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Batch:
 def split_sequence(batch: Batch, group: dist.ProcessGroup) -> Batch:
     """The part of a batch that a context-parallel rank works on; the whole batch in a group of one."""
     return Batch(
-        tokens_bs=take_chunks(batch.tokens_bs, 1, group),
-        labels_bs=take_chunks(batch.labels_bs, 1, group),
-        loss_mask_bs=take_chunks(batch.loss_mask_bs, 1, group),
-        position_ids_bs=take_chunks(batch.position_ids_bs, 1, group),
+        tokens_bs=take_slices(batch.tokens_bs, 1, group),
+        labels_bs=take_slices(batch.labels_bs, 1, group),
+        loss_mask_bs=take_slices(batch.loss_mask_bs, 1, group),
+        position_ids_bs=take_slices(batch.position_ids_bs, 1, group),
         document_ids_bs=batch.document_ids_bs,
         samples=batch.samples,
         extras=batch.extras,

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 LEFT = "left"
 # What is done after a step and before the next.
-BETWEEN_STEPS = ("evaluation", "replica check", "saving")
+BETWEEN_STEPS = ("evaluation", "weight consistency", "saving")
 # Ranks that look for themselves; more than one, because the first may be ended before it has told.
 DESCRIBERS = 3
 # Keys of one request.

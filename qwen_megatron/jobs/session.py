@@ -1,4 +1,4 @@
-"""What stands around any job: the ranks' meeting, watchdog, lock of the folder, failure record, logging, threads."""
+"""What stands around any job: rendezvous, watchdog, lock of the folder, failure record, logging, threads."""
 
 from __future__ import annotations
 

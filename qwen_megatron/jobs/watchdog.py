@@ -46,7 +46,7 @@ class Position:
 
 
 class Watchdog:
-    """A thread that beats and looks; a context, from the meeting of the ranks to the end.
+    """A thread that beats and looks; a context, from the rendezvous to the end.
 
     Args:
         store: The attempt's store; a connection of its own is made.

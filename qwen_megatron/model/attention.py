@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qwen_megatron.model.attention_context import AttentionContext, context_of
 from qwen_megatron.model.dropout import ATTENTION, derived_keys, dropout_mask, needed_keys
 from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
-from qwen_megatron.parallel.context import GatherSequence, chunks_of, take_chunks
+from qwen_megatron.parallel.context import GatherSequence, slice_numbers, take_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class TorchAttention(torch.nn.Module):
 def spans(
     document_ids_bs: torch.Tensor | None, count: int, group: dist.ProcessGroup, offset: int = 0
 ) -> list[list[Span]]:
-    """This rank's queries, cut where a document or one of its chunks of the sequence ends.
+    """This rank's queries, cut where a document or one of its slices of the sequence ends.
 
     Args:
         document_ids_bs: int64 [b, s], rising along the whole sequence; None for one document.
@@ -192,7 +192,7 @@ def spans(
 
 def row_spans(rows: slice, document_lengths: list[int], count: int, group: dist.ProcessGroup) -> list[Span]:
     """The spans of rows with these documents, in the order of this rank's queries."""
-    size, numbers = (count, (0,)) if group.size() == 1 else (count // 2, chunks_of(group))
+    size, numbers = (count, (0,)) if group.size() == 1 else (count // 2, slice_numbers(group))
     found = []
     for place, number in enumerate(numbers):
         # From a query's place in the whole sequence to its place on this rank.
@@ -219,7 +219,7 @@ class QwenCoreAttention(MegatronModule):
         kernel: Core attention module without positions (`TorchAttention`, Transformer Engine's).
         takes: What the kernel takes of an `AttentionContext`: `documents`, `dropout`, `cache`.
         rotary: Angles and stretching.
-        pg_collection: Groups; with context parallelism each rank holds two chunks of every sequence.
+        pg_collection: Groups; with context parallelism each rank holds two slices of every sequence.
         others: As in Megatron-Core's core attention modules.
     """
 
@@ -265,11 +265,11 @@ class QwenCoreAttention(MegatronModule):
             self.check_cache(context, stretch=stretch)
         base = dynamic_ntk_base(self.rotary, length) if stretch and self.rotary.use_dynamic_ntk else self.rotary.base
         cos, sin = rotary_table(base, self.rotary.head_size, length, query.device)
-        cos, sin = (take_chunks(table[context.offset :], 0, self.context_group) for table in (cos, sin))
+        cos, sin = (take_slices(table[context.offset :], 0, self.context_group) for table in (cos, sin))
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if stretch and self.rotary.use_logn_attn:
             scale = logn_scale(self.rotary, length, query.device)[context.offset :]
-            query = query * take_chunks(scale, 0, self.context_group).to(query.dtype)
+            query = query * take_slices(scale, 0, self.context_group).to(query.dtype)
         if context.cache is not None:
             key, value = context.cache.extend(self.layer_number, key, value, context.offset)
         # A kernel that takes nothing of the context gets none: Transformer Engine would look for packed sequences.

@@ -94,7 +94,7 @@ class HiddenDropout:
         probability: Of being dropped.
         layer: Number of the layer in the whole model, from 1; 0 is the embedding.
         place: One of the constants above.
-        context_group: Ranks that share a sequence by chunks.
+        context_group: Ranks that share a sequence by slices.
         split_group: Ranks that share it further under sequence parallelism; None without.
     """
 

@@ -13,7 +13,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 
-from qwen_megatron.model.loss import VocabularyShard, chunked_cross_entropy
+from qwen_megatron.model.loss import VocabularyShard, blockwise_cross_entropy
 from qwen_megatron.model.main_grad import accumulated
 
 
@@ -28,8 +28,8 @@ def head_log_probabilities(
 ) -> torch.Tensor:
     """Vocabulary-parallel output layer and log-softmax at chosen positions; any gradient may come back.
 
-    Logits are made in chunks of tokens, forward and, again, backward, where the gradient of each log-probability is
-    known: it takes the place of the loss mask in `model.loss.chunked_cross_entropy`.
+    Logits are made a block of tokens at a time, forward and, again, backward, where the gradient of each
+    log-probability is known: it takes the place of the loss mask in `model.loss.blockwise_cross_entropy`.
 
     Args:
         hidden_sbh: [s, b, h] bf16 or fp32, the last layer's output; [s / tp, b, h] under sequence parallelism.
@@ -64,7 +64,7 @@ class ChosenLogProbabilities(torch.autograd.Function):
         if not len(hidden_nh):
             return hidden_nh.new_zeros(0, dtype=torch.float32)
         everywhere = torch.ones_like(labels_n, dtype=torch.float32)
-        return -chunked_cross_entropy(hidden_nh, weight_vh, labels_n, everywhere, shard, None, None)
+        return -blockwise_cross_entropy(hidden_nh, weight_vh, labels_n, everywhere, shard, None, None)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -77,7 +77,7 @@ class ChosenLogProbabilities(torch.autograd.Function):
             main_grad = weight_vh.main_grad if accumulates else torch.zeros_like(weight_vh, dtype=torch.float32)
         if len(hidden_nh):
             factors_n = -grad_outputs[0].float()
-            chunked_cross_entropy(hidden_nh, weight_vh, labels_n, factors_n, ctx.shard, grad_hidden, main_grad)
+            blockwise_cross_entropy(hidden_nh, weight_vh, labels_n, factors_n, ctx.shard, grad_hidden, main_grad)
         if main_grad is None:
             return grad_hidden, None, None, None
         if not accumulates:

@@ -3,8 +3,8 @@
 Legend: s sequence, b micro-batch, n tokens (s * b), h hidden, v vocabulary rows, padded so that every tensor-parallel
 rank has as many.
 
-`head_cross_entropy` takes output layer and cross entropy together, a chunk of tokens at a time, and computes gradients
-in the forward pass: no [n, v] tensor is ever whole, and logits are made once. A chunk's logits are overwritten by
+`head_cross_entropy` takes output layer and cross entropy together, a block of tokens at a time, and computes gradients
+in the forward pass: no [n, v] tensor is ever whole, and logits are made once. A block's logits are overwritten by
 e = exp(logit - row maximum); the division by the row's sum is put off to the [n, h] side of the two gradient products,
 and the -1 at the label is written as -sum into e. Source: Wijmans et al. 2024 (arXiv 2411.09009) for the idea of never
 keeping the logits; the order of work is our own.
@@ -26,7 +26,7 @@ from qwen_megatron.model.main_grad import accumulated
 from qwen_megatron.platforms.comm_timer import comm_timer
 
 # Tokens whose logits are alive at a time. 512 x 152k logits in bf16 are 156 MB.
-CHUNK_TOKENS = 512
+BLOCK_TOKENS = 512
 # Elements that go through the softmax at a time: an fp32 piece of this size, 4 MB, stays in the cache, and threads meet
 # seldom: row by row, two of them spent more time waiting for each other than they saved.
 SOFTMAX_ELEMENTS = 1 << 20
@@ -115,7 +115,9 @@ def head_cross_entropy(
     if torch.is_grad_enabled() and (hidden_sbh.requires_grad or weight_vh.requires_grad):
         return HeadCrossEntropy.apply(*arguments)
     hidden_nh = whole_sequence(hidden_sbh, shard.tp_group, sequence_parallel).flatten(0, 1)
-    losses = chunked_cross_entropy(hidden_nh, weight_vh, labels_sb.flatten(), loss_mask_sb.flatten(), shard, None, None)
+    losses = blockwise_cross_entropy(
+        hidden_nh, weight_vh, labels_sb.flatten(), loss_mask_sb.flatten(), shard, None, None
+    )
     return losses.view_as(loss_mask_sb)
 
 
@@ -140,7 +142,7 @@ class HeadCrossEntropy(torch.autograd.Function):
             grad_weight = getattr(weight_vh, "main_grad", None)
             if grad_weight is None:
                 grad_weight = torch.zeros_like(weight_vh, dtype=torch.float32)
-        losses = chunked_cross_entropy(
+        losses = blockwise_cross_entropy(
             whole.flatten(0, 1),
             weight_vh,
             labels_sb.flatten(),
@@ -204,7 +206,7 @@ def whole_sequence(hidden_sbh: torch.Tensor, tp_group: dist.ProcessGroup, sequen
 
 
 @torch.no_grad()
-def chunked_cross_entropy(
+def blockwise_cross_entropy(
     hidden_nh: torch.Tensor,
     weight_vh: torch.Tensor,
     labels_n: torch.Tensor,
@@ -227,26 +229,26 @@ def chunked_cross_entropy(
         [n] fp32, as from `head_cross_entropy`.
     """
     weight_vh = weight_vh[: shard.num_valid]
-    logits = weight_vh.new_empty(min(CHUNK_TOKENS, len(hidden_nh)), shard.num_valid)
+    logits = weight_vh.new_empty(min(BLOCK_TOKENS, len(hidden_nh)), shard.num_valid)
     losses = []
-    for start in range(0, len(hidden_nh), CHUNK_TOKENS):
-        stop = min(start + CHUNK_TOKENS, len(hidden_nh))
+    for start in range(0, len(hidden_nh), BLOCK_TOKENS):
+        stop = min(start + BLOCK_TOKENS, len(hidden_nh))
         hidden, labels, mask = hidden_nh[start:stop], labels_n[start:stop], loss_mask_n[start:stop]
-        chunk = logits[: stop - start]
-        torch.mm(hidden, weight_vh.t(), out=chunk)
-        loss, factor = softmax_residual(chunk, labels, mask, shard)
+        block = logits[: stop - start]
+        torch.mm(hidden, weight_vh.t(), out=block)
+        loss, factor = softmax_residual(block, labels, mask, shard)
         losses.append(loss)
         if grad_hidden_nh is not None:
-            grad_hidden_nh[start:stop] = torch.mm(chunk, weight_vh) * factor[:, None]
+            grad_hidden_nh[start:stop] = torch.mm(block, weight_vh) * factor[:, None]
         if grad_weight_vh is not None:
-            add_weight_gradient(grad_weight_vh[: shard.num_valid], chunk, (hidden * factor[:, None]).to(hidden.dtype))
+            add_weight_gradient(grad_weight_vh[: shard.num_valid], block, (hidden * factor[:, None]).to(hidden.dtype))
     return torch.cat(losses)
 
 
 def softmax_residual(
     logits_nv: torch.Tensor, labels_n: torch.Tensor, loss_mask_n: torch.Tensor, shard: VocabularyShard
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of a chunk; its logits become the gradient of the masked sum, up to a factor for each row.
+    """Losses of a block; its logits become the gradient of the masked sum, up to a factor for each row.
 
     Args:
         logits_nv: [n, v / tp] without padding, overwritten.

@@ -1,6 +1,6 @@
 """Context parallelism: which part of a sequence a rank holds, and how the parts come together.
 
-A sequence is cut into 2 * size chunks; rank r holds chunks r and 2 * size - 1 - r, one with few visible keys and one
+A sequence is cut into 2 * size slices; rank r holds slices r and 2 * size - 1 - r, one with few visible keys and one
 with many, so that causal attention is balanced. Transformer Engine's ring attention expects the same order.
 """
 
@@ -14,13 +14,13 @@ import torch.distributed as dist
 from qwen_megatron.platforms.comm_timer import comm_timer
 
 
-def chunks_of(group: dist.ProcessGroup) -> tuple[int, int]:
-    """Numbers of the two chunks this rank holds, in the order it holds them."""
+def slice_numbers(group: dist.ProcessGroup) -> tuple[int, int]:
+    """Numbers of the two slices this rank holds, in the order it holds them."""
     return group.rank(), 2 * group.size() - 1 - group.rank()
 
 
-def take_chunks(whole: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
-    """This rank's two chunks of a sequence, one after the other.
+def take_slices(whole: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """This rank's two slices of a sequence, one after the other.
 
     Args:
         whole: Any tensor whose axis `dim` is the sequence, a multiple of 2 * size long.
@@ -29,8 +29,8 @@ def take_chunks(whole: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torc
     """
     if group.size() == 1:
         return whole
-    chunks = whole.chunk(2 * group.size(), dim=dim)
-    return torch.cat([chunks[number] for number in chunks_of(group)], dim=dim)
+    slices = whole.chunk(2 * group.size(), dim=dim)
+    return torch.cat([slices[number] for number in slice_numbers(group)], dim=dim)
 
 
 def positions_of(
@@ -41,19 +41,19 @@ def positions_of(
     Args:
         count: Tokens held.
         group: Context-parallel group.
-        split_group: Tensor-parallel group where sequence parallelism splits its chunks further; None where not.
+        split_group: Tensor-parallel group where sequence parallelism splits its slices further; None where not.
         device: Of the result.
     Returns:
         int64 [count].
     """
     parts = 1 if split_group is None else split_group.size()
     whole = torch.arange(count * parts * group.size(), device=device)
-    chunks = take_chunks(whole, 0, group)
-    return chunks if split_group is None else chunks.chunk(parts)[split_group.rank()]
+    held = take_slices(whole, 0, group)
+    return held if split_group is None else held.chunk(parts)[split_group.rank()]
 
 
 class GatherSequence(torch.autograd.Function):
-    """Every rank's chunks in their natural order; in the backward pass each rank gets the sum for its own."""
+    """Every rank's slices in their natural order; in the backward pass each rank gets the sum for its own."""
 
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -64,7 +64,7 @@ class GatherSequence(torch.autograd.Function):
         with comm_timer():
             dist.all_gather_into_tensor(gathered.flatten(0, 1), part.contiguous(), group=group)
         halves = gathered.unflatten(1, (2, part.size(0) // 2))
-        # Rank r's first half is chunk r; second halves come in reverse.
+        # Rank r's first half is slice r; second halves come in reverse.
         return torch.cat((halves[:, 0].flatten(0, 1), halves[:, 1].flip(0).flatten(0, 1)))
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Where the ranks of one attempt meet, before there is any group.
 
 torchrun keeps one store for all attempts of a job (torch 2.13), and with it what killed processes left there: restarted
-ranks would look for the dead ones. So rank 0 gives every attempt a name of its own, and everything after the meeting
+ranks would look for the dead ones. So rank 0 gives every attempt a name of its own, and everything after the rendezvous
 happens under that name. The count of restarts will not do: two agents of one job count differently.
 
 Each other rank says hello with a word nobody used before. An answer to that word can only come from the rank 0 of its

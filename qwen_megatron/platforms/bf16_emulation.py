@@ -77,22 +77,24 @@ def bmm(left_bmk: torch.Tensor, right_bkn: torch.Tensor) -> torch.Tensor:
 
 def attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """[b, heads, s, d] bf16 attention and its fp32 logarithms of sums, as of torch's fused kernel for the CPU."""
-    output, log_sums = aten._scaled_dot_product_flash_attention_for_cpu(*map(wide, args), **wide_values(kwargs))
+    output, log_sums = aten._scaled_dot_product_flash_attention_for_cpu(*map(in_fp32, args), **values_in_fp32(kwargs))
     return output.bfloat16(), log_sums
 
 
 def attention_backward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
     """[b, heads, s, d] bf16 gradients of query, key and value."""
     backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return tuple(gradient.bfloat16() for gradient in backward(*map(wide, args), **wide_values(kwargs)))
+    return tuple(gradient.bfloat16() for gradient in backward(*map(in_fp32, args), **values_in_fp32(kwargs)))
 
 
-def wide(value: Any) -> Any:
+def in_fp32(value: Any) -> Any:
+    """A bf16 tensor as fp32; everything else as it is."""
     return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
 
-def wide_values(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: wide(value) for name, value in kwargs.items()}
+def values_in_fp32(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments with bf16 tensors as fp32."""
+    return {name: in_fp32(value) for name, value in kwargs.items()}
 
 
 PRODUCTS: dict[Any, Callable[..., Any]] = {

@@ -68,14 +68,14 @@ def next_step(run: Run) -> StepRecord:
     return step_record(run, outcome, seconds, phase_seconds, peak_bytes, own_seconds)
 
 
-def measured_on_all_ranks(phases: dict[str, float], peak_bytes: int, groups: Groups) -> tuple[dict[str, float], int]:
+def measured_on_all_ranks(own: dict[str, float], peak_bytes: int, groups: Groups) -> tuple[dict[str, float], int]:
     """What the ranks measured beside each other, in one collective.
 
     Returns:
         Mean of each of a step's phases, in their order, which add up to a step's time as one rank's own do; and the
         largest peak of memory.
     """
-    seconds = [phases.get(name, 0.0) for name in STEP_PHASES]
+    seconds = [own.get(name, 0.0) for name in STEP_PHASES]
     mine = torch.tensor([*seconds, peak_bytes], dtype=torch.float64, device=groups.device)
     gathered = mine.new_empty(groups.world_size * len(mine))
     dist.all_gather_into_tensor(gathered, mine)

@@ -20,17 +20,17 @@ PIECE = 1 << 18
 
 
 def build_optimizer(
-    chunks: Sequence[DistributedDataParallel], options: OptimizerConfig, precision: str, groups: Groups
+    model_chunks: Sequence[DistributedDataParallel], options: OptimizerConfig, precision: str, groups: Groups
 ) -> DistributedOptimizer:
     """AdamW whose fp32 master weights and moments are split over the data-parallel ranks.
 
     Weight decay is off for norms and biases (Megatron-Core's rule: parameters with one axis).
 
     Args:
-        chunks: The wrapped pieces of the model on this rank.
+        model_chunks: Those of this rank, wrapped for data parallelism.
         options: Resolved options.
         precision: `bf16` or `fp32`.
-        groups: That the chunks were built on.
+        groups: That the model chunks were built on.
     """
     config = MegatronOptimizerConfig(
         optimizer="adam",
@@ -46,7 +46,7 @@ def build_optimizer(
         use_distributed_optimizer=True,
     )
     chained = get_megatron_optimizer(
-        config, list(chunks), use_gloo_process_groups=False, pg_collection=groups.collection
+        config, list(model_chunks), use_gloo_process_groups=False, pg_collection=groups.collection
     )
     # One optimizer: Megatron-Core makes a second one only for experts.
     (optimizer,) = chained.chained_optimizers

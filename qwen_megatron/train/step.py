@@ -68,7 +68,7 @@ def train_step(
         step: Number of this step, for the masks of dropout and for messages.
         learning_rate: Rate of this step.
         clip_grad: Largest gradient norm; 0 for any.
-        judge: Says whether the gradient may be applied; None refuses what is not finite.
+        guard: Says whether the gradient may be applied; None refuses what is not finite.
     Raises:
         TrainingError: if loss or gradient is not finite on any rank; no weight has been touched then.
     """
@@ -97,7 +97,7 @@ def measure_gradient(
 ) -> Measured:
     """Leaves the gradient of the micro-batches in the optimizer's buffers; no weight is touched."""
     with trainable.timers.enter("optimizer"):
-        for chunk in trainable.chunks:
+        for chunk in trainable.model_chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         trainable.trained.zero_grad()
@@ -130,7 +130,7 @@ def evaluate(
     trainable: Trainable, objective: Objective, batches: Iterator[Batch], *, shape: BatchShape, num_microbatches: int
 ) -> tuple[float, dict[str, float]]:
     """Mean loss and metrics over micro-batches, equal on all ranks; the model is in evaluation mode meanwhile."""
-    for chunk in trainable.chunks:
+    for chunk in trainable.model_chunks:
         chunk.eval()
     with trainable.timed():
         outputs = forward_backward(
@@ -139,7 +139,7 @@ def evaluate(
         with trainable.timers.enter("communication"):
             measured = means(outputs, objective, trainable.groups)
     if trainable.optimizer is not None:
-        for chunk in trainable.chunks:
+        for chunk in trainable.model_chunks:
             chunk.train()
     return measured
 
@@ -162,8 +162,8 @@ def forward_backward(
         On the last stage, for each micro-batch, fp64 [2 + metrics]: total, count, sums of the metrics.
     """
     groups = trainable.groups
-    # Every chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
-    streams = fanned_out(own_parts(trainable, batches, num_microbatches), len(trainable.chunks))
+    # Every model chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
+    streams = fanned_out(own_parts(trainable, batches, num_microbatches), len(trainable.model_chunks))
     schedule = get_forward_backward_func(
         pp_size=groups.pp.size(), vp_size=trainable.models[0].config.virtual_pipeline_model_parallel_size
     )
@@ -173,7 +173,7 @@ def forward_backward(
                 forward_step, objective=objective, context=functools.partial(attention_context, trainable, step)
             ),
             data_iterator=streams,
-            model=trainable.chunks,
+            model=trainable.model_chunks,
             num_microbatches=num_microbatches,
             seq_length=shape.seq_length,
             micro_batch_size=shape.micro_batch_size,

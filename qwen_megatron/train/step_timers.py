@@ -86,35 +86,35 @@ class StepTimers:
 class Entered:
     """A phase as a context; a class, because some are entered for every collective and generators cost three times."""
 
-    def __init__(self, phases: StepTimers, name: str):
-        self.phases = phases
+    def __init__(self, timers: StepTimers, name: str):
+        self.timers = timers
         self.name = name
         self.depth = 0
 
     def __enter__(self) -> None:
-        self.depth = len(self.phases.stack)
-        self.phases.push(self.name)
+        self.depth = len(self.timers.stack)
+        self.timers.push(self.name)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             # Not one pop: what an exception left behind, if it was caught inside, goes too.
-            self.phases.cut(self.depth)
+            self.timers.cut(self.depth)
 
 
 class Timer:
     """One of Megatron-Core's timers; between start and stop the rank is in its phase."""
 
-    def __init__(self, phases: StepTimers, phase: str):
-        self.phases = phases
+    def __init__(self, timers: StepTimers, phase: str):
+        self.timers = timers
         self.phase = phase
 
     def start(self, barrier: bool = False) -> None:
         """Enters the phase. No barrier whatever is asked for: ranks would wait for each other to be measured."""
-        self.phases.push(self.phase)
+        self.timers.push(self.phase)
 
     def stop(self) -> None:
         """Leaves the phase."""
-        self.phases.cut(len(self.phases.stack) - 1)
+        self.timers.cut(len(self.timers.stack) - 1)
 
 
 def phase_of_timer(name: str) -> str:

@@ -42,7 +42,7 @@ class Trainable:
         name: Under which it is saved and found again.
         model: Its architecture.
         head: `language_model` or `scalar`.
-        chunks: Pieces of the model on this rank, more than one if the pipeline is interleaved; wrapped for data
+        model_chunks: Parts of the model on this rank, more than one if the pipeline is interleaved; wrapped for data
             parallelism if it is trained, bare if not.
         optimizer: Megatron-Core's distributed optimizer; None for a model that is only asked.
         groups: Layout.
@@ -54,7 +54,7 @@ class Trainable:
     name: str
     model: ModelConfig
     head: str
-    chunks: list[DistributedDataParallel]
+    model_chunks: list[DistributedDataParallel]
     optimizer: DistributedOptimizer | None
     groups: Groups
     platform: Platform
@@ -63,8 +63,8 @@ class Trainable:
 
     @property
     def models(self) -> list[QwenModel]:
-        """The pieces without their wrappers."""
-        return [unwrapped(chunk) for chunk in self.chunks]
+        """The model chunks without their wrappers."""
+        return [unwrapped(chunk) for chunk in self.model_chunks]
 
     @property
     def trained(self) -> DistributedOptimizer:
@@ -123,7 +123,7 @@ def build_trainable(
     seed = config.training.seed if seed is None else seed
     timers = timers or StepTimers()
     num_virtual_stages = parallel.virtual_pipeline_model_parallel_size
-    chunks = [
+    model_chunks = [
         build_model(
             model,
             groups,
@@ -141,21 +141,21 @@ def build_trainable(
     ]
     built = None
     if is_trained:
-        chunks = wrap(
-            chunks,
+        model_chunks = wrap(
+            model_chunks,
             groups,
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
         )
-        built = build_optimizer(chunks, optimizer or config.optimizer, config.training.precision, groups)
+        built = build_optimizer(model_chunks, optimizer or config.optimizer, config.training.precision, groups)
         built.config.timers = timers
-    for chunk in chunks:
+    for chunk in model_chunks:
         unwrapped(chunk).config.timers = timers
     return Trainable(
         name=name,
         model=model,
         head=head,
-        chunks=chunks,
+        model_chunks=model_chunks,
         optimizer=built,
         groups=groups,
         platform=platform,
@@ -179,29 +179,29 @@ def wrap(
         overlap_param_gather=overlap_param_gather,
         check_for_nan_in_grad=False,
     )
-    chunks = [
+    model_chunks = [
         DistributedDataParallel(
             config=unwrapped(model).config, ddp_config=options, module=model, pg_collection=groups.collection
         )
         for model in models
     ]
-    schedule_options(chunks, overlap_grad_reduce=overlap_grad_reduce, overlap_param_gather=overlap_param_gather)
-    return chunks
+    schedule_options(model_chunks, overlap_grad_reduce=overlap_grad_reduce, overlap_param_gather=overlap_param_gather)
+    return model_chunks
 
 
 def schedule_options(
-    chunks: list[DistributedDataParallel], *, overlap_grad_reduce: bool, overlap_param_gather: bool
+    model_chunks: list[DistributedDataParallel], *, overlap_grad_reduce: bool, overlap_param_gather: bool
 ) -> None:
-    """What Megatron-Core's schedules look up in the model's configuration: one function, or one for each chunk."""
+    """What Megatron-Core's schedules look up in the model's configuration: a function, or one for each model chunk."""
 
     def one_or_all(functions: list[Any]) -> Any:
         return functions[0] if len(functions) == 1 else functions
 
-    for chunk in chunks:
+    for chunk in model_chunks:
         config = unwrapped(chunk).config
         config.finalize_model_grads_func = finalize_model_grads
-        config.no_sync_func = one_or_all([chunk.no_sync for chunk in chunks])
-        if overlap_grad_reduce and len(chunks) > 1:
-            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
-        if overlap_param_gather and len(chunks) > 1:
-            config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
+        config.no_sync_func = one_or_all([chunk.no_sync for chunk in model_chunks])
+        if overlap_grad_reduce and len(model_chunks) > 1:
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in model_chunks]
+        if overlap_param_gather and len(model_chunks) > 1:
+            config.param_sync_func = [chunk.start_param_sync for chunk in model_chunks]

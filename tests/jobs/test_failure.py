@@ -103,7 +103,7 @@ def test_a_damaged_record_refuses_nothing_and_is_replaced(tmp_path: Path, conten
         (ConfigError("x"), "start-up", False, False),
         (DataError("x"), "data", False, False),
         (TrainingError("x"), "optimizer", False, False),
-        (ReplicaError("x"), "replica check", True, False),
+        (ReplicaError("x"), "weight consistency", True, False),
         (CheckpointError("does not fit"), "start-up", False, False),
         (CheckpointError("disk full"), "saving", True, False),
         (PlatformError("x"), "start-up", True, False),

@@ -118,7 +118,7 @@ def test_every_activity_has_its_time(store: dist.Store) -> None:
         assert one.limit(one.position()) == 400
         run.state.iteration = 8
         assert one.limit(one.position()) == 100
-    for activity, seconds in (("evaluation", 200), ("saving", 300), ("replica check", 100)):
+    for activity, seconds in (("evaluation", 200), ("saving", 300), ("weight consistency", 100)):
         with run.timers.enter(activity), run.timers.enter("communication"):
             position = one.position()
             assert (position.phase, position.activity) == ("communication", activity)

@@ -12,7 +12,7 @@ from qwen_megatron.inference.loading import single_process
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import QwenModel, build_model, unwrapped
 from qwen_megatron.model.heads import HeadRequest, Output
-from qwen_megatron.parallel.context import take_chunks
+from qwen_megatron.parallel.context import take_slices
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of
 
@@ -98,18 +98,18 @@ def test_documents_of_another_batch_are_refused(model: QwenModel, ids_bs: torch.
 
 
 def split_job(tokens_bs: torch.Tensor, document_ids_bs: torch.Tensor) -> torch.Tensor:
-    """Losses of this rank's chunks of the sequence, [b, s / 2]."""
+    """Losses of this rank's slices of the sequence, [b, s / 2]."""
     with groups_of(context_size=2) as groups:
         model = unwrapped(build_model(MODEL, groups, precision="fp32", seed=5))
         positions_bs = torch.arange(tokens_bs.size(1)).expand_as(tokens_bs)
-        mine_bs, labels_bs = (take_chunks(x, 1, groups.cp) for x in (tokens_bs, tokens_bs.roll(-1, dims=1)))
+        mine_bs, labels_bs = (take_slices(x, 1, groups.cp) for x in (tokens_bs, tokens_bs.roll(-1, dims=1)))
         context = AttentionContext(document_ids_bs=document_ids_bs)
         request = HeadRequest(output=Output.TOKEN_LOSSES, labels_bs=labels_bs)
-        return model(mine_bs, take_chunks(positions_bs, 1, groups.cp), context, request).detach()
+        return model(mine_bs, take_slices(positions_bs, 1, groups.cp), context, request).detach()
 
 
 def gathered(parts: list[torch.Tensor]) -> torch.Tensor:
-    """[b, s] of the two ranks' chunks: 0 and 3 of the first, 1 and 2 of the second."""
+    """[b, s] of the two ranks' slices: 0 and 3 of the first, 1 and 2 of the second."""
     (first, last), (second, third) = (part.chunk(2, dim=1) for part in parts)
     return torch.cat((first, second, third, last), dim=1)
 
@@ -120,7 +120,7 @@ def test_documents_of_a_split_sequence(ranks: RankPool, model: QwenModel) -> Non
     tokens_bs = torch.randint(0, 50, (2, 40), generator=generator)
     changed_bs = tokens_bs.clone()
     changed_bs[:, :17] = torch.randint(0, 50, (2, 17), generator=generator)
-    # Documents end within chunks (of 10) and at their ends.
+    # Documents end within slices (of 10) and at their ends.
     ids_bs = torch.cat((packed([17, 13, 10]), packed([17, 23])))
     before, after = (
         gathered(ranks.run(2, split_job, tokens_bs=tokens, document_ids_bs=ids_bs))

@@ -106,11 +106,11 @@ def test_kept_elements_grow_and_dropped_ones_have_no_gradient() -> None:
 
 @pytest.mark.parametrize("split", [1, 2, 4])
 def test_parts_of_a_sequence_have_their_parts_of_the_mask(split: int) -> None:
-    """Two context-parallel ranks hold chunks 0 and 3, 1 and 2; sequence parallelism splits these further."""
+    """Two context-parallel ranks hold slices 0 and 3, 1 and 2; sequence parallelism splits these further."""
     whole = mask(dropout(group()))
-    chunks = whole.chunk(4)
+    slices = whole.chunk(4)
     for rank, held in enumerate(((0, 3), (1, 2))):
-        expected = torch.cat([chunks[number] for number in held]).chunk(split)
+        expected = torch.cat([slices[number] for number in held]).chunk(split)
         for part in range(split):
             tensor_group = group(part, split) if split > 1 else None
             found = mask(dropout(group(rank, 2), tensor_group), length=16 // split)

@@ -18,7 +18,7 @@ SP = "parallel.sequence_parallel=true"
 def lookup_job(overrides: list[str], dense: bool) -> tuple[np.ndarray, np.ndarray]:
     """What the engine's embedding gives and the gradient its rows get, by our lookup or Megatron-Core's dense one."""
     with tiny_trainable(*overrides) as trainable:
-        (chunk,) = trainable.chunks
+        (chunk,) = trainable.model_chunks
         chunk.zero_grad_buffer()
         layer = trainable.models[0].embedding.word_embeddings
         tokens = next(random_batches(trainable, VOCAB)).tokens_bs % 50 + 60

@@ -99,7 +99,7 @@ def gradient_job(objective: Objective, head: str, overrides: list[str]) -> tuple
     config = tiny_config(*overrides)
     with groups_for(config) as groups:
         trainable: TinyTrainable = tiny_built(config, groups, head=head)
-        for chunk in trainable.chunks:
+        for chunk in trainable.model_chunks:
             chunk.zero_grad_buffer()
         trainable.trained.zero_grad()
         mean = leave_gradient(trainable, random_batches(trainable, VOCAB), objective=objective)
@@ -138,7 +138,7 @@ def test_log_probabilities_have_the_gradient_of_whole_losses(ranks: RankPool, la
 
 
 def test_no_position_and_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 3)
+    monkeypatch.setattr(loss, "BLOCK_TOKENS", 3)
     with groups_of() as groups:
         trainable = tiny_built(tiny_config(), groups)
         model, batch = trainable.models[0].eval(), next(random_batches(trainable, VOCAB))

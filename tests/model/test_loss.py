@@ -69,11 +69,11 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("mask", ["all", "some", "weights"])
-@pytest.mark.parametrize("chunk", [1, 5, 12, 512])
+@pytest.mark.parametrize("block", [1, 5, 12, 512])
 def test_loss_and_gradients_are_those_of_cross_entropy(
-    groups: Groups, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mask: str, chunk: int
+    groups: Groups, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mask: str, block: int
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(loss, "BLOCK_TOKENS", block)
     monkeypatch.setattr(loss, "WEIGHT_ROWS", 50)
     monkeypatch.setattr(loss, "SOFTMAX_ELEMENTS", 3 * VOCAB)
     hidden, weight, labels, loss_mask = inputs(dtype, mask)
@@ -194,7 +194,7 @@ def step_job(overrides: list[str]) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and this rank's gradients of one global batch through the whole model."""
     with tiny_trainable(*overrides) as trainable:
         batches = random_batches(trainable, VOCAB)
-        for chunk in trainable.chunks:
+        for chunk in trainable.model_chunks:
             chunk.zero_grad_buffer()
         mean = leave_gradient(trainable, batches)
         return mean, {name: param.main_grad.numpy().copy() for name, param in weights_of(trainable).items()}
@@ -242,7 +242,7 @@ def largest_tensor() -> Iterator[LargestTensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_never_whole(groups: Groups, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 3)
+    monkeypatch.setattr(loss, "BLOCK_TOKENS", 3)
     vocab_size = 4096
     hidden = torch.randn(SEQUENCE, BATCH, HIDDEN).to(dtype).requires_grad_()
     weight = torch.randn(vocab_size, HIDDEN).to(dtype).requires_grad_()

@@ -42,7 +42,7 @@ def test_summed_loss_counts_what_the_mask_counts() -> None:
 def gradients_job(overrides: list[str]) -> tuple[float, dict[str, np.ndarray]]:
     """Loss of one global batch, and this rank's rows of the gradients of the vocabulary matrices."""
     with tiny_trainable(*overrides) as trainable:
-        for chunk in trainable.chunks:
+        for chunk in trainable.model_chunks:
             chunk.zero_grad_buffer()
         batches = random_batches(trainable, VOCAB)
         loss = leave_gradient(trainable, batches)

@@ -49,9 +49,9 @@ def test_a_layer_and_attention_with_their_gradients() -> None:
 
     exact, own = run(torch.float64), run(torch.bfloat16)
     with Bf16Emulation():
-        wide = run(torch.bfloat16)
-    assert len(wide) == 4
-    for actual, torchs, expected in zip(wide, own, exact, strict=True):
+        emulated = run(torch.bfloat16)
+    assert len(emulated) == 4
+    for actual, torchs, expected in zip(emulated, own, exact, strict=True):
         assert (actual.double() - expected).norm() <= 1.1 * (torchs.double() - expected).norm()
 
 

@@ -24,7 +24,7 @@ def trainable() -> Iterator[TinyTrainable]:
 
 def backward(trainable: TinyTrainable) -> float:
     """Fills the optimizer's gradients from one global batch; returns their norm."""
-    for chunk in trainable.chunks:
+    for chunk in trainable.model_chunks:
         chunk.zero_grad_buffer()
     trainable.optimizer.zero_grad()
     leave_gradient(trainable, random_batches(trainable, VOCAB))
@@ -114,7 +114,7 @@ def assert_decay(precision: str) -> None:
                     weight.fill_(1.0)
         trainable.optimizer.reload_model_params()
         before = {name: weight.detach().clone() for name, weight in weights.items()}
-        for chunk in trainable.chunks:
+        for chunk in trainable.model_chunks:
             chunk.zero_grad_buffer()
         trainable.optimizer.zero_grad()
         trainable.optimizer.prepare_grads()

@@ -189,7 +189,7 @@ def test_evaluation_is_the_mean_over_counted_tokens(trainable: TinyTrainable) ->
     assert count == 3 * trainable.shape.seq_length
     assert measured == pytest.approx(total / count, rel=1e-6)
     assert parameter_bytes(trainable) == before
-    assert all(chunk.training for chunk in trainable.chunks)
+    assert all(chunk.training for chunk in trainable.model_chunks)
     assert all(weight.grad is None for weight in weights_of(trainable).values())
 
 

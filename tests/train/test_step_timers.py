@@ -35,28 +35,28 @@ class Clock:
 
 def test_time_counts_for_the_innermost_phase_only() -> None:
     clock = Clock()
-    phases = StepTimers(clock)
+    timers = StepTimers(clock)
     clock.now += 1
-    with phases.enter("optimizer"):
+    with timers.enter("optimizer"):
         clock.now += 2
-        with phases.enter("communication"):
+        with timers.enter("communication"):
             clock.now += 4
-            assert (phases.current, phases.since) == ("communication", 103.0)
-        assert (phases.current, phases.since) == ("optimizer", 107.0)
+            assert (timers.current, timers.since) == ("communication", 103.0)
+        assert (timers.current, timers.since) == ("optimizer", 107.0)
         clock.now += 8
-    assert phases.take() == {"other": 1.0, "optimizer": 10.0, "communication": 4.0}
+    assert timers.take() == {"other": 1.0, "optimizer": 10.0, "communication": 4.0}
     clock.now += 16
-    assert phases.take() == {"other": 16.0}, "each second is given out once"
+    assert timers.take() == {"other": 16.0}, "each second is given out once"
 
 
 def test_a_phase_can_be_taken_while_it_runs() -> None:
     clock = Clock()
-    phases = StepTimers(clock)
-    with phases.enter("save"):
+    timers = StepTimers(clock)
+    with timers.enter("save"):
         clock.now += 3
-        assert phases.take() == {"other": 0.0, "save": 3.0}
+        assert timers.take() == {"other": 0.0, "save": 3.0}
         clock.now += 5
-    assert phases.take() == {"save": 5.0, "other": 0.0}
+    assert timers.take() == {"save": 5.0, "other": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -73,26 +73,26 @@ def test_a_phase_can_be_taken_while_it_runs() -> None:
     ],
 )
 def test_megatron_timers_are_phases(timer: str, phase: str) -> None:
-    phases = StepTimers()
-    phases(timer, log_level=2).start(barrier=True)
-    assert phases.current == phase
-    phases(timer).stop()
-    assert phases.current == "other"
+    timers = StepTimers()
+    timers(timer, log_level=2).start(barrier=True)
+    assert timers.current == phase
+    timers(timer).stop()
+    assert timers.current == "other"
 
 
 def test_the_phase_of_a_failure_stays_until_an_outer_one_ends() -> None:
-    phases = StepTimers()
+    timers = StepTimers()
 
     def fail() -> None:
-        with phases.enter("data"):
-            phases("forward-recv").start()
+        with timers.enter("data"):
+            timers("forward-recv").start()
             raise ValueError("bad")
 
-    with phases.enter("evaluation"):
+    with timers.enter("evaluation"):
         with pytest.raises(ValueError, match="bad"):
             fail()
-        assert phases.current == "communication"
-    assert phases.current == "other"
+        assert timers.current == "communication"
+    assert timers.current == "other"
 
 
 def steps_and_evaluation(overrides: tuple[str, ...]) -> tuple[dict[str, float], float, dict[str, float], set[str]]:
@@ -184,14 +184,14 @@ def test_collectives_inside_layers_are_communication(ranks: RankPool) -> None:
 
 
 def test_another_thread_than_the_listening_one_is_passed_over() -> None:
-    phases = StepTimers()
+    timers = StepTimers()
     seen = []
 
     def communicate() -> None:
         with comm_timer():
-            seen.append(phases.current)
+            seen.append(timers.current)
 
-    with report_comm_to(functools.partial(phases.enter, "communication")):
+    with report_comm_to(functools.partial(timers.enter, "communication")):
         thread = threading.Thread(target=communicate)
         thread.start()
         thread.join()

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from qwen_megatron.config.resolve import ResolvedConfig
 
-LOSS_CHUNK_TOKENS = 512
+LOSS_BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,11 @@ def activation_bytes(config: ResolvedConfig, stage: int) -> int:
 
 
 def loss_bytes(config: ResolvedConfig) -> int:
-    """Logits of a chunk, and the last hidden states with their gradient."""
+    """Logits of a block, and the last hidden states with their gradient."""
     rows = config.padded_vocab_size // config.parallel.tensor_model_parallel_size
-    chunk = min(LOSS_CHUNK_TOKENS, tokens_of_microbatch(config))
+    block = min(LOSS_BLOCK_TOKENS, tokens_of_microbatch(config))
     hidden = 3 * tokens_of_microbatch(config) * config.model.hidden_size
-    return (chunk * rows + hidden) * bytes_per_number(config)
+    return (block * rows + hidden) * bytes_per_number(config)
 
 
 def tokens_of_microbatch(config: ResolvedConfig) -> int:

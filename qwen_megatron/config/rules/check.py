@@ -117,7 +117,7 @@ def check_sequence(sections: Sections, problems: Problems) -> None:
 
 
 def check_split_sequence(sections: Sections, problems: Problems) -> None:
-    """The sequence divides into two chunks for each context-parallel process, and each rest over tensor parallelism."""
+    """The sequence divides into two slices for each context-parallel process, and each rest over tensor parallelism."""
     parallel, seq_length = sections.parallel, sections.training.seq_length
     if not problems.usable("training.seq_length", TENSOR, CONTEXT):
         return

@@ -31,7 +31,7 @@ class ParallelConfig:
     """Layers of the last pipeline stage, which holds the output layer and the loss too. Default: as many as the
     others."""
     context_parallel_size: Processes = 1
-    """Processes that share every sequence, two chunks each so that causal attention is balanced."""
+    """Processes that share every sequence, two slices each so that causal attention is balanced."""
     sequence_parallel: bool = False
     """Split norms, dropouts and residual stream along the sequence over the tensor-parallel processes; the result
     is the same, activations take less memory."""

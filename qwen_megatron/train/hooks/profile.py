@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import shutil
 import tempfile
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import torch
 
-from data_tools.io.atomic_file import refuse_link
+from data_tools.io.atomic_file import atomic_output, refuse_link
 from qwen_megatron.train.run import Hook, Run, StepRecord
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ class ProfileHook(Hook):
     """Records chosen steps, a trace for each stretch of them; comes first among the hooks.
 
     A trace, `RUN/profile/steps_10-12_rank_0.json.gz`, opens in Perfetto (ui.perfetto.dev) or chrome://tracing. It shows
-    operators, kernels and the phases of the step. Recording starts before the other hooks of the step before and ends
+    operators, kernels and the step's timers. Recording starts before the other hooks of the step before and ends
     before those of the last step: a save of step 12 is not in it.
 
     Args:
@@ -81,7 +83,9 @@ class ProfileHook(Hook):
 
 def write_trace(profiler: torch.profiler.profile, path: Path) -> None:
     """Writes the trace whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        profiler.export_chrome_trace(str(temporary))
-        temporary.replace(path)
+    # Kineto renames a file of its own to the name it is given, so it gets one outside of the run's folder.
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(plain))
+        with plain.open("rb") as content, atomic_output(path) as stream, gzip.open(stream, "wb") as compressed:
+            shutil.copyfileobj(content, compressed)

@@ -34,7 +34,7 @@ class WeightConsistencyHook(Hook):
         if record.step % self.interval:
             return
         trainables = run.trainables.values()
-        with run.timers.enter("replica check"), contextlib.ExitStack() as gathered:
+        with run.timers.enter("weight consistency"), contextlib.ExitStack() as gathered:
             for trainable in trainables:
                 gathered.enter_context(gathered_weights(trainable))
                 check_weight_consistency(trainable, record.step)
@@ -46,11 +46,11 @@ class WeightConsistencyHook(Hook):
 @contextlib.contextmanager
 def gathered_weights(trainable: Trainable) -> Iterator[None]:
     """Inside, every weight is up to date on every rank: overlapped, they only arrive in the next forward pass."""
-    overlapped = trainable.optimizer is not None and trainable.chunks[0].ddp_config.overlap_param_gather
-    for chunk in trainable.chunks if overlapped else ():
+    overlapped = trainable.optimizer is not None and trainable.model_chunks[0].ddp_config.overlap_param_gather
+    for chunk in trainable.model_chunks if overlapped else ():
         chunk.disable_forward_pre_hook(param_sync=True)
     yield
-    for chunk in trainable.chunks if overlapped else ():
+    for chunk in trainable.model_chunks if overlapped else ():
         chunk.enable_forward_pre_hook()
 
 

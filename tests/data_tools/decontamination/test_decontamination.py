@@ -95,13 +95,13 @@ def test_chinese_is_searched_by_character(index: BenchmarkIndex) -> None:
     assert [text[match.start : match.end] for match in found] == [CHINESE[:-1]]
 
 
-def test_chunks_that_overlap_by_twelve_words_miss_nothing(index: BenchmarkIndex) -> None:
+def test_parts_that_overlap_by_twelve_words_miss_nothing(index: BenchmarkIndex) -> None:
     words = (filler(3) + " " + QUESTION + " " + filler(4)).split()
     size = 20
     for offset in range(size):
         edges = list(range(offset, len(words), size))
-        chunks = [words[max(edge - 12, 0) : edge + size] for edge in [0, *edges]]
-        assert any(index.find([" ".join(chunk) for chunk in chunks])), offset
+        parts = [words[max(edge - 12, 0) : edge + size] for edge in [0, *edges]]
+        assert any(index.find([" ".join(part) for part in parts])), offset
 
 
 def test_nothing_is_found_in_clean_text(index: BenchmarkIndex) -> None:
