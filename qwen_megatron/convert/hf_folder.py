@@ -17,6 +17,7 @@ from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts
+from qwen_megatron.convert.weights import Box
 from qwen_megatron.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -49,7 +50,7 @@ class StoredTensor:
 
 
 class HfFolder:
-    """The weights of a Hugging Face folder in the checkpoint's layout; a `WeightSource`.
+    """The weights of a Hugging Face folder in the checkpoint's layout; a `SlicedSource`.
 
     Opening checks names, shapes and dtypes of all tensors against the configuration; tensors are read when asked for.
 
@@ -112,15 +113,23 @@ class HfFolder:
         tensors = [self.read_tensor(name, rows) for name in part.hf_names(self.hf_format)]
         return part.entry.merge(tensors, self.model)
 
-    def read_tensor(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """A tensor as it is in the folder, or some of its rows.
+    def read_box(self, part: Part, box: Box) -> torch.Tensor:
+        """A box of one part in the checkpoint's layout; see `SlicedSource.read_box`."""
+        names = part.hf_names(self.hf_format)
+        rows, *columns = box
+        runs = part.entry.runs_of(rows.start, rows.stop, self.model, self.hf_format)
+        pieces = [self.read_tensor(names[run.tensor], slice(run.start, run.stop), *columns) for run in runs]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def read_tensor(self, name: str, rows: slice | None = None, *columns: slice) -> torch.Tensor:
+        """A tensor as it is in the folder, or a box of it, of which no more is copied from the file.
 
         Raises:
             CheckpointError: if the file cannot be read.
         """
         file = self.tensors[name].file
         try:
-            return self.handles[file].get_slice(name)[slice(None) if rows is None else rows]
+            return self.handles[file].get_slice(name)[(slice(None) if rows is None else rows, *columns)]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {name} cannot be read ({error})") from error
 

@@ -24,6 +24,20 @@ LAYERS = "decoder.layers."
 OUTPUT_LAYER = "output_layer.weight"
 
 
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring rows of a counterpart that are neighbours in the checkpoint's tensor too.
+
+    Attributes:
+        tensor: Number of the counterpart, in the order of the names.
+        start, stop: Its rows.
+    """
+
+    tensor: int
+    start: int
+    stop: int
+
+
 class Format(enum.StrEnum):
     """Layouts of a Hugging Face folder."""
 
@@ -70,6 +84,23 @@ class Entry(abc.ABC):
         """Shapes of the counterparts, in the order of the names."""
 
     @abc.abstractmethod
+    def runs(self, model: ModelConfig, hf_format: Format) -> Iterator[Run]:
+        """Where each row of the checkpoint's tensor stands in the counterparts, in the order of the rows.
+
+        All axes but the first are alike on both sides, so that any box can be read through it.
+        """
+
+    def runs_of(self, start: int, stop: int, model: ModelConfig, hf_format: Format) -> list[Run]:
+        """Where the rows [start, stop) of the checkpoint's tensor stand in the counterparts, in this order."""
+        found, place = [], 0
+        for run in self.runs(model, hf_format):
+            low, high = max(start, place), min(stop, place + run.stop - run.start)
+            if low < high:
+                found.append(Run(run.tensor, run.start + low - place, run.start + high - place))
+            place += run.stop - run.start
+        return found
+
+    @abc.abstractmethod
     def split(self, tensor: torch.Tensor, model: ModelConfig, hf_format: Format) -> tuple[torch.Tensor, ...]:
         """From the checkpoint's tensor to the counterparts, in the order of the names."""
 
@@ -93,6 +124,9 @@ class Rename(Entry):
 
     def hf_shapes(self, model: ModelConfig, hf_format: Format) -> tuple[tuple[int, ...], ...]:
         return (self.shape(model),)
+
+    def runs(self, model: ModelConfig, hf_format: Format) -> Iterator[Run]:
+        yield Run(0, 0, self.shape(model)[0])
 
     def split(self, tensor: torch.Tensor, model: ModelConfig, hf_format: Format) -> tuple[torch.Tensor, ...]:
         return (tensor,)
@@ -121,6 +155,15 @@ class QkvMerge(Entry):
             return (self.shape(model),)
         return tuple(sizes(rows + self.columns, model) for rows in "PGG")
 
+    def runs(self, model: ModelConfig, hf_format: Format) -> Iterator[Run]:
+        query, key = sizes("PG", model)
+        # Queries, keys and values are three tensors, or follow each other in one.
+        firsts = ((0, 0), (0, query), (0, query + key)) if hf_format is Format.QWEN1 else ((0, 0), (1, 0), (2, 0))
+        for group in range(model.num_query_groups):
+            for (tensor, first), rows in zip(firsts, (query, key, key), strict=True):
+                size = rows // model.num_query_groups
+                yield Run(tensor, first + group * size, first + (group + 1) * size)
+
     def split(self, tensor: torch.Tensor, model: ModelConfig, hf_format: Format) -> tuple[torch.Tensor, ...]:
         parts = split_qkv(
             tensor,
@@ -147,6 +190,10 @@ class GateUpMerge(Entry):
 
     def hf_shapes(self, model: ModelConfig, hf_format: Format) -> tuple[tuple[int, ...], ...]:
         return (sizes("FH", model),) * 2
+
+    def runs(self, model: ModelConfig, hf_format: Format) -> Iterator[Run]:
+        (width,) = sizes("F", model)
+        yield from (Run(0, 0, width), Run(1, 0, width))
 
     def split(self, tensor: torch.Tensor, model: ModelConfig, hf_format: Format) -> tuple[torch.Tensor, ...]:
         return tensor.chunk(2)

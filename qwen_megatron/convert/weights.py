@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -11,6 +11,9 @@ from qwen_megatron.config.model import ModelConfig
 from qwen_megatron.convert.name_map import Entry, Part
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.train.finite import all_finite
+
+# A range of every axis, with start and stop.
+Box = tuple[slice, ...]
 
 
 class WeightSource(Protocol):
@@ -32,6 +35,22 @@ class WeightSource(Protocol):
         Args:
             part: What to read.
             rows: Rows to read, only for parts outside of the layers; None reads all.
+        Raises:
+            CheckpointError: naming the file that cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class SlicedSource(WeightSource, Protocol):
+    """A source that can read a box of a part without reading the part."""
+
+    def read_box(self, part: Part, box: Box) -> torch.Tensor:
+        """A box of one part, on the CPU.
+
+        Args:
+            part: What to read.
+            box: A range of every axis of `Entry.shape`, with start and stop, not empty.
         Raises:
             CheckpointError: naming the file that cannot be read.
         """

@@ -16,10 +16,12 @@ from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_wei
 from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.checkpoint import CheckpointConfig
 from qwen_megatron.config.model import ModelConfig
+from qwen_megatron.config.serialize import from_dict, to_dict
 from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
-from qwen_megatron.convert.load_hf_weights import load_hf_weights
+from qwen_megatron.convert.load_hf_weights import load_hf_weights, spread_weights
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.jobs.changes import check_changes
+from qwen_megatron.parallel.objects import broadcast, of_type
 from qwen_megatron.train.job import Job
 from qwen_megatron.train.state import TrainState
 from qwen_megatron.train.trainable import MAIN, Trainable
@@ -63,16 +65,10 @@ def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: b
         CheckpointError: if the source is not whole, has another shape than the model, or holds NaN or infinity.
     """
     wanted = trainable.model
-    if agree_on_weights(source, is_hf_folder):
-        with failing_together():
-            folder = HfFolder(source)
-        check_same_shape(source, folder.model, wanted)
-        for model in trainable.models:
-            load_hf_weights(folder, model)
-        if trainable.optimizer is not None:
-            # The fp32 masters are copies of the weights: they follow.
-            trainable.optimizer.reload_model_params()
-        saved = folder.model
+    # Replicas hold the same weights: the first one reads, at every place of the others.
+    reads = trainable.groups.dp_cp.rank() == 0
+    if agree_on_weights(source, is_hf_folder, reads=reads):
+        saved = fill_from_folder(source, trainable, reads=reads)
     else:
         saved = saved_model_config(source)
         check_same_shape(source, saved, wanted)
@@ -84,6 +80,38 @@ def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: b
             # Wanted when the context is extended, wrong otherwise.
             log_main("note: model.%s is %s, %s had %s", name, getattr(wanted, name), source, getattr(saved, name))
     log_main("starting with the weights of %s", source)
+
+
+def fill_from_folder(source: Path, trainable: Trainable, *, reads: bool) -> ModelConfig:
+    """Fills a model from a Hugging Face folder; collective.
+
+    Each rank of the first replica reads the slices that it holds, then hands them to the ranks at its place in the
+    other replicas. Nobody waits for weights before all have been read: an error of a reader comes first.
+
+    Args:
+        source: The folder.
+        trainable: Overwritten.
+        reads: Whether this rank is of the first replica.
+    Returns:
+        The architecture of the folder.
+    Raises:
+        CheckpointError: on every rank, if a rank cannot read, or the shapes differ.
+    """
+    with failing_together():
+        folder = HfFolder(source) if reads else None
+    told = broadcast(None if folder is None else to_dict(folder.model), of_type(dict))
+    saved = from_dict(ModelConfig, told, "model")
+    check_same_shape(source, saved, trainable.model)
+    with failing_together():
+        if folder is not None:
+            for model in trainable.models:
+                load_hf_weights(folder, model)
+    for model in trainable.models:
+        spread_weights(model, trainable.groups.dp_cp)
+    if trainable.optimizer is not None:
+        # The fp32 masters are copies of the weights: they follow.
+        trainable.optimizer.reload_model_params()
+    return saved
 
 
 def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
