@@ -39,9 +39,10 @@ from qwen_megatron.checkpoint.run_lock import check_still_held
 from qwen_megatron.checkpoint.sharded_state import saved_tensors
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
 from qwen_megatron.checkpoint.state import STATE, checkpoint_state
-from qwen_megatron.checkpoint.storage import METADATA_JSON, HashingFileSystem, write_tensors
+from qwen_megatron.checkpoint.storage import METADATA_JSON, HashingFileSystem
+from qwen_megatron.checkpoint.write_tensors import PlanMemory, write_tensors
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.parallel.objects import all_gather, dict_of
+from qwen_megatron.parallel.objects import dict_of, gather
 from qwen_megatron.train.run import Run
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Saver:
         self.new_digest = new_digest
         self.lock = lock
         self.arena = Arena()
+        self.plans = PlanMemory()
         self.pending: Save | None = None
         self.stop = threading.Event()
 
@@ -146,11 +148,11 @@ class Saver:
                     save.state = checkpoint_state(run).to_json()
             if self.asynchronous:
                 memory = MemoryFileSystem(self.arena)
-                write_tensors(tensors, partial, memory)
+                write_tensors(tensors, partial, memory, self.plans)
                 save.start(self.write_files, save, memory.files)
             else:
                 files = HashingFileSystem(self.new_digest)
-                write_tensors(tensors, partial, files)
+                write_tensors(tensors, partial, files, self.plans)
                 save.written = files.written
         except CheckpointError:
             self.discard(run)
@@ -214,7 +216,7 @@ class Saver:
             return
         save.committing = True
         written = {name: [entry.size, entry.sha256] for name, entry in save.written.items()}
-        gathered = all_gather(written, dict_of(FileEntry.parse))
+        gathered = gather(written, dict_of(FileEntry.parse))
         if run.is_main:
             save.start(self.commit, save, {name: entry for files in gathered for name, entry in files.items()})
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
 from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
     TorchDistLoadShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
 )
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
@@ -34,6 +30,8 @@ from qwen_megatron.platforms.shims.checkpoint import apply_checkpoint_shims
 
 # What Megatron-Core's loader knows the format by.
 METADATA_JSON = "metadata.json"
+# Where torch.distributed.checkpoint notes which tensor lies where.
+METADATA = ".metadata"
 
 
 class HashingFileSystem(FileSystem):
@@ -77,29 +75,9 @@ class FinalFileWriter(FileSystemWriter):
         super().__init__(folder, single_file_per_rank=True, sync_files=False, thread_count=1)
         self.fs = files
 
-
-def write_tensors(tensors: Mapping[str, ShardedTensor], folder: Path, files: FileSystem) -> None:
-    """Writes one file a rank, and on rank 0 the metadata that says where each tensor lies. Collective.
-
-    Megatron-Core's own writer forks processes on every rank for each save.
-
-    Args:
-        tensors: What this rank writes; replicas are left out.
-        folder: Of the checkpoint.
-        files: Where the bytes go.
-    Raises:
-        CheckpointError: on every rank, with what went wrong on any.
-    """
-    flat, _, _ = _replace_state_dict_keys_with_sharded_keys(dict(tensors), keep_only_main_replica=True)
-    planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
-    try:
-        with without_zip_checksums():
-            dcp.save(
-                mcore_to_pyt_state_dict(flat, False), storage_writer=FinalFileWriter(folder, files), planner=planner
-            )
-    except CheckpointException as error:
-        reasons = [f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items())]
-        raise CheckpointError("\n".join(reasons)) from error
+    def storage_meta(self) -> StorageMeta:
+        """Nothing: torch would note a random id and the hidden name of the folder, which nobody reads."""
+        return StorageMeta()
 
 
 @contextlib.contextmanager
@@ -117,7 +95,7 @@ class SafeReader(FileSystemReader):
     """Reads tensors only; the metadata's pickle may name nothing but its own classes."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
+        path = Path(self.path) / METADATA
         metadata = read_metadata(path)
         objects = [
             key for key, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)

@@ -49,6 +49,31 @@ def all_gather(value: Any, parse: Parse[T]) -> list[T]:
     return [decode(rows[rank, :size].tobytes(), parse, rank) for rank, size in enumerate(sizes)]
 
 
+def gather(value: Any, parse: Parse[T]) -> list[T]:
+    """Every rank's value, by rank, on rank 0; an empty list on the others. Collective; without a job the only value.
+
+    Args:
+        value, parse: As of `all_gather`.
+    Raises:
+        PlatformError: on rank 0, naming the one that sent something else; on every rank, if it was too long.
+    """
+    content = encode(value)
+    if not is_shared():
+        return [decode(content, parse, 0)]
+    world_size, is_main = dist.get_world_size(), dist.get_rank() == 0
+    lengths = torch.empty(world_size, dtype=torch.int64, device=device())
+    dist.all_gather_into_tensor(lengths, torch.tensor([len(content)], dtype=torch.int64, device=device()))
+    sizes = checked_sizes(lengths.tolist(), range(world_size))
+    mine = torch.zeros(max(sizes), dtype=torch.uint8, device=device())
+    mine[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    everyone = [torch.empty_like(mine) for _ in range(world_size)] if is_main else None
+    dist.gather(mine, everyone, dst=0)
+    return [
+        decode(row.cpu().numpy()[:size].tobytes(), parse, rank)
+        for rank, (row, size) in enumerate(zip(everyone or [], sizes, strict=False))
+    ]
+
+
 def broadcast(value: Any, parse: Parse[T], source: int = 0) -> T:
     """The value of the rank `source`. Collective; without a job the own value.
 

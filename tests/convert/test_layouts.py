@@ -28,7 +28,8 @@ def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *
     from qwen_megatron.checkpoint.manifest import hashed, write_manifest
     from qwen_megatron.checkpoint.sharded_state import sharded_weights
     from qwen_megatron.checkpoint.state import saved_model_config
-    from qwen_megatron.checkpoint.storage import HashingFileSystem, write_tensors
+    from qwen_megatron.checkpoint.storage import HashingFileSystem
+    from qwen_megatron.checkpoint.write_tensors import write_tensors
     from qwen_megatron.convert.hf_folder import HfFolder
     from qwen_megatron.convert.load_hf_weights import load_hf_weights
     from qwen_megatron.model.builder import build_model, unwrapped
