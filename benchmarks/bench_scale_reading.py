@@ -84,7 +84,7 @@ def report() -> list[str]:
             *reading(folder),
             "",
             f"Micro-batches of one sample of {SEQ} tokens, each read delayed by {DELAY * 1e3:.0f} ms, two threads:",
-            "what is held when a step starts, and the time to a run's first forward, when nothing has been read. Beside",
+            "what is held when a step starts, and the time to a run's first forward, with nothing read. Beside",
             "what it works on a reader holds a step, at most 256 MiB.",
             "",
             *starting(folder),
