@@ -42,6 +42,19 @@ def write_code_corpus(prefix: Path, num_files: int) -> Path:
     return prefix
 
 
+def write_folded_corpus(prefix: Path, source: Path, vocab_size: int) -> Path:
+    """A corpus in Qwen's vocabulary with its ids taken modulo a smaller one, whose last id ends a document."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for document in IndexedDataset(str(source)):
+        tokens = np.where(document == END_OF_TEXT, vocab_size - 1, document % (vocab_size - 1)).astype(np.int32)
+        builder.add_document(tokens, [len(tokens)])
+    builder.finalize(f"{prefix}.idx")
+    import_corpus(prefix, end_of_document=vocab_size - 1)
+    return prefix
+
+
 def write_formula_corpus(prefix: Path, num_documents: int, end: int = END_OF_TEXT) -> Path:
     """Documents that follow from a formula alone: the same bytes on every machine and with every Python.
 
