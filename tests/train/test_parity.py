@@ -171,9 +171,11 @@ def test_layout_trains_as_one_process_in_the_real_vocabulary(
 def test_recipes_train_differently(first_steps: Train) -> None:
     """Or a layout could ignore what makes a recipe and still agree."""
     losses = {recipe: first_steps(recipe)[0][1] for recipe in RECIPES if recipe != "ramp"}
-    in_sight = first_steps("plain", 1, (LONG, "training.exit_iter=1"))
-    losses["documents in sight of each other"] = in_sight[0][1]
+    in_sight = (LONG, "training.exit_iter=1")
+    losses["documents in sight of each other"] = first_steps("plain", 1, in_sight)[0][1]
     assert len(set(losses.values())) == len(losses)
+    seen = first_steps("plain", 1, in_sight, real_vocabulary=True)[0][1]
+    assert first_steps("documents", real_vocabulary=True)[0][1] != seen
     assert [samples for samples, _, _ in first_steps("ramp")] == [2, 4, 8, 12, 16]
 
 
