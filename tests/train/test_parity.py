@@ -102,18 +102,25 @@ def steps_in_real_vocabulary(recipe: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def narrow_corpus(code_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code in a vocabulary of 16,384."""
-    return write_folded_corpus(tmp_path_factory.mktemp("narrow") / "code", code_corpus, NARROW)
+def corpora(code_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The code in the real vocabulary, in the narrow one, and there cut so that every long sample has ends in it."""
+    folder = tmp_path_factory.mktemp("narrow")
+    return {
+        "real": code_corpus,
+        "narrow": write_folded_corpus(folder / "whole", code_corpus, NARROW),
+        "pieces": write_folded_corpus(folder / "pieces", code_corpus, NARROW, longest=100),
+    }
 
 
 @pytest.fixture(scope="module")
-def first_steps(ranks: RankPool, narrow_corpus: Path, code_corpus: Path) -> Train:
+def first_steps(ranks: RankPool, corpora: dict[str, Path]) -> Train:
     """The first steps of a recipe on a layout; those of one process are trained once."""
     alone: dict[tuple[str, bool], Steps] = {}
 
     def measure(recipe: str, real: bool, world_size: int, settings: tuple[str, ...]) -> Steps:
-        data = (f"data.blend=[{code_corpus}]",) if real else (f"data.blend=[{narrow_corpus}]",)
+        # Whole documents keep the comparison better conditioned; only what asks for ends has them cut.
+        corpus = corpora["real" if real else "pieces" if LONG in (*RECIPES[recipe], *settings) else "narrow"]
+        data = (f"data.blend=[{corpus}]",)
         length = (f"training.exit_iter={steps_in_real_vocabulary(recipe) if real else 5}",)
         vocabulary = () if real else (f"model.vocab_size={NARROW}",)
         overrides = [*DEMO, *data, *length, *vocabulary, SHORT, *RECIPES[recipe], *settings]
