@@ -1,9 +1,10 @@
-"""A real torchrun job whose ranks can be killed, stopped and counted from outside."""
+"""A job of torchrun's agent whose ranks can be killed, stopped and counted from outside."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import psutil
 
+from tests.faults import sick_worker
 from tests.faults.sick_worker import FAULTS, Fault
+from tests.support.launch import ForkedAgent
 from tests.support.training import SMALL
 
 SICK_WORKER = Path(__file__).with_name("sick_worker.py")
@@ -39,7 +42,8 @@ class Job:
         settings: `section.key=value` texts after those of `LONG`.
         max_restarts: How often torchrun starts the ranks again.
         faults: What the ranks do to themselves.
-        launcher: Module that starts the ranks.
+        launcher: Module that starts agent and ranks as commands; None for forks of a process that has imported all
+            that they need (tests/support/launch.py).
     """
 
     def __init__(
@@ -50,23 +54,34 @@ class Job:
         *settings: str,
         max_restarts: int = 0,
         faults: Sequence[Fault] = (),
-        launcher: str = "torch.distributed.run",
+        launcher: str | None = None,
     ):
         self.directory = directory
         self.mark = uuid.uuid4().hex
         self.log = directory.parent / f"{directory.name}.{self.mark[:8]}.log"
-        start = [sys.executable, "-m", launcher, *(["--standalone"] if launcher == "torch.distributed.run" else [])]
-        start += ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
-        program = [str(SICK_WORKER)] if faults else ["-m", "qwen_megatron"]
-        run = [f"data.blend=[{corpus}]", f"checkpoint.directory={directory}"]
+        options = ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
+        arguments = ["pretrain", *LONG, f"data.blend=[{corpus}]", f"checkpoint.directory={directory}", *settings]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
         root = Path(__file__).parents[2]
         environment |= {"PYTHONPATH": str(root)}
         environment |= {"OMP_NUM_THREADS": "1", MARK: self.mark, FAULTS: json.dumps([vars(fault) for fault in faults])}
         directory.parent.mkdir(parents=True, exist_ok=True)
+        self.agent: ForkedAgent | subprocess.Popen[bytes]
+        if launcher is None:
+            self.agent = ForkedAgent(
+                ["--standalone", *options],
+                sick_worker.main,
+                arguments,
+                log=self.log,
+                environment=environment,
+                directory=root,
+            )
+            return
+        standalone = ["--standalone"] if launcher == "torch.distributed.run" else []
+        program = [str(SICK_WORKER)] if faults else ["-m", "qwen_megatron"]
         with self.log.open("wb") as stream:
             self.agent = subprocess.Popen(
-                [*start, *program, "pretrain", *LONG, *run, *settings],
+                [sys.executable, "-m", launcher, *standalone, *options, *program, *arguments],
                 env=environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -85,23 +100,25 @@ class Job:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of the job, the agent and lost children included."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        return [process for process in psutil.process_iter() if self.owns(process)]
+
+    def owns(self, process: psutil.Process) -> bool:
+        """A rank that is a command has a session of its own and the job's mark; one that is forked has neither."""
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return os.getsid(process.pid) == self.agent.pid or process.environ().get(MARK) == self.mark
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+            return False
 
     def workers(self) -> dict[int, psutil.Process]:
         """The living ranks."""
         found = {}
         for process in self.processes():
             try:
-                if process.ppid() == self.agent.pid and "RANK" in process.environ():
-                    found[int(process.environ()["RANK"])] = process
-            except psutil.NoSuchProcess:
+                if process.ppid() == self.agent.pid and (rank := rank_of(process)) is not None:
+                    found[rank] = process
+            except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 continue
         return found
 
@@ -137,6 +154,13 @@ class Job:
             raise AssertionError(f"still running after {seconds} s:\n{self.output()}") from None
         assert self.processes() == [], self.output()
         return status
+
+
+def rank_of(process: psutil.Process) -> int | None:
+    """The rank of a process by its name, if it was forked, or by its environment."""
+    named = re.fullmatch(r"rank (\d+)", Path(f"/proc/{process.pid}/comm").read_text().strip())
+    text = named[1] if named else process.environ().get("RANK")
+    return None if text is None else int(text)
 
 
 def assert_bitwise(disturbed: dict[int, dict[str, Any]], undisturbed: dict[int, dict[str, Any]]) -> None:

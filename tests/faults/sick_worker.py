@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def install(fault: Fault) -> None:
     setattr(owner, name, wrapped)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     for values in json.loads(os.environ[FAULTS]):
         fault = Fault(**values)
         mine = fault.rank == int(os.environ["RANK"])
@@ -83,7 +84,7 @@ def main() -> int:
             install(fault)
     from qwen_megatron.cli.main import main as product
 
-    return product()
+    return product(argv)
 
 
 if __name__ == "__main__":

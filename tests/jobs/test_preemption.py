@@ -16,26 +16,20 @@ import torch.distributed as dist
 
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.errors import CheckpointError
+from tests.support.launch import ForkedAgent, product
 from tests.support.ranks import RankPool
 from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
 
 PP2 = "parallel.pipeline_model_parallel_size=2"
 
 
-def start(corpus: Path, directory: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A run of two processes under torchrun that would take minutes."""
-    settings = [*SMALL, f"data.blend=[{corpus}]", f"checkpoint.directory={directory}", "training.train_iters=5000"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "qwen_megatron"]
-    return subprocess.Popen(
-        [*launcher, "pretrain", *settings, "training.eval_interval=5000", PP2, *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def settings_of(corpus: Path, directory: Path) -> list[str]:
+    """A run that would take minutes on two processes."""
+    run = (f"data.blend=[{corpus}]", f"checkpoint.directory={directory}")
+    return [*SMALL, *run, "training.train_iters=5000", "training.eval_interval=5000", PP2]
 
 
-def wait_for_steps(job: subprocess.Popen[str], directory: Path, count: int) -> None:
+def wait_for_steps(job: ForkedAgent | subprocess.Popen[bytes], log: Path, directory: Path, count: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         metrics = directory / "metrics.jsonl"
@@ -43,23 +37,29 @@ def wait_for_steps(job: subprocess.Popen[str], directory: Path, count: int) -> N
             return
         if job.poll() is not None:
             break
-        time.sleep(0.2)
+        time.sleep(0.05)
     job.kill()
-    pytest.fail(f"no {count} steps in 90 s:\n{job.communicate()[0]}")
-
-
-def finished(job: subprocess.Popen[str]) -> str:
-    try:
-        return job.communicate(timeout=30)[0]
-    finally:
-        job.kill()
+    pytest.fail(f"no {count} steps in 90 s:\n{log.read_text()}")
 
 
 def test_a_signal_to_the_launcher_saves_and_leaves(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
-    job = start(byte_corpus, tmp_path / "run")
-    wait_for_steps(job, tmp_path / "run", 3)
+    """The command torchrun, and commands as its ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "qwen_megatron"]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        job = subprocess.Popen(
+            [*launcher, "pretrain", *settings_of(byte_corpus, tmp_path / "run")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    wait_for_steps(job, log, tmp_path / "run", 3)
     job.send_signal(signal.SIGTERM)
-    output = finished(job)
+    try:
+        job.wait(30)
+    finally:
+        job.kill()
+    output = log.read_text()
     completion = json.loads((tmp_path / "run" / "completion.json").read_text())
     assert completion["reason"] == "SIGTERM", output
     step = completion["step"]
@@ -107,10 +107,17 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(ranks: RankPool, byte
 
 
 def test_a_stop_file_ends_the_run(byte_corpus: Path, tmp_path: Path) -> None:
-    job = start(byte_corpus, tmp_path / "run")
-    wait_for_steps(job, tmp_path / "run", 2)
+    job = ForkedAgent(
+        ["--standalone", "--nproc-per-node", "2"],
+        product,
+        ["pretrain", *settings_of(byte_corpus, tmp_path / "run")],
+        log=tmp_path / "log",
+        environment=os.environ,
+        directory=tmp_path,
+    )
+    wait_for_steps(job, job.log, tmp_path / "run", 2)
     (tmp_path / "run" / "stop").touch()
-    output = finished(job)
+    output = job.output(timeout=30)
     assert job.returncode == 0, output
     assert json.loads((tmp_path / "run" / "completion.json").read_text())["reason"] == "stop file"
 

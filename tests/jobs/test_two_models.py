@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.errors import CheckpointError
 from tests.jobs.two_models import KILL, train_two
+from tests.support.launch import ForkedAgent
 from tests.support.ranks import RankFailed, RankPool
 from tests.support.training import SMALL, pretrain_job, rows
 
@@ -42,19 +41,18 @@ def hashes(directory: Path) -> list[str]:
     return [row["parameter_hash"] for row in rows(directory) if "parameter_hash" in row]
 
 
-def torchrun(overrides: Sequence[str], kill: str = "") -> subprocess.CompletedProcess[str]:
-    """The job on four ranks, started again once if a rank is killed."""
-    root = Path(__file__).parents[2]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "--max-restarts", "1"]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.jobs.two_models", *overrides],
-        env=os.environ | {KILL: kill, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
+def torchrun(overrides: Sequence[str], log: Path, kill: str = "") -> tuple[int | None, str]:
+    """The job on four ranks, started again once if a rank is killed; exit status and output."""
+    agent = ForkedAgent(
+        ["--standalone", "--nproc-per-node", "4", "--max-restarts", "1"],
+        train_two,
+        overrides,
+        log=log,
+        environment=os.environ | {KILL: kill, "OMP_NUM_THREADS": "1"},
+        directory=log.parent,
     )
+    output = agent.output(timeout=400)
+    return agent.returncode, output
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +72,9 @@ def test_both_models_learn(undisturbed: Path) -> None:
 
 def test_a_killed_job_resumes_both_models_bitwise(byte_corpus: Path, tmp_path: Path, undisturbed: Path) -> None:
     overrides = settings(byte_corpus, tmp_path / "run", *TP2_SP_PP2)
-    done = torchrun(overrides, kill="3:5")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.count("going on from") == 1, done.stderr
+    status, output = torchrun(overrides, tmp_path / "log", kill="3:5")
+    assert status == 0, output
+    assert output.count("going on from") == 1, output
     killed, whole = steps_of(tmp_path / "run"), steps_of(undisturbed)
     assert [row["step"] for row in killed] == list(range(1, 9))
     for row, expected in zip(killed, whole, strict=True):

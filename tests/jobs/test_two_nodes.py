@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.launch import ForkedAgent, product
 from tests.support.ranks import RankPool
 from tests.support.training import SMALL, pretrain_on_ranks, rows
 
@@ -24,18 +24,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_node(
-    number: int, port: int, arguments: list[str], program: Sequence[str] = ("-m", "qwen_megatron"), **options: Any
-) -> subprocess.Popen[str]:
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number)),
-        *("--master-addr", "127.0.0.1", "--master-port", str(port)),
-        *(*program, "pretrain", *arguments),
-    ]
+def options(number: int, port: int) -> list[str]:
+    """torchrun's on each of two nodes with one rank."""
+    place = ("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number))
+    return [*place, "--master-addr", "127.0.0.1", "--master-port", str(port)]
+
+
+def start_node(number: int, port: int, arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *options(number, port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        [*command, "-m", "qwen_megatron", "pretrain", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -47,7 +50,7 @@ def outputs_of(nodes: list[subprocess.Popen[str]], seconds: float = 120) -> list
             node.kill()
 
 
-def test_two_nodes_train_one_model(byte_corpus: Path, tmp_path: Path) -> None:
+def test_two_nodes_train_one_model(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
     arguments = [
         *SMALL,
         f"data.blend=[{byte_corpus}]",
@@ -62,19 +65,21 @@ def test_two_nodes_train_one_model(byte_corpus: Path, tmp_path: Path) -> None:
     # Rank 0 stands on the first node and alone prints the steps.
     assert "step  2/20 | loss" in outputs[0]
     assert "loss" not in outputs[1]
-    trained = [row for row in rows(tmp_path / "run") if "loss" in row]
-    assert [row["step"] for row in trained] == [1, 2]
-    assert trained[0]["loss"] == pytest.approx(5.58, abs=0.1)
+    trained = {row["step"]: row for row in rows(tmp_path / "run") if "loss" in row}
+    alone = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "alone", "training.exit_iter=2")
+    assert list(trained) == list(alone) == [1, 2]
+    for step, row in alone.items():
+        assert trained[step]["consumed_samples"] == row["consumed_samples"]
+        for name in ("loss", "grad_norm"):
+            assert trained[step][name] == pytest.approx(row[name], rel=1e-5), f"{name} of step {step}"
     assert (tmp_path / "run" / "iter_0000002" / "manifest.json").exists()
 
 
-IMPATIENT = """
-import sys
-from qwen_megatron.checkpoint import choice
-from qwen_megatron.cli.main import main
-choice.PATIENCE_SECONDS = 2.0
-sys.exit(main())
-"""
+def impatient(arguments: Sequence[str]) -> int:
+    from qwen_megatron.checkpoint import choice
+
+    choice.PATIENCE_SECONDS = 2.0
+    return product(arguments)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +99,20 @@ def test_a_node_that_sees_an_older_state_of_the_folder_ends_the_job(
     shutil.copytree(tmp_path / "node0", tmp_path / "node1")
     shutil.rmtree(tmp_path / f"node{stale}" / "run" / "iter_0000004")
     before = rows(tmp_path / "node0" / "run")
-    (tmp_path / "impatient.py").write_text(IMPATIENT)
-    program = (str(tmp_path / "impatient.py"),) if patience == "short" else ("-m", "qwen_megatron")
     arguments = [*SMALL, f"data.blend=[{byte_corpus}]", "checkpoint.directory=run", *settings, "training.exit_iter=8"]
     port, started = free_port(), time.monotonic()
-    nodes = [start_node(n, port, arguments, program, cwd=tmp_path / f"node{n}") for n in range(2)]
-    outputs = outputs_of(nodes)
+    nodes = [
+        ForkedAgent(
+            options(number, port),
+            impatient if patience == "short" else product,
+            ["pretrain", *arguments],
+            log=tmp_path / f"log{number}",
+            environment=os.environ,
+            directory=tmp_path / f"node{number}",
+        )
+        for number in range(2)
+    ]
+    outputs = [node.output(timeout=120) for node in nodes]
     assert time.monotonic() - started < 120
     assert [node.returncode for node in nodes] == [1, 1]
     said = [line for line in outputs[0].splitlines() if "UnseenCheckpoint: run/iter_0000004, which rank" in line]

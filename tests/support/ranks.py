@@ -18,7 +18,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-PRELOAD = ["qwen_megatron.jobs.pretrain", "tests.support.ranks"]
+PRELOAD = ["qwen_megatron.jobs.pretrain", "torch.distributed.run", "tests.support.launch"]
+
+
+def forkserver() -> Any:
+    """Forks processes from one parent that imports everything once, before it has any thread or process group."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
 
 
 class RankFailed(AssertionError):
@@ -29,10 +37,7 @@ class RankPool:
     """Processes that run functions as ranks of a job."""
 
     def __init__(self) -> None:
-        # One parent imports everything once; ranks are forked from it, before it has any thread or process group.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOAD)
+        self.context = forkserver()
         self.processes: list[Any] = []
         self.pipes: list[multiprocessing.connection.Connection] = []
 
