@@ -108,12 +108,15 @@ def candidates(directory: Path, patience_seconds: float) -> list[str]:
 
 
 def newest_name(directory: Path) -> str | None:
+    """Name of the newest checkpoint folder of a run, whole or not; None if there is none."""
     return next((path.name for path in list_checkpoints(directory)), None)
 
 
 def check_latest(directory: Path, names: list[str]) -> None:
-    """Raises:
-    CheckpointError: if `latest` names a checkpoint and none is here.
+    """Refuses a run whose checkpoints have gone.
+
+    Raises:
+        CheckpointError: if `latest` names a checkpoint and none is here.
     """
     latest = read_latest(directory)
     if latest is not None and not names:
@@ -158,8 +161,10 @@ def agree_on(folder: Path, patience_seconds: float | None = None) -> None:
 
 
 def verify_share(folder: Path) -> None:
-    """Raises:
-    DamagedCheckpointError: on every rank, if the bytes of a file are not those of the manifest.
+    """Verifies the files of a checkpoint, every rank its share; collective.
+
+    Raises:
+        DamagedCheckpointError: on every rank, if the bytes of a file are not those of the manifest.
     """
     rank, world_size = rank_of_job(), dist.get_world_size() if dist.is_initialized() else 1
     try:
@@ -193,6 +198,7 @@ def differs(folder: Path, manifest: str) -> str:
 
 
 def manifest_hash(folder: Path) -> str:
+    """sha256 of a checkpoint's manifest, in hex."""
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
@@ -269,10 +275,12 @@ def agree_on_counters(where: str, counters: Mapping[str, int]) -> None:
 
 
 def words(counters: Mapping[str, int]) -> str:
+    """Counters as `name=value`, one after the other."""
     return " ".join(f"{name}={value}" for name, value in counters.items())
 
 
 def rank_of_job() -> int:
+    """This rank; 0 outside of a job."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -58,6 +58,7 @@ class Loader:
         return self.read_ahead(self.training_ids(consumed_samples))
 
     def training_ids(self, consumed_samples: int) -> Iterator[list[Any | None]]:
+        """Ids of this rank's training micro-batches from a sample number on, without end."""
         while True:
             first = consumed_samples + self.rank * self.micro_batch_size
             yield [self.dataset.train_id(number) for number in range(first, first + self.micro_batch_size)]
@@ -79,6 +80,7 @@ class Loader:
         return -(-len(self.dataset.eval_ids) // group) * self.microbatch_multiple
 
     def read_ahead(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
+        """The micro-batches of these ids in their order, read by the workers before they are asked for."""
         if self.workers is None:
             yield from map(self.dataset.batch, ids)
             return

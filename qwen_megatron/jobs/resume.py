@@ -87,8 +87,10 @@ def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: b
 
 
 def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
-    """Raises:
-    CheckpointError: naming every setting of the shape that differs.
+    """Refuses a checkpoint whose model has another shape.
+
+    Raises:
+        CheckpointError: naming every setting of the shape that differs.
     """
     names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
     different = [
@@ -101,6 +103,7 @@ def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> N
 
 
 def checkpoint_to_resume(options: CheckpointConfig) -> Path | None:
+    """The checkpoint that `checkpoint.load` means; None for a fresh start."""
     choice = options.load
     if choice == "none":
         return None
@@ -112,5 +115,6 @@ def checkpoint_to_resume(options: CheckpointConfig) -> Path | None:
 
 
 def log_main(message: str, *arguments: object) -> None:
+    """Logs a message on rank 0."""
     if dist.get_rank() == 0:
         log.info(message, *arguments)
