@@ -108,6 +108,7 @@ def _document_bytes(text: str) -> int:
 
 
 def rejection_limit(text: str) -> RejectionLimit:
+    """The limit that an argument names, a number or a share."""
     try:
         return RejectionLimit(text)
     except ValueError as error:

@@ -39,11 +39,11 @@ def fit(
     tolerance: float,
     threads: int = 1,
 ) -> Fit:
-    """The weights w and the intercept b that make the objective
+    """Fits a logistic regression: the weights w and the intercept b at the minimum of a sum:
 
         sum_i log(1 + exp(-y_i (w x_i + b))) + l2 / 2 |w|^2,  y_i = +1 or -1,
 
-    smallest. It is convex, so the order of the rows does not count beyond rounding; every sum has a fixed order, so
+    The sum is convex, so the order of the rows does not count beyond rounding; every sum has a fixed order, so
     the number of threads does not count at all.
 
     Args:

@@ -81,7 +81,11 @@ def open_input(path: str) -> BinaryIO:
 
 
 def check_unchanged(before: FileRange) -> None:
-    """Raises DataError if the file has changed since the plan was made."""
+    """Looks whether a file is as it was when the plan was made.
+
+    Raises:
+        DataError: it has changed.
+    """
     now = {one.path: one for one in find_files(glob.escape(before.path) if not is_url(before.path) else before.path)}
     after = now.get(before.path)
     if after is None or (after.size_bytes, after.mtime_ns) != (before.size_bytes, before.mtime_ns):

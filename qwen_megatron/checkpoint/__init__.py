@@ -1,0 +1,1 @@
+"""Checkpoint files: state, saving, loading, manifest, retention."""

@@ -110,12 +110,15 @@ def candidates(directory: Path, patience_seconds: float) -> list[str]:
 
 
 def newest_name(directory: Path) -> str | None:
+    """Name of the newest checkpoint of a run; None if there is none."""
     return next((path.name for path in list_checkpoints(directory)), None)
 
 
 def check_latest(directory: Path, names: list[str]) -> None:
-    """Raises:
-    CheckpointError: if `latest` names a checkpoint and none is here.
+    """Refuses a run's folder whose checkpoints are gone.
+
+    Raises:
+        CheckpointError: if `latest` names a checkpoint and none is here.
     """
     latest = read_latest(directory)
     if latest is not None and not names:
@@ -232,8 +235,10 @@ def refuse_damaged(view: View, suspects: list[str]) -> None:
 
 
 def verify_share(view: View) -> None:
-    """Raises:
-    DamagedCheckpointError: on every rank, if the bytes of a file are not those of the manifest.
+    """Reads this rank's share of the files, and all ranks hear what any of them finds; collective.
+
+    Raises:
+        DamagedCheckpointError: on every rank, if the bytes of a file are not those of the manifest.
     """
     folder, files = view.folder, view.files
     try:
@@ -252,6 +257,7 @@ def verify_share(view: View) -> None:
 
 
 def manifest_hash(folder: Path) -> str:
+    """The sha256 of a checkpoint's manifest, in hexadecimal."""
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
@@ -333,10 +339,12 @@ def agree_on_counters(where: str, counters: Mapping[str, int]) -> None:
 
 
 def words(counters: Mapping[str, int]) -> str:
+    """Counters as `name=value`, for messages."""
     return " ".join(f"{name}={value}" for name, value in counters.items())
 
 
 def rank_of_job() -> int:
+    """This process's rank; 0 where no job has been joined."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -93,8 +93,10 @@ def in_words(names: Iterator[str]) -> str:
 
 
 def refuse(problem: str, source: Path, permission: str) -> None:
-    """Raises:
-    CheckpointError: if there is a problem.
+    """Refuses a model with numbers that are not finite.
+
+    Raises:
+        CheckpointError: if there is a problem.
     """
     if problem:
         raise CheckpointError(

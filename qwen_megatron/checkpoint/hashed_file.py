@@ -22,9 +22,11 @@ SYNC_BYTES = 64 << 20
 class Digest(Protocol):
     """What hashlib's objects do."""
 
-    def update(self, data: Any, /) -> None: ...
+    def update(self, data: Any, /) -> None:
+        """Takes in more bytes."""
 
-    def hexdigest(self) -> str: ...
+    def hexdigest(self) -> str:
+        """The hash of all bytes so far, in hex."""
 
 
 class HashedFile:
@@ -52,6 +54,7 @@ class HashedFile:
             raise self.failure(error) from error
 
     def write(self, data: Any) -> int:
+        """Appends the bytes of any buffer; all of them have been hashed and written when it returns."""
         view = memoryview(data).cast("B")
         if len(view) < WORTH_A_THREAD_BYTES:
             self.digest.update(view)
@@ -81,11 +84,13 @@ class HashedFile:
             raise self.failure(error) from error
 
     def failure(self, error: OSError) -> CheckpointError:
+        """Keeps and returns the error that says which file could not be written, and why."""
         reason = os.strerror(error.errno) if error.errno else str(error)
         self.error = CheckpointError(f"{self.path}: cannot be written ({reason}, after {self.size} bytes)")
         return self.error
 
     def tell(self) -> int:
+        """Bytes written."""
         return self.size
 
     def flush(self) -> None:

@@ -57,6 +57,7 @@ class CheckpointHook(Hook):
             self.saver.finish(run)
 
     def save(self, run: Run) -> None:
+        """Begins a checkpoint of the step that the run has come to."""
         run.job.check_data()
         self.saver.save(run)
         self.saved_at = run.state.iteration

@@ -131,6 +131,7 @@ class PickleScan:
         return int.from_bytes(self.content[start : self.place], "little")
 
     def skip(self, num_bytes: int) -> None:
+        """Goes over bytes that need not be looked at; refuses to go beyond the end."""
         self.place += num_bytes
         if self.place > len(self.content):
             raise Refused("it is cut short")
@@ -142,6 +143,7 @@ class PickleScan:
         return self.stack[-1]
 
     def get(self, number: int) -> None:
+        """Puts a kept value on the stack once more."""
         if number >= len(self.memo):
             raise Refused(f"it asks for the value {number} of {len(self.memo)} that it keeps")
         value = self.memo[number]
@@ -164,6 +166,7 @@ class PickleScan:
         value.weight = self.allowed(value.weight + weight)
 
     def allowed(self, weight: int) -> int:
+        """Lets a weight pass that is not above the limit."""
         if weight > self.heaviest:
             raise Refused("its values hold each other many times")
         return weight
@@ -178,6 +181,7 @@ class PickleScan:
         return weight
 
     def taken_to_mark(self) -> int:
+        """Takes what came after the last mark off the stack, and the mark; how much it holds together."""
         if not self.marks:
             raise Refused("it goes back to a mark that it did not set")
         weight = self.taken(len(self.stack) - self.marks[-1])

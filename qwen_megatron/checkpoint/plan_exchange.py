@@ -77,6 +77,7 @@ class RankPlan:
         return cls(next(iter(files), None), tuple(item_of(item, stored[item.index]) for item in plan.items))
 
     def write_items(self) -> list[WriteItem]:
+        """The parts as torch's planner takes them."""
         return [item.write_item() for item in self.items]
 
 
@@ -136,8 +137,10 @@ def parse(value: Any) -> RankPlan:
 
 
 def counts(value: Any, length: int | None = None) -> Sizes:
-    """Raises:
-    ValueError, TypeError: if it is no list of numbers from zero on.
+    """Sizes or offsets out of a plan that another rank sent.
+
+    Raises:
+        ValueError, TypeError: if it is no list of numbers from zero on.
     """
     numbers = list_of(of_type(int), length)(value)
     if any(number < 0 for number in numbers):

@@ -76,6 +76,7 @@ class Retention:
             self.removals.pop().join()
 
     def is_milestone(self, folder: Path) -> bool:
+        """Whether the checkpoint is of a step that is kept for good."""
         return self.keep_every is not None and step_of(folder) % self.keep_every == 0
 
 
@@ -98,6 +99,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
     match = FOLDER.fullmatch(folder.name)
     assert match is not None
     return int(match[1])

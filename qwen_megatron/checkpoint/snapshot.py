@@ -29,6 +29,7 @@ class Arena:
         self.size = 0
 
     def write(self, data: Any) -> int:
+        """Appends the bytes of any buffer."""
         view = memoryview(data).cast("B")
         taken = 0
         while taken < len(view):
@@ -43,6 +44,7 @@ class Arena:
         return len(view)
 
     def tell(self) -> int:
+        """Bytes held."""
         return self.size
 
     def flush(self) -> None:

@@ -66,6 +66,7 @@ class CheckpointState:
     version: int = VERSION
 
     def to_json(self) -> bytes:
+        """The bytes of `state.json`."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
     @classmethod
@@ -219,6 +220,7 @@ def environment() -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
+    """Version of an installed package; None if it is not there."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

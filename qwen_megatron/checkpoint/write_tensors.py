@@ -128,6 +128,7 @@ def metadata_of(plans: list[RankPlan]) -> bytes:
 
 
 def new_planner() -> Any:
+    """A planner that writes what each rank owns, replicated parts not left out."""
     planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
     # Untyped in Megatron-Core.
     return planner

@@ -1,0 +1,1 @@
+"""The command `qwen-megatron`, one thin file a subcommand."""

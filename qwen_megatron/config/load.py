@@ -40,7 +40,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Setti
 
 
 def read_config(path: str | Path | None, overrides: Sequence[str], problems: Problems) -> Settings:
-    """As `load_config`; what is wrong goes to `problems` and is left out."""
+    """Reads what a user gives, by the arguments of `load_config`; what is wrong goes to `problems` and is left out."""
     given: dict[str, Given] = {}
     for item in [*file_values(path, problems), *override_values(overrides, problems)]:
         given[item.key] = item

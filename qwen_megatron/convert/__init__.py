@@ -1,0 +1,1 @@
+"""Conversion of checkpoints to Hugging Face folders and back."""

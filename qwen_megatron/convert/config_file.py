@@ -48,14 +48,14 @@ class ConfigFile:
         return value
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """As `integer`, for a number."""
+        """The number under any of several names; see `integer`."""
         value = self.value(*names, default=default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.problem(names[0], value, "must be a number")
         return float(value)
 
     def boolean(self, *names: str, default: bool | None = None) -> bool:
-        """As `integer`, for true or false."""
+        """True or false under any of several names; see `integer`."""
         value = self.value(*names, default=default)
         if not isinstance(value, bool):
             raise self.problem(names[0], value, "must be true or false")

@@ -119,6 +119,7 @@ class Piece:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of its values."""
         return self.sizes.numel() * self.dtype.itemsize
 
     def write_item(self) -> WriteItem:

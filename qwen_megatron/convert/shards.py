@@ -24,6 +24,7 @@ class PlannedTensor:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

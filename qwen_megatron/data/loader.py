@@ -83,6 +83,7 @@ class Loader:
         return self.stream(self.training_ids(consumed_samples))
 
     def training_ids(self, consumed_samples: int) -> Iterator[list[Any | None]]:
+        """Ids of this rank's training micro-batches from a sample number on, without end."""
         while True:
             first = consumed_samples + self.rank * self.micro_batch_size
             yield [self.dataset.train_id(number) for number in range(first, first + self.micro_batch_size)]
@@ -133,12 +134,14 @@ class Loader:
             yield from shared.receive(ids)
 
     def unread(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
+        """Makes micro-batches that say which samples they stand for and hold no tokens."""
         for group in ids:
             batch = self.dataset.batch_without_tokens(group)
             assert batch is not None, "whether a stage without tokens needs to read may not depend on the samples"
             yield batch
 
     def read_ahead(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
+        """The micro-batches of these ids in their order, read by the workers before they are asked for."""
         if self.workers is None:
             yield from map(self.dataset.batch, ids)
             return

@@ -134,6 +134,7 @@ class SharedBatches:
             yield batch
 
     def send_one(self, batch: Batch) -> None:
+        """Sends a micro-batch, and before it how it is laid out, if that has changed."""
         tensors = tensors_of(batch)
         named = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()]
         layout = layout_of(named)
@@ -168,6 +169,7 @@ class SharedBatches:
             yield batch_of(self.receive_one(), samples)
 
     def receive_one(self) -> dict[str, torch.Tensor]:
+        """Receives the tensors of a micro-batch, by name; an error of the reader is raised here too."""
         source = dist.get_global_rank(self.group, READER)
         while True:
             message = self.broadcast(torch.empty(HEADER_BYTES + size_of(self.layout), dtype=torch.uint8))
@@ -186,6 +188,7 @@ class SharedBatches:
         }
 
     def broadcast(self, message: torch.Tensor) -> torch.Tensor:
+        """Sends or receives one message of the reader."""
         message = message.to(self.device)
         with comm_timer():
             dist.broadcast(message, group_src=READER, group=self.group)

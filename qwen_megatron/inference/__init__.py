@@ -1,0 +1,1 @@
+"""A model in one process: logits and greedy generation."""

@@ -62,6 +62,7 @@ class FailureReport:
             self.tell_of(error)
 
     def tell_of(self, error: Exception) -> None:
+        """Records and prints an error of this rank, with what is known of the peers if it lost one."""
         message = str(error)
         lost_peer = is_lost_peer(error)
         if self.watchdog is not None:
@@ -76,6 +77,7 @@ class FailureReport:
         self.tell("Stuck", message, lost_peer=True, helps=True)
 
     def tell(self, error: str, message: str, *, lost_peer: bool, helps: bool) -> None:
+        """Records and prints a failure, with the step, phase and samples it happened at."""
         step, phase, samples = self.place()
         failure = Failure(
             error=error,

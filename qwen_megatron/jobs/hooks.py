@@ -61,4 +61,5 @@ def checkpoint_hook(config: ResolvedConfig, lock: FileLock | None) -> Checkpoint
 
 
 def seconds(minutes: float | None) -> float | None:
+    """Minutes as seconds; None stays None."""
     return None if minutes is None else 60 * minutes

@@ -59,6 +59,7 @@ class Beat:
     failed: bool = False
 
     def to_json(self) -> str:
+        """The beat as it stands in the job's store."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -133,6 +134,7 @@ def describe(store: dist.Store, rank: int, world_size: int, silence_seconds: flo
 
 
 def found_by_others(store: dist.Store, seconds: float) -> str:
+    """What another rank has told of the silent ones, waited for no longer than this."""
     try:
         # One request, which waits for the key.
         store.set_timeout(timedelta(seconds=seconds))
@@ -142,8 +144,10 @@ def found_by_others(store: dist.Store, seconds: float) -> str:
 
 
 def look(store: dist.Store, rank: int, world_size: int, silence_seconds: float) -> str:
-    """`describe`, by looking: at once where a rank has said what failed or its process has ended, otherwise after
-    `silence_seconds`."""
+    """Looks for what has become of the others, in words; see `describe`.
+
+    At once where a rank has said what failed or its process has ended, otherwise after `silence_seconds`.
+    """
     everyone = range(world_size)
     before = read_beats(store, everyone)
     failed = [other for other, beat in before.known.items() if beat.failed and other != rank]
@@ -236,6 +240,7 @@ def machine() -> str:
 
 
 def is_of(here: str, identity: str) -> bool:
+    """Whether a process's identity is one of this machine's."""
     return bool(here) and identity.startswith(f"{here} ")
 
 

@@ -115,8 +115,10 @@ def fill_from_folder(source: Path, trainable: Trainable, *, reads: bool) -> Mode
 
 
 def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
-    """Raises:
-    CheckpointError: naming every setting of the shape that differs.
+    """Refuses a checkpoint whose model has another shape.
+
+    Raises:
+        CheckpointError: naming every setting of the shape that differs.
     """
     names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
     different = [
@@ -129,6 +131,7 @@ def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> N
 
 
 def checkpoint_to_resume(options: CheckpointConfig) -> Path | None:
+    """The checkpoint that `checkpoint.load` means; None for a fresh start."""
     choice = options.load
     if choice == "none":
         return None
@@ -140,5 +143,6 @@ def checkpoint_to_resume(options: CheckpointConfig) -> Path | None:
 
 
 def log_main(message: str, *arguments: object) -> None:
+    """Logs a message on rank 0."""
     if dist.get_rank() == 0:
         log.info(message, *arguments)

@@ -89,6 +89,7 @@ class Watchdog:
         self.run = run
 
     def position(self) -> Position:
+        """Where this rank is now, in the run and in the step."""
         if self.run is None:
             return Position(step=0, phase="start-up", activity="start-up", since=self.started)
         phase, since = self.run.timers.now
@@ -108,6 +109,7 @@ class Watchdog:
         return self.limits.step_timeout_seconds
 
     def work(self) -> None:
+        """Beats and looks until it is told to stop; the thread's body."""
         # At once: a rank that is killed in its first second is known, too.
         self.beat(self.position().phase, self.position())
         while not self.done.wait(BEAT_SECONDS):
@@ -118,6 +120,7 @@ class Watchdog:
         self.beat(LEFT, self.position(), gone=True)
 
     def beat(self, phase: str, position: Position, *, gone: bool = False) -> None:
+        """Tells the job's store where this rank is."""
         self.beats += 1
         beat = Beat(
             number=self.beats,

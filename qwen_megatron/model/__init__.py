@@ -1,0 +1,1 @@
+"""Qwen's layers on Megatron-Core."""

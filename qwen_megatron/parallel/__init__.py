@@ -1,0 +1,1 @@
+"""Process groups, what ranks tell each other, parts of a sequence."""

@@ -34,18 +34,22 @@ class Groups:
 
     @property
     def tp(self) -> dist.ProcessGroup:
+        """Tensor-parallel group."""
         return self.collection.tp
 
     @property
     def pp(self) -> dist.ProcessGroup:
+        """Pipeline-parallel group."""
         return self.collection.pp
 
     @property
     def cp(self) -> dist.ProcessGroup:
+        """Context-parallel group."""
         return self.collection.cp
 
     @property
     def dp(self) -> dist.ProcessGroup:
+        """Data-parallel group."""
         return self.collection.dp
 
     @property
@@ -60,10 +64,12 @@ class Groups:
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether this rank has the first pipeline stage."""
         return self.pp.rank() == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether this rank has the last pipeline stage."""
         return self.pp.rank() == self.pp.size() - 1
 
     @property
@@ -157,6 +163,7 @@ def present_layout() -> dict[str, int | None]:
 
 
 def described(layout: dict[str, int | None]) -> str:
+    """A layout in words; sizes that are not set are left out."""
     return " x ".join(f"{name} {size}" for name, size in layout.items() if size is not None)
 
 

@@ -75,8 +75,10 @@ class LoopbackHandler(RendezvousHandler):
 
 
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
-    """Raises:
-    PlatformError: if there is to be more than one node.
+    """The handler of a rendezvous on this machine.
+
+    Raises:
+        PlatformError: if there is to be more than one node.
     """
     if parameters.max_nodes != 1:
         raise PlatformError(

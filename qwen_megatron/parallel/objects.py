@@ -107,6 +107,7 @@ def anywhere(flag: bool) -> bool:
 
 
 def is_shared() -> bool:
+    """Whether there are other ranks."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -116,10 +117,12 @@ def device() -> torch.device:
 
 
 def encode(value: Any) -> bytes:
+    """A value as JSON, without NaN and infinities."""
     return json.dumps(value, allow_nan=False).encode()
 
 
 def checked_sizes(sizes: list[int], ranks: Sequence[int]) -> list[int]:
+    """Lets the sizes that ranks announce pass if they are possible ones."""
     for rank, size in zip(ranks, sizes, strict=True):
         if not 0 < size <= MAX_BYTES:
             refuse(rank, f"{size} bytes, allowed are 1 to {MAX_BYTES}")
@@ -127,8 +130,10 @@ def checked_sizes(sizes: list[int], ranks: Sequence[int]) -> list[int]:
 
 
 def decode(content: bytes, parse: Parse[T], rank: int) -> T:
-    """Raises:
-    PlatformError: if it is not JSON in UTF-8, or not what `parse` takes.
+    """The object that a rank has sent, parsed.
+
+    Raises:
+        PlatformError: if it is not JSON in UTF-8, or not what `parse` takes.
     """
     try:
         return parse(json.loads(content.decode("utf-8"), parse_constant=refuse_constant))
@@ -137,6 +142,7 @@ def decode(content: bytes, parse: Parse[T], rank: int) -> T:
 
 
 def refuse(rank: int, what: str) -> NoReturn:
+    """Ends with an error about what a rank has sent."""
     raise PlatformError(
         f"rank {rank} sent what no rank of this program sends: {what}; run the same version on every machine, on a "
         "network that nobody else can reach"
@@ -144,6 +150,7 @@ def refuse(rank: int, what: str) -> NoReturn:
 
 
 def refuse_constant(name: str) -> NoReturn:
+    """Refuses NaN and infinities in JSON."""
     raise ValueError(f"{name} is not allowed")
 
 

@@ -53,5 +53,6 @@ class TimedWork:
         self.work = work
 
     def wait(self) -> None:
+        """Waits for the collective and counts the time as communication."""
         with comm_timer():
             self.work.wait()

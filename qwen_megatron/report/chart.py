@@ -53,9 +53,11 @@ class Axes:
     is_log: bool = False
 
     def x(self, step: float) -> float:
+        """Place of a step, in pixels from the left."""
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.left) / (self.right - self.left)
 
     def y(self, value: float) -> float:
+        """Place of a value, in pixels from the top."""
         low, high = self.low, self.high
         if self.is_log:
             value, low, high = math.log10(value), math.log10(low), math.log10(high)

@@ -41,6 +41,7 @@ class StepBatches:
         return iter(self.kept) if self.passes > 1 else self.first_pass()
 
     def first_pass(self) -> Iterator[Batch]:
+        """Hands out the micro-batches as they are read, and keeps them if they may be asked for again."""
         for batch in self.batches:
             if self.keeps:
                 self.kept.append(batch)

@@ -114,6 +114,7 @@ def measure_gradient(
 
 
 def log_spike(groups: Groups, step: int, verdict: Verdict) -> None:
+    """Warns of a loss spike, on rank 0."""
     if groups.rank == 0:
         log.warning(
             "step %d: loss %.4f is above %.4f, far from recent ones; run again: %.4f, so it is %s",
@@ -253,8 +254,10 @@ def means(outputs: list[torch.Tensor], objective: Objective, groups: Groups) -> 
 
 
 def mean(total: float, count: float) -> float:
-    """Raises:
-    TrainingError: if nothing counts.
+    """The mean of what counts in a batch.
+
+    Raises:
+        TrainingError: if nothing counts.
     """
     if not count:
         raise TrainingError("nothing counts in this batch: every label is masked; look at the samples of this step")

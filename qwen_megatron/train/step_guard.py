@@ -43,6 +43,7 @@ class Measured:
 
     @property
     def is_finite(self) -> bool:
+        """Whether loss and gradient norm are numbers."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 

@@ -118,6 +118,7 @@ def cpu_shims() -> list[Shim]:
 
 
 def namespace_shim(module_name: str, namespace: ModuleType) -> TorchNamespace:
+    """The shim that lets a module see another `torch`."""
     return TorchNamespace(
         target=f"{module_name}:torch", reason="torch.cuda is asked", until=UNTIL_DEVICE_ARGUMENT, namespace=namespace
     )

@@ -15,4 +15,5 @@ def later_lines(backend: str) -> list[str]:
 
 
 def not_applied(*_: object) -> NoReturn:
+    """Stands in for a replacement in a shim that is listed only."""
     raise AssertionError("a shim of the list is not applied")

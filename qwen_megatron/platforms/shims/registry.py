@@ -42,6 +42,7 @@ class Shim:
         return f"{self.target}: {self.reason} (until {self.until})"
 
     def apply(self) -> None:
+        """Changes the loaded library."""
         raise NotImplementedError
 
     def owner(self) -> tuple[Any, str]:
@@ -74,6 +75,7 @@ class Rebind(Shim):
     replacement: Any
 
     def apply(self) -> None:
+        """Puts the replacement in the target's place."""
         holder, name = self.owner()
         setattr(holder, name, self.replacement)
 
@@ -88,6 +90,7 @@ class TorchNamespace(Shim):
     namespace: ModuleType
 
     def apply(self) -> None:
+        """Lets the module see the other namespace."""
         holder, name = self.owner()
         setattr(holder, name, self.namespace)
 
@@ -108,6 +111,7 @@ class Constants(Shim):
     names: dict[str, str]
 
     def apply(self) -> None:
+        """Replaces constants in the function's code."""
         holder, name = self.owner()
         static = holder.__dict__.get(name)
         function = getattr(static, "__func__", static)

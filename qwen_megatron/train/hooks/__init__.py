@@ -1,0 +1,1 @@
+"""What is called after every step."""

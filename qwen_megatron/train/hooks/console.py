@@ -64,6 +64,7 @@ class ConsoleHook(Hook):
             )
 
     def print(self, line: str) -> None:
+        """Writes a line at once."""
         print(line, file=self.stream, flush=True)
 
 

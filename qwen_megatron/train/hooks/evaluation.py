@@ -33,6 +33,7 @@ class EvaluationHook(Hook):
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
+        """Evaluates and tells all hooks of the result."""
         run.job.check_data()
         started = time.perf_counter()
         with run.timers.enter("evaluation"):

@@ -55,6 +55,7 @@ class MetricsHook(Hook):
         self.write(row)
 
     def write(self, row: Mapping[str, object]) -> None:
+        """Appends a row; what is not finite becomes null."""
         if self.stream is not None:
             # JSON has neither NaN nor infinity.
             finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

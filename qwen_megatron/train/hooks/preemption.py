@@ -50,6 +50,7 @@ class PreemptionHook(Hook):
             self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
+        """Notes a signal; the run ends after the step."""
         self.received = number
 
     def on_step(self, run: Run, record: StepRecord) -> None:

@@ -55,8 +55,10 @@ def gathered_weights(trainable: Trainable) -> Iterator[None]:
 
 
 def check_weight_consistency(trainable: Trainable, step: int) -> None:
-    """Raises:
-    ReplicaError: on every rank, naming weights and ranks of those that differ from most.
+    """Compares the weights that ranks must hold alike; collective.
+
+    Raises:
+        ReplicaError: on every rank, naming weights and ranks of those that differ from most.
     """
     names, sums = [], []
     for index, model in enumerate(trainable.models):

@@ -1,0 +1,108 @@
+"""The direction of imports between the folders of data_tools; other rules are in tests/test_import_order.py."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.test_import_order import ROOT, Finding, imported_names, is_below, sources
+
+# A module may import from its own folder and from those before it; folders of one line know nothing of each other.
+LAYERS = (
+    ("_native", "version", "errors"),
+    ("io",),
+    ("text",),
+    ("readers",),
+    ("tokenizer",),
+    ("settings",),
+    ("corpus",),
+    ("filters", "dedup", "decontamination", "quality", "sources"),
+    ("engine",),
+    ("stages",),
+    ("pipeline",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+# Settings know less than their place allows.
+MAY_IMPORT = {"settings": ("version", "errors", "io")}
+# On its way to data_tools.settings; this line goes when it has arrived.
+MOVING = ("data_tools.pipeline.settings",)
+
+
+def data_layer_of(module: str) -> str | None:
+    """Folder or module right below data_tools; None for the package itself and for everything else."""
+    top, _, rest = module.partition(".")
+    return rest.partition(".")[0] or None if top == "data_tools" else None
+
+
+def data_rank(layer: str) -> int:
+    """Place of a layer of data_tools, from below."""
+    return next(place for place, layers in enumerate(LAYERS) if layer in layers)
+
+
+def wrong_direction(module: str, tree: ast.Module) -> Iterator[Finding]:
+    """Imports of a later folder of data_tools, or of another one on the same line."""
+    here = data_layer_of(module)
+    if module.partition(".")[0] != "data_tools":
+        return
+    for line, name, _ in imported_names(module, tree):
+        there = data_layer_of(name)
+        if there is None or there == here or any(is_below(name, moving) for moving in MOVING):
+            continue
+        if here is None:
+            # The package's own __init__ is loaded before everything in it.
+            yield line, f"data_tools must not import {name}"
+        elif there not in MAY_IMPORT.get(here, (there,)):
+            yield line, f"{here} must not import {name}"
+        elif data_rank(there) >= data_rank(here) and not {here, there} <= {*LAYERS[0]}:
+            yield line, f"{here} must not import {name}: {there} does not stand before it"
+
+
+def test_folders_import_from_those_before_them() -> None:
+    checked, found, broken = 0, set(), []
+    for module, path in sources():
+        checked += 1
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        broken += [f"{path.relative_to(ROOT)}:{line}: {problem}" for line, problem in wrong_direction(module, tree)]
+        found.add(data_layer_of(module))
+    assert checked > 50
+    assert not broken, "\n".join(broken)
+    assert found - {None} <= {layer for layers in LAYERS for layer in layers}, "every folder has its place"
+
+
+# A rule that finds nothing proves nothing.
+BREAKS = [
+    ("data_tools.io.streams", "from data_tools.readers.files import find_files"),
+    ("data_tools.errors", "from data_tools.io import lock"),
+    ("data_tools.io.lock", "from data_tools import readers"),
+    ("data_tools.io.lock", "def f():\n    import data_tools.corpus.reader"),
+    ("data_tools.corpus.reader", "from ..stages import read"),
+    ("data_tools.dedup.minhash", "from data_tools.quality import QualityModel"),
+    ("data_tools.quality.model", "from data_tools.dedup.minhash import band_keys"),
+    ("data_tools.engine.task", "from data_tools.stages.read import Read"),
+    ("data_tools.stages.read", "from data_tools.pipeline.run import run_pipeline"),
+    ("data_tools.pipeline.run", "from data_tools.commands import stage"),
+    ("data_tools.commands.stage", "importlib.import_module('data_tools.cli')"),
+    ("data_tools.settings", "from data_tools.text.words import words"),
+    ("data_tools.tokenizer.qwen", "from data_tools.settings import rule"),
+    ("data_tools", "from data_tools.version import version"),
+]
+
+
+@pytest.mark.parametrize(("module", "text"), BREAKS)
+def test_what_is_found(module: str, text: str) -> None:
+    assert len(list(wrong_direction(module, ast.parse(text)))) == 1
+
+
+def test_what_is_not_found() -> None:
+    text = (
+        "from data_tools.corpus.reader import Corpus\nfrom data_tools.settings import rule\nimport data_tools.errors\n"
+        "from data_tools import _native\nfrom data_tools.dedup import buckets"
+    )
+    assert list(wrong_direction("data_tools.dedup.x", ast.parse(text))) == []
+    assert list(wrong_direction("qwen_megatron.data.x", ast.parse(text))) == []
+    text = "from data_tools.errors import DataError\nfrom data_tools.io import small_json\nimport data_tools.version"
+    assert list(wrong_direction("data_tools.settings", ast.parse(text))) == []
