@@ -94,8 +94,10 @@ def _rank(text: str) -> int:
 
 
 def group_bucket(task: Task) -> TaskResult:
-    """The operation `exact_dedup_group`: all but the survivors of one range of hashes, to NAME.duplicates, the
-    survivors that stand for others to NAME.clusters."""
+    """The operation `exact_dedup_group`: survivors of one range of hashes.
+
+    All but them go to NAME.duplicates, and those that stand for others to NAME.clusters.
+    """
     bucket, num_buckets = task.options["bucket"], task.options["num_buckets"]
     low, high = bucket * 2**64 // num_buckets, (bucket + 1) * 2**64 // num_buckets
     slices, parts = [], []

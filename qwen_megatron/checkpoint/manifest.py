@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.io.atomic_file import write_atomically
+from data_tools.io.atomic_file import sync_directory, write_atomically
 from data_tools.io.small_json import MissingFileError, SmallFileError, build, kind_of, read_bytes, read_object, shown
 from qwen_megatron.errors import CheckpointError
 
@@ -182,7 +182,7 @@ def publish(partial: Path, final: Path) -> None:
         shutil.rmtree(discarded, ignore_errors=True)
     else:
         os.replace(partial, final)
-    sync_folder(final.parent)
+    sync_directory(final.parent)
     try:
         write_synced(final.parent / LATEST, (final.name + "\n").encode())
     except IsADirectoryError:
@@ -198,15 +198,6 @@ def restore_replaced(directory: Path) -> None:
         final = discarded.with_name(discarded.name.removeprefix(".").removesuffix(REPLACED))
         if FOLDER.fullmatch(final.name) and not final.exists():
             os.replace(discarded, final)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

@@ -10,8 +10,9 @@ import threading
 from itertools import islice
 from pathlib import Path
 
+from data_tools.io.atomic_file import sync_directory
 from data_tools.io.owned_paths import remove_files, temporary_of
-from qwen_megatron.checkpoint.manifest import FOLDER, list_checkpoints, read_latest, read_manifest, sync_folder
+from qwen_megatron.checkpoint.manifest import FOLDER, list_checkpoints, read_latest, read_manifest
 from qwen_megatron.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Retention:
         try:
             shutil.rmtree(hidden, ignore_errors=True)
             os.replace(folder, hidden)
-            sync_folder(folder.parent)
+            sync_directory(folder.parent)
         except OSError as error:
             # The run does not depend on it.
             log.warning("%s: cannot be removed: %s", folder, error)
