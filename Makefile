@@ -52,7 +52,7 @@ demo: setup ## raw text to a trained, verified Hugging Face model in about five 
 WORKERS ?= 2
 
 test: setup ## the whole test suite on two cores; WORKERS=0 for one test after the other
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kills and other faults at many points, up to half an hour
 	$(PY) -m pytest -m faults -s

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,19 +28,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among several workers (pytest-xdist), what needs the pool of ranks goes to one of them, every module to one.
+@cache
+def uses_the_pool(path: Path) -> bool:
+    """Whether a module has tests on the pool of ranks, or launches that are forked from the same process."""
+    return re.search(r"RankPool|ForkedAgent|tests\.faults\.job", path.read_text(encoding="utf-8")) is not None
 
-    So the pool is built once, and fixtures of a module too. The pool's tests come first: they are the longest part, and
-    the other workers have all the rest meanwhile.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers the modules of the pool come first: they are the longest part."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not uses_the_pool(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives all modules that use the pool to one worker, which builds it once, and each other module to one.
+
+    Marks of groups do not do it: pytest-xdist 3.8 writes them into the names of tests, which pytest 9.2 does not read.
     """
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            pooled = "ranks" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ranks" if pooled else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: next(item.iter_markers("xdist_group")).args[0] != "ranks")
+    from xdist.scheduler import LoadScopeScheduling
+
+    class PoolScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "pool" if uses_the_pool(config.rootpath / module) else module
+
+    return PoolScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
