@@ -102,26 +102,51 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("asynchronous", ["true", "false"])
-@pytest.mark.parametrize("what", ["weight", "param", "exp_avg", "exp_avg_sq"])
-def test_a_sick_state_is_not_saved(
-    what: str, asynchronous: str, ranks: RankPool, byte_corpus: Path, tmp_path: Path
-) -> None:
-    """On one of two ranks; the checkpoint before stays though only one is kept, and the run goes on from it."""
-    settings = (TP2, "checkpoint.keep_last=1", f"checkpoint.async_save={asynchronous}", "checkpoint.save_interval=2")
-    pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path, "training.exit_iter=2", *settings)
-    before = bytes_of(tmp_path / "iter_0000002")
-    overrides = [*SMALL, f"data.blend=[{byte_corpus}]", f"checkpoint.directory={tmp_path}", *settings]
+SETTINGS = (TP2, "checkpoint.keep_last=1", "checkpoint.save_interval=2")
+
+
+@pytest.fixture(scope="module")
+def healthy(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, saved after the second."""
+    directory = tmp_path_factory.mktemp("healthy") / "run"
+    pretrain_on_ranks(ranks, 2, byte_corpus, directory, "training.exit_iter=2", *SETTINGS)
+    return directory
+
+
+def assert_not_saved(ranks: RankPool, corpus: Path, directory: Path, what: str, asynchronous: str) -> None:
+    """A state that is spoiled in step 4 on one of two ranks is refused by both; all that was there stays."""
+    before = bytes_of(directory / "iter_0000002")
+    overrides = [*SMALL, f"data.blend=[{corpus}]", f"checkpoint.directory={directory}", *SETTINGS]
+    overrides.append(f"checkpoint.async_save={asynchronous}")
     errors = ranks.run(2, pretrain_with_a_spoiler, overrides=overrides, what=what, rank=1, step=4)
     assert errors[0] == errors[1]
     assert errors[0].startswith("step 4 is not saved: rank 1: ")
     key = "model." if what == "weight" else f"model.optimizer.state.{what}."
     assert f"rank 1: {key}" in errors[0]
     assert "weight hold" in errors[0]
-    assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000002"]
-    assert bytes_of(tmp_path / "iter_0000002") == before
-    assert not list(tmp_path.glob(".*"))
-    assert sorted(pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path, "training.exit_iter=4", *settings)) == [1, 2, 3, 4]
+    assert [path.name for path in directory.glob("iter_*")] == ["iter_0000002"]
+    assert bytes_of(directory / "iter_0000002") == before
+    assert not list(directory.glob(".*"))
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+@pytest.mark.parametrize("what", ["weight", "param", "exp_avg", "exp_avg_sq"])
+def test_a_sick_state_is_not_saved(
+    what: str, asynchronous: str, ranks: RankPool, byte_corpus: Path, healthy: Path, tmp_path: Path
+) -> None:
+    """The checkpoint before stays though only one is kept."""
+    directory = Path(shutil.copytree(healthy, tmp_path / "run"))
+    assert_not_saved(ranks, byte_corpus, directory, what, asynchronous)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_the_run_goes_on_from_the_checkpoint_before(
+    asynchronous: str, ranks: RankPool, byte_corpus: Path, healthy: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(healthy, tmp_path / "run"))
+    assert_not_saved(ranks, byte_corpus, directory, "weight", asynchronous)
+    steps = pretrain_on_ranks(ranks, 2, byte_corpus, directory, "training.exit_iter=4", *SETTINGS)
+    assert sorted(steps) == [1, 2, 3, 4]
 
 
 def test_a_restart_helps_against_a_sick_state() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.ranks import RankFailed, RankPool
+from tests.support.trainables import groups_of
 from tests.support.training import SMALL, pretrain_on_ranks, rows
 
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -205,12 +206,26 @@ def damage_swap(checkpoint: Path) -> str:
 DAMAGES = [damage_flip, damage_truncate, damage_remove, damage_manifest, damage_swap]
 
 
+def choose(directory: Path) -> str | None:
+    """The checkpoint that a resume begins with, as this rank finds it."""
+    from qwen_megatron.checkpoint.choice import choose_newest
+
+    with groups_of():
+        found = choose_newest(directory)
+        return None if found is None else found.name
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damaged_checkpoint_is_passed_over(
-    damage: Any, ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
-) -> None:
-    """Automatic resume takes the one before and arrives at the same bits."""
+def test_damaged_checkpoint_is_passed_over(damage: Any, ranks: RankPool, run_copy: Path) -> None:
+    assert ranks.run(2, choose, directory=run_copy) == ["iter_0000004"] * 2
     damage(run_copy / "iter_0000004")
+    assert ranks.run(2, choose, directory=run_copy) == ["iter_0000002"] * 2
+
+
+def test_a_resume_from_the_checkpoint_before_arrives_at_the_same_bits(
+    ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
+) -> None:
+    damage_flip(run_copy / "iter_0000004")
     steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, WHOLE, TP2, PP2, SP)
     assert trained(steps) == trained(continued)
     # Rows of the steps that were done again stand once.
@@ -235,10 +250,15 @@ def test_no_whole_checkpoint_is_not_a_fresh_start(ranks: RankPool, byte_corpus: 
 
 
 @pytest.mark.parametrize("content", ["", "garbage\x00", "iter_9999999\n", "../../etc"])
-def test_garbled_latest_does_not_matter(
-    content: str, ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
-) -> None:
+def test_garbled_latest_does_not_matter(content: str, ranks: RankPool, run_copy: Path) -> None:
     (run_copy / "latest").write_text(content)
+    assert ranks.run(1, choose, directory=run_copy) == ["iter_0000004"]
+
+
+def test_a_resume_with_a_garbled_latest_goes_on(
+    ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
+) -> None:
+    (run_copy / "latest").write_text("../../etc")
     steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
     assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
 
