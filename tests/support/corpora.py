@@ -42,6 +42,29 @@ def write_code_corpus(prefix: Path, num_files: int) -> Path:
     return prefix
 
 
+def write_folded_corpus(prefix: Path, source: Path, vocab_size: int, longest: int | None = None) -> Path:
+    """A corpus in Qwen's vocabulary with its ids taken modulo a smaller one, whose last id ends a document.
+
+    Args:
+        prefix: Where it is written.
+        source: The corpus.
+        vocab_size: The smaller vocabulary.
+        longest: Tokens a document; longer ones are cut into several.
+    """
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for document in IndexedDataset(str(source)):
+        tokens = document[document != END_OF_TEXT] % (vocab_size - 1)
+        step = longest or len(tokens)
+        for start in range(0, len(tokens), step):
+            piece = np.append(tokens[start : start + step], vocab_size - 1).astype(np.int32)
+            builder.add_document(piece, [len(piece)])
+    builder.finalize(f"{prefix}.idx")
+    import_corpus(prefix, end_of_document=vocab_size - 1)
+    return prefix
+
+
 def write_formula_corpus(prefix: Path, num_documents: int, end: int = END_OF_TEXT) -> Path:
     """Documents that follow from a formula alone: the same bytes on every machine and with every Python.
 
