@@ -47,8 +47,12 @@ endif
 demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
 	$(PY) examples/demo.py
 
-test: setup ## the whole test suite
-	$(PY) -m pytest
+# One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
+# for long. WORKERS=0 runs one test after the other in this process.
+WORKERS ?= 2
+
+test: setup ## the whole test suite on two cores; WORKERS=0 for one test after the other
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kills and other faults at many points, up to half an hour
 	$(PY) -m pytest -m faults -s

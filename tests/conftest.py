@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +21,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command does where there is no GPU: half of the time that Megatron-Core takes to import.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+# A shell that starts the tests in the background has them ignore interrupts, and so would every command that they start
+# to interrupt it. A handler of our own is not inherited: commands begin with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@cache
+def uses_the_pool(path: Path) -> bool:
+    """Whether a module has tests on the pool of ranks, or launches that are forked from the same process."""
+    return re.search(r"RankPool|ForkedAgent|tests\.faults\.job", path.read_text(encoding="utf-8")) is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers the modules of the pool come first: they are the longest part."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not uses_the_pool(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives all modules that use the pool to one worker, which builds it once, and each other module to one.
+
+    Marks of groups do not do it: pytest-xdist 3.8 writes them into the names of tests, which pytest 9.2 does not read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class PoolScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "pool" if uses_the_pool(config.rootpath / module) else module
+
+    return PoolScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

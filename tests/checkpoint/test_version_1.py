@@ -16,6 +16,7 @@ KEPT = Path(__file__).parents[1] / "fixtures" / "checkpoint-v1" / "iter_0000002"
 
 # Written by version 0.1.0 at commit 9365f36 on two tensor-parallel ranks, after step 2.
 RECIPE = (
+    "parallel.platform=cpu",
     "model.preset=tiny",
     "model.num_layers=2",
     "model.hidden_size=16",

@@ -41,7 +41,7 @@ def test_a_difference_beyond_the_tolerance_fails(capsys: pytest.CaptureFixture[s
 def test_a_layout_that_does_not_fit_is_found_before_anything_runs(
     code_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["model.preset=tiny", f"data.blend=[{code_corpus}]", "training.train_iters=10"]
+    settings = ["parallel.platform=cpu", "model.preset=tiny", f"data.blend=[{code_corpus}]", "training.train_iters=10"]
     assert main(["check-parity", *settings, "--layouts", "tp2,tp3"]) == 2
     output = capsys.readouterr().err
     assert "layout tp3: parallel.tensor_model_parallel_size=3: must divide" in output
@@ -50,7 +50,13 @@ def test_a_layout_that_does_not_fit_is_found_before_anything_runs(
 
 def test_layouts_of_a_recipe_agree(byte_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # A small vocabulary and one step: how far layouts agree is the parity test's question, here the command is tested.
-    settings = ["model.preset=tiny", "model.vocab_size=257", f"data.blend=[{byte_corpus}]", "training.train_iters=10"]
+    settings = [
+        "parallel.platform=cpu",
+        "model.preset=tiny",
+        "model.vocab_size=257",
+        f"data.blend=[{byte_corpus}]",
+        "training.train_iters=10",
+    ]
     assert main(["check-parity", *settings, "--layouts", "tp2-sp", "--steps", "1"]) == 0
     output = capsys.readouterr().out
     assert "tp2-sp" in output

@@ -42,6 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(corpus: Path, tmp_path: Path) -> list[str]:
     """Settings of a run that could start."""
     return [
+        "parallel.platform=cpu",
         "model.preset=tiny",
         "training.train_iters=20",
         "training.global_batch_size=8",

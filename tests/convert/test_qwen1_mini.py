@@ -106,7 +106,7 @@ def trained_step(
 ) -> tuple[StepResult, dict[str, torch.Tensor]]:
     """One step of real training on the imported weights, and its gradients by Hugging Face name."""
     batch = training_batch(golden_train)
-    settings = ["model.preset=tiny", "training.precision=fp32", "training.seq_length=48"]
+    settings = ["parallel.platform=cpu", "model.preset=tiny", "training.precision=fp32", "training.seq_length=48"]
     settings += ["training.micro_batch_size=2", "training.global_batch_size=2", "training.train_iters=10"]
     # The fixture's own settings, which stretch positions beyond 24 tokens: training must not.
     model = saved_model_config(imported_mini)

@@ -28,7 +28,13 @@ def two(byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def resolved_config(blend: str, *overrides: str) -> ResolvedConfig:
-    given = ["model.preset=tiny", "model.vocab_size=257", "training.seq_length=64", "data.eval_samples=8"]
+    given = [
+        "parallel.platform=cpu",
+        "model.preset=tiny",
+        "model.vocab_size=257",
+        "training.seq_length=64",
+        "data.eval_samples=8",
+    ]
     return resolve(load_config(None, [*given, f"data.blend={blend}", *overrides]))
 
 

@@ -202,8 +202,9 @@ def test_platforms_are_chosen_by_name_or_by_what_is_there() -> None:
     assert get_platform("auto").name == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
-def test_cuda_without_a_gpu_is_refused() -> None:
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     platform = get_platform("cuda")
     with pytest.raises(PlatformError, match=r"parallel\.platform=cpu"):
         platform.prepare()

@@ -32,6 +32,7 @@ LossFunction = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor]
 
 # Milliseconds a step.
 TINY = (
+    "parallel.platform=cpu",
     "model.preset=tiny",
     "model.vocab_size=161",
     "training.precision=fp32",

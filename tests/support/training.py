@@ -11,6 +11,8 @@ from tests.support.ranks import RankPool
 
 # Seconds a run: for whatever does not ask how training goes.
 SMALL = (
+    # Left to `auto`, all ranks of a test would share one GPU where there is one.
+    "parallel.platform=cpu",
     "model.preset=tiny",
     "model.num_layers=4",
     "model.vocab_size=257",
@@ -32,6 +34,7 @@ SMALL = (
 # The demo recipe in fp32 on its real vocabulary. Comparisons of layouts need it: with a vocabulary of bytes, moving all
 # weights by one part in 10^7 moves the gradient norm of step 20 by 1e-4 in one process already; here by 4e-7.
 DEMO = (
+    "parallel.platform=cpu",
     "model.preset=tiny",
     "training.precision=fp32",
     "training.train_iters=20",
@@ -108,7 +111,10 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
             steps.append((record.consumed_samples, record.loss, record.grad_norm))
 
     torch.set_num_threads(1)
-    config = resolve(load_config(recipe, [*overrides, "checkpoint.load=none"]), int(os.environ["WORLD_SIZE"]))
+    config = resolve(
+        load_config(recipe, [*overrides, "parallel.platform=cpu", "checkpoint.load=none"]),
+        int(os.environ["WORLD_SIZE"]),
+    )
     with groups_for(config) as groups:
         run = build_run(config, groups, get_platform("cpu"), StepTimers())
         run.hooks = [Recorder()]

@@ -14,6 +14,7 @@ from tests.support.training import pretrain_on_ranks
 
 STEPS = 300
 TRAINING = (
+    "parallel.platform=cpu",
     "model.preset=tiny",
     "model.num_layers=2",
     "model.vocab_size=257",

@@ -53,7 +53,13 @@ PHASE_SECONDS = {
 
 
 def make_run(directory: Path, *overrides: str, iteration: int = 0, rank: int = 0, hooks: tuple[Hook, ...] = ()) -> Run:
-    given = ["model.preset=tiny", "training.train_iters=1000", f"checkpoint.directory={directory}", *overrides]
+    given = [
+        "parallel.platform=cpu",
+        "model.preset=tiny",
+        "training.train_iters=1000",
+        f"checkpoint.directory={directory}",
+        *overrides,
+    ]
     groups: Any = SimpleNamespace(rank=rank)
     unused: Any = None
     config = resolve(load_config(None, given))

@@ -6,7 +6,6 @@ import gzip
 import json
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -130,11 +129,8 @@ def test_every_start_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch: 
     assert stand_in.exit_codes == [1, 0]
 
 
-def test_the_package_writes_offline_or_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the optional package the real one is used; without it the check before the start says what to do."""
-    if find_spec("wandb") is None:
-        assert check_packages(LoggingConfig(wandb_project="llm")) != []
-        return
+def test_the_package_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, which the development environment has."""
     assert check_packages(LoggingConfig(wandb_project="llm")) == []
     monkeypatch.setenv("WANDB_SILENT", "true")
     report(tmp_path, range(1, 3))

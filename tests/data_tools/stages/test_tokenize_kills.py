@@ -61,13 +61,21 @@ def checksums(prefix: Path) -> tuple[str, str, str, bytes]:
     return sidecar.bin.sha256, sidecar.idx.sha256, sidecar.crc.sha256, Path(f"{prefix}.rejected.jsonl").read_bytes()
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names in a folder of a run under way, which may remove it between two looks; none if it is gone or a file."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def progress(folder: Path) -> int:
     """How far a run is, in steps that any run takes in about this order: files appear, get their names, go."""
-    work = folder / ".c.work"
-    steps = (
-        len(list(work.glob("*/*"))) + len(list(work.glob("*/.*.tmp"))) + 2 * len(list(folder.glob(".c.scratch-*/*")))
-    )
-    return steps + 3 * len(list(folder.glob("c.*")))
+    work = [name for kind in names_in(folder / ".c.work") for name in names_in(folder / ".c.work" / kind)]
+    unnamed = [name for name in work if name.startswith(".") and name.endswith(".tmp")]
+    here = names_in(folder)
+    scratch = [name for place in here if place.startswith(".c.scratch-") for name in names_in(folder / place)]
+    return len(work) + len(unnamed) + 2 * len(scratch) + 3 * sum(name.startswith("c.") for name in here)
 
 
 class Undisturbed(NamedTuple):
