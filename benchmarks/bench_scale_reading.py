@@ -76,16 +76,16 @@ def report() -> list[str]:
         write_zero_corpus(folder / "new", NUM_TOKENS)
         write_zero_corpus(folder / "old", NUM_TOKENS, block_bytes=65536)
         return [
-            "Simulated in one process: a replica's ranks take turns, reads are counted at the system call. Before:",
-            "every rank read every sample, checked in blocks of 64 KiB, and a whole step before its first forward.",
+            "Simulated in one process: the ranks of a replica take turns, reads are counted at the system call.",
+            "Before: every rank read every sample, checked in blocks of 64 KiB, a whole step before its first forward.",
             "",
             f"A step of {SAMPLES} samples of {SEQ} tokens a replica, bytes read by all its ranks (checksums included):",
             "",
             *reading(folder),
             "",
             f"Micro-batches of one sample of {SEQ} tokens, each read delayed by {DELAY * 1e3:.0f} ms, two threads:",
-            "what is held when a step starts, and the time to a run's first forward, with nothing read. Beside",
-            "what it works on a reader holds a step, at most 256 MiB.",
+            "what is held when a step starts, and the time to the first forward of a run, when nothing has been read.",
+            "A reader holds a step beside what it works on, at most 256 MiB.",
             "",
             *starting(folder),
         ]

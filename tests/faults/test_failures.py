@@ -47,6 +47,20 @@ def test_an_exception_names_rank_step_phase_and_samples(
     assert (failure["rank"], failure["error"], failure["lost_peer"]) == (1, "ArithmeticError", False)
 
 
+def test_a_reader_that_fails_is_named_and_not_who_waited_for_it(byte_corpus: Path, tmp_path: Path) -> None:
+    at = "qwen_megatron.data.pretraining.dataset:BlendedDataset.tokens"
+    fault = Fault(rank=0, at=at, calls=(17,), do="raise")
+    with Job(tmp_path / "run", byte_corpus, 2, "parallel.tensor_model_parallel_size=2", faults=[fault]) as job:
+        job.wait_until(lambda: "ArithmeticError" in job.output(), "the exception")
+        seen = time.monotonic()
+        assert job.wait() == 1
+        assert time.monotonic() - seen < 20
+    said = [line for line in job.output().splitlines() if line.startswith("qwen-megatron: ")]
+    assert re.match(r"qwen-megatron: rank 0 \(.*\): step \d+, data, .*: ArithmeticError: a fault of the test", said[0])
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert (failure["rank"], failure["error"], failure["lost_peer"]) == (0, "ArithmeticError", False)
+
+
 def test_a_restart_after_nan_is_refused_at_once(byte_corpus: Path, tmp_path: Path) -> None:
     fault = Fault(rank=0, at="qwen_megatron.train.step:mean", calls=(4,), do="nan")
     with Job(tmp_path / "run", byte_corpus, 2, faults=[fault], max_restarts=2) as job:

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from qwen_megatron.errors import CheckpointError, ConfigError, DataError, PlatformError, ReplicaError, TrainingError
+from qwen_megatron.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PlatformError,
+    ReaderDataError,
+    ReaderFailed,
+    ReplicaError,
+    TrainingError,
+)
 from qwen_megatron.jobs.failure import (
     FAILURE,
     HISTORY,
@@ -102,6 +111,8 @@ def test_a_damaged_record_refuses_nothing_and_is_replaced(tmp_path: Path, conten
     [
         (ConfigError("x"), "start-up", False, False),
         (DataError("x"), "data", False, False),
+        (ReaderDataError("x"), "data", False, True),
+        (ReaderFailed("x"), "data", True, True),
         (TrainingError("x"), "optimizer", False, False),
         (ReplicaError("x"), "weight consistency", True, False),
         (CheckpointError("does not fit"), "start-up", False, False),
