@@ -77,7 +77,7 @@ BOMBS = {
 def test_a_bomb_is_refused_before_anything_is_made(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / ".metadata"
     path.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError) as caught:
@@ -88,7 +88,7 @@ def test_a_bomb_is_refused_before_anything_is_made(content: bytes, tmp_path: Pat
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert peak < 100 << 20
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_limits_of_amounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
