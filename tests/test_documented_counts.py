@@ -37,9 +37,10 @@ def parameters(test: Any, name: str) -> list[Any]:
 
 
 def test_layouts_that_are_compared_with_one_process() -> None:
-    exact = [layout for layout in parity.LAYOUTS if layout[0] != "bf16"]
-    rounded = [layout for layout in parity.LAYOUTS if layout[0] == "bf16"]
-    largest = max(processes for _, processes, _ in parity.LAYOUTS)
+    layouts = {*parity.LAYOUTS, *parity.IN_REAL_VOCABULARY}
+    exact = [layout for layout in layouts if layout[0] != "bf16"]
+    rounded = [layout for layout in layouts if layout[0] == "bf16"]
+    largest = max(processes for _, processes, _ in layouts)
     assert found("README.md", r"on (\d+) layouts of up to (\d+) processes and on one process") == [len(exact), largest]
     assert found("README.md", r"In bf16 (\w+) layouts stay within") == [len(rounded)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -42,14 +43,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(corpus: Path, tmp_path: Path) -> list[str]:
     """Settings of a run that could start."""
     return [
-        "parallel.platform=cpu",
         "model.preset=tiny",
+        "parallel.platform=cpu",
         "training.train_iters=20",
         "training.global_batch_size=8",
         "training.seq_length=16",
         f"data.blend=[{corpus}]",
         f"checkpoint.directory={tmp_path / 'run'}",
     ]
+
+
+def processor_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def problems(stderr: str) -> list[str]:
@@ -113,11 +119,12 @@ def test_a_dry_run_is_quick_and_imports_neither_torch_nor_megatron(good: list[st
         "training.train_itres=5",
     )
     for extra, status in ([], 0), *(([text], 2) for text in bad):
-        start = time.monotonic()
+        # Processor time: what runs beside it does not count.
+        start = processor_seconds_of_children()
         command = [sys.executable, "-c", code, "pretrain", "--dry-run", *good, *extra]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
         assert (done.returncode, done.stderr.count("\n") > 0) == (status, status == 2), done.stderr
-        assert time.monotonic() - start < 5
+        assert processor_seconds_of_children() - start < 5
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False), ("3", False)])
