@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data_tools.settings.check import UNUSABLE, Location, checked
+from data_tools.settings.check import UNUSABLE, Location, checked, dotted
 from data_tools.settings.problems import Problems
 from data_tools.settings.records import hints_of
 from data_tools.settings.words import choices, members, show
@@ -45,7 +45,11 @@ def read_record(
     try:
         value = plain(kind, node)
     except YamlError as error:
-        problems.messages.append(f"{f'{key}: ' if key else ''}{error}{place(())}")
+        part = node_at(node, error.location)
+        # What is wrong may be a character that would break the line.
+        shown = written(part).encode("unicode_escape").decode("ascii")
+        name = dotted(key, error.location)
+        problems.messages.append(f"{f'{name}={show(shown)}: ' if name else ''}{error}{place(error.location)}")
         return UNUSABLE
     return checked(kind, value, key, problems, place=place)
 
@@ -77,7 +81,7 @@ def plain_part(hint: Any, node: yaml.Node, budget: list[int], level: int) -> Any
         arguments = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple), (Any, ...))
         variadic = arguments[-1] is Ellipsis
         return [
-            plain_part(arguments[0 if variadic else min(i, len(arguments) - 1)], child, budget, level + 1)
+            located(i, arguments[0 if variadic else min(i, len(arguments) - 1)], child, budget, level + 1)
             for i, child in enumerate(node.value)
         ]
     record = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
@@ -88,8 +92,17 @@ def plain_part(hint: Any, node: yaml.Node, budget: list[int], level: int) -> Any
         check_text(key)
         if key in values:
             raise YamlError(f"{show(key)} is given twice (line {line}); keep one")
-        values[key] = plain_part(fields.get(key, of_values), child, budget, level + 1)
+        values[key] = located(key, fields.get(key, of_values), child, budget, level + 1)
     return values
+
+
+def located(step: int | str, hint: Any, node: yaml.Node, budget: list[int], level: int) -> Any:
+    """One value of a list or a mapping; what is wrong with it is said with the way to it."""
+    try:
+        return plain_part(hint, node, budget, level)
+    except YamlError as error:
+        error.location = (step, *error.location)
+        raise
 
 
 def is_mapping(kind: Any) -> bool:
@@ -107,6 +120,15 @@ def check_text(text: str) -> None:
         raise YamlError(f"must not be longer than {LONGEST_TEXT} characters")
     if NO_TEXT.search(text):
         raise YamlError("must not contain control characters or halves of surrogate pairs")
+
+
+def node_at(node: yaml.Node, location: Location) -> yaml.Node:
+    """The part of a node at a location that exists."""
+    for step in location:
+        node = (
+            node.value[step] if isinstance(step, int) else next(item for key, item in node.value if key.value == step)
+        )
+    return node
 
 
 def line_of(node: yaml.Node, location: Location) -> int:

@@ -23,7 +23,13 @@ MOST_LEVELS = 32
 
 
 class YamlError(Exception):
-    """The text is not plain YAML; the message says where."""
+    """The text is not plain YAML; the message says where.
+
+    Attributes:
+        location: Keys and numbers that lead to the value at fault, where they are known.
+    """
+
+    location: tuple[int | str, ...] = ()
 
 
 class CoreLoader(yaml.SafeLoader):
