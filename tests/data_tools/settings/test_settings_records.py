@@ -97,8 +97,8 @@ def test_a_record_is_read_with_defaults_and_text_as_it_was_written() -> None:
         ("name: a\nboth: 3", "both=3: must be a list or a mapping (f.yaml:2)"),
         ("name: a\nboth: {a: b}", "both={...}: must be a list or a mapping (f.yaml:2)"),
         ("name: a\nname: b", "name is given twice (line 2); keep one (f.yaml:1)"),
-        ("name: !!python/name:os.system ''", ("name=: the tag !!python/name:os.system is not allowed; write a plain value "
-         "(f.yaml:1)")),
+        ("name: !!python/name:os.system ''", ("name=: the tag !!python/name:os.system is not allowed; write a plain "
+         "value (f.yaml:1)")),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_key_value_rule_and_line(text: str, problem: str) -> None:
