@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch, make_batch
 from qwen_megatron.data.loader import Loader
@@ -161,6 +162,8 @@ def test_a_readers_error_is_raised_where_it_is_waited_for(
 def damaged_job(prefix: str) -> str:
     with groups_of(tensor_size=2) as groups:
         dataset = open_dataset([prefix], seq_length=64, seed=1, eval_samples=4, vocab_size=257)
+        # It is cut only when both have opened it.
+        dist.barrier(group=groups.tp)
         if groups.tp.rank() == 0:
             os.truncate(f"{prefix}.bin", 100)
         loader = loader_of(dataset, groups)
