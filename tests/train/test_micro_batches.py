@@ -56,7 +56,7 @@ def test_what_all_have_had_is_let_go(number: int) -> None:
     for _ in range(100):
         for stream in streams:
             next(stream)
-        # What nothing refers to is gone at once; a collection here would walk through the whole process a hundred times.
+        # What nothing refers to is gone at once; a collection would walk through the whole process a hundred times.
         assert len(alive) <= 1
 
 
