@@ -21,16 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from results import write_section
 
 from data_tools.decontamination import BenchmarkIndex, BenchmarkItem
 from data_tools.dedup import MinHashConfig, components, normalized_hashes, signatures
 from data_tools.filters import FilterSuite
-from data_tools.io.atomic_file import write_atomically
 from data_tools.sources.python_stdlib import source_files
 from data_tools.text import text_statistics
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-MARK = "<!-- bench-data -->"
 PIECE_BYTES = 4096
 DISTRIBUTIONS = ("numpy", "datatrove", "spacy", "rensa", "datasketch")
 
@@ -259,14 +257,6 @@ def processor() -> str:
     return f"{models[0].split(':')[1].strip()}, {len(models)} cores" if models else platform.machine()
 
 
-def write_section(section: str, mark: str = MARK) -> None:
-    """Replaces what stands between this benchmark's marks in docs/benchmarks.md, or appends it."""
-    content = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    before, found, rest = content.partition(mark)
-    after = rest.partition(mark)[2] if found else ""
-    write_atomically(RESULTS, f"{before.rstrip()}\n\n{mark}\n{section}\n{mark}\n{after}".encode())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=1.0, help="text that every contestant works on")
@@ -304,7 +294,7 @@ def main() -> None:
     ]
     print("\n".join(more))
     if arguments.write:
-        write_section("\n".join(lines + more))
+        write_section("bench-data", lines + more)
 
 
 if __name__ == "__main__":

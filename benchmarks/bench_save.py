@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from results import write_section
+
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "<!-- bench-save -->"
 MODEL = (
     "model.num_layers=12",
     "model.hidden_size=1024",
@@ -163,7 +164,6 @@ def section(result: dict[str, Any], load: float) -> list[str]:
         "background": statistics.median(later)
     }
     lines = [
-        MARK,
         "## Saving (`make bench-save`)",
         "",
         (
@@ -193,22 +193,8 @@ def section(result: dict[str, Any], load: float) -> list[str]:
         "|---|---|---|---|---|",
         f"| background / foreground | {spread} | <= 0.2 |",
         f"| cost of hashing | {statistics.median(costs):+.1%} | {min(costs):+.1%} | {max(costs):+.1%} | <= 10 % |",
-        MARK,
     ]
     return lines
-
-
-def write_section(lines: list[str]) -> None:
-    """Replaces what stands between this benchmark's marks in docs/benchmarks.md, or appends it."""
-    path = ROOT / "docs" / "benchmarks.md"
-    text = path.read_text(encoding="utf-8")
-    new = "\n".join(lines)
-    if MARK in text:
-        before, _, after = text.split(MARK)
-        text = before + new + after
-    else:
-        text = text.rstrip() + "\n\n" + new + "\n"
-    path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -225,7 +211,7 @@ def main() -> None:
     lines = section(measure(options.rounds, options.directory), load)
     print("\n".join(lines))
     if options.write:
-        write_section(lines)
+        write_section("bench-save", lines)
 
 
 if __name__ == "__main__":

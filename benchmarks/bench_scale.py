@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from results import write_section
+
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "<!-- bench-scale -->"
 RANKS = (8, 64, 512, 1024, 8192)
 TENSOR, PIPELINE = 8, 4
 # Ranks of which the look-ups are counted; all have as many, give or take one.
@@ -311,7 +312,6 @@ def section(most_ranks: int) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
         parent = Path(name)
         return [
-            MARK,
             "## Growth with ranks (`benchmarks/bench_scale.py`)",
             "",
             head,
@@ -344,21 +344,7 @@ def section(most_ranks: int) -> list[str]:
             ),
             "|---|---|---|---|---|---|---|",
             *planning_rows(most_ranks),
-            MARK,
         ]
-
-
-def write_section(lines: list[str]) -> None:
-    """Replaces what stands between this benchmark's marks in docs/benchmarks.md, or appends it."""
-    path = ROOT / "docs" / "benchmarks.md"
-    text = path.read_text(encoding="utf-8")
-    new = "\n".join(lines)
-    if MARK in text:
-        before, _, after = text.split(MARK)
-        text = before + new + after
-    else:
-        text = text.rstrip() + "\n\n" + new + "\n"
-    path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -370,7 +356,7 @@ def main() -> None:
     lines = section(options.most_ranks)
     print("\n".join(lines))
     if options.write:
-        write_section(lines)
+        write_section("bench-scale", lines)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from results import write_section
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_tools.io.atomic_file import write_atomically  # noqa: E402
 from tests.support.corpora import write_zero_corpus  # noqa: E402
 from tests.support.reading import SEQ, Layout, bytes_of_a_step, start_of_a_step  # noqa: E402
 
-RESULTS = ROOT / "docs" / "benchmarks.md"
-MARK = "<!-- bench-scale reading -->\n"
 LAYOUTS = (Layout(), Layout(tensor=8), Layout(tensor=8, pipeline=8), Layout(tensor=8, pipeline=16, context=4))
 SAMPLES = 64
 NUM_TOKENS = 1 << 28
@@ -91,17 +90,6 @@ def report() -> list[str]:
         ]
 
 
-def write_section(lines: list[str]) -> None:
-    """Replaces this benchmark's part of docs/benchmarks.md, between its marks."""
-    text = RESULTS.read_text(encoding="utf-8")
-    section = "\n".join(["## Reading at scale (`benchmarks/bench_scale_reading.py`)", "", *lines, ""])
-    if text.count(MARK) == 2:
-        before, _, after = text.split(MARK)
-    else:
-        before, after = text.rstrip("\n") + "\n\n", ""
-    write_atomically(RESULTS, (before + MARK + section + MARK + after).encode())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
@@ -109,7 +97,7 @@ def main() -> None:
     lines = report()
     print("\n".join(lines))
     if options.write:
-        write_section(lines)
+        write_section("bench-scale reading", ["## Reading at scale (`benchmarks/bench_scale_reading.py`)", "", *lines])
 
 
 if __name__ == "__main__":

@@ -18,15 +18,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from results import write_section
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data_tools.io.atomic_file import write_atomically  # noqa: E402
 from qwen_megatron.data.pretraining.dataset import open_dataset  # noqa: E402
 from tests.support.corpora import seal, write_sparse_corpus  # noqa: E402
 
-RESULTS = ROOT / "docs" / "benchmarks.md"
-MARK = "<!-- bench-start -->\n"
 SIZES = {"10^7 tokens": 10**7, "10^12 tokens": 10**12}
 SEQ, BATCH, HELD_OUT, SEED = 256, 4, 4, 1234
 
@@ -94,18 +93,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if options.write:
-        write_section(lines)
-
-
-def write_section(lines: list[str]) -> None:
-    """Replaces this benchmark's part of docs/benchmarks.md, between its marks."""
-    text = RESULTS.read_text(encoding="utf-8")
-    section = "\n".join(["## Start of a run (`make bench-train`)", "", *lines, ""])
-    if text.count(MARK) == 2:
-        before, _, after = text.split(MARK)
-    else:
-        before, after = text.rstrip("\n") + "\n\n", ""
-    write_atomically(RESULTS, (before + MARK + section + MARK + after).encode())
+        write_section("bench-start", ["## Start of a run (`make bench-train`)", "", *lines])
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-from bench_data import documents, processor, write_section
+from bench_data import documents, processor
+from results import write_section
 
-MARK = "<!-- bench-tokenize -->"
 BATCH = 10_000
 END = 151_643
 WORKERS = 2
@@ -306,7 +306,7 @@ def main() -> None:
             print("\n".join(rows), flush=True)
             lines += rows
     if arguments.write:
-        write_section("\n".join(lines), MARK)
+        write_section("bench-tokenize", lines)
 
 
 def versions() -> str:

@@ -18,16 +18,13 @@ from typing import Any
 
 import psutil
 import torch
+from results import write_section
 from training_step.contestants import MEMORY_BATCH, SEQUENCE, SPEED_BATCH, Work
 from training_step.processes import Block, measure
 from training_step.tables import machine_lines, memory_lines, speed_lines
 
-from data_tools.io.atomic_file import write_atomically
-
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 # Results of different instruction sets stand side by side.
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
-MARK = f"<!-- bench-train {CAPABILITY} -->"
 
 CONTESTANTS = {
     "ours fp32": Work(kind="ours", precision="fp32"),
@@ -75,18 +72,6 @@ def measure_memory() -> dict[str, Block]:
     large = {"threads": len(os.sched_getaffinity(0)), "micro_batch": MEMORY_BATCH, "global_batch": MEMORY_BATCH}
     names = ("ours bf16, fp32 masters", "transformers bf16 autocast", "transformers pure bf16", "ours fp32")
     return {name: measure(replace(CONTESTANTS[name], **large), 1) for name in names}
-
-
-def write_section(lines: list[str]) -> None:
-    """Replaces this benchmark's part of docs/benchmarks.md, between its marks."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    section = "\n".join([MARK, f"## Training step on {CAPABILITY} (`make bench-train`)", "", *lines]) + MARK + "\n"
-    if text.count(MARK) == 2:
-        before, _, after = text.split(MARK)
-        text = before + section.rstrip("\n") + after
-    else:
-        text = text.rstrip("\n") + "\n\n" + section
-    write_atomically(RESULTS, text.encode())
 
 
 def main() -> None:
@@ -138,7 +123,8 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(raw, indent=1), encoding="utf-8")
     if options.write:
-        write_section(lines)
+        heading = f"## Training step on {CAPABILITY} (`make bench-train`)"
+        write_section(f"bench-train {CAPABILITY}", [heading, "", *lines])
 
 
 if __name__ == "__main__":
