@@ -23,7 +23,7 @@ from qwen_megatron.data.batch import Batch, make_batch
 from qwen_megatron.data.pretraining.dataset import SampleId
 from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.jobs.watchdog import BEAT_SECONDS, Watchdog
-from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
+from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group
 from qwen_megatron.parallel.rendezvous import join_job
 from qwen_megatron.platforms import get_platform
 from qwen_megatron.train.hooks.straggler import StragglerHook
@@ -117,7 +117,7 @@ def main() -> None:
                 f"{name:17} {seconds * 1e3:8.2f} ms, every {steps:6.1f} steps: {seconds / steps / step:.4%} of a step"
             )
         print(f"{'together':17} {sum(seconds / steps for _, seconds, steps in parts) / step:.4%} of a step")
-    leave()
+    destroy_groups()
 
 
 if __name__ == "__main__":

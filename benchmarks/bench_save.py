@@ -59,7 +59,7 @@ def measure_rank(directory: Path, rounds: int) -> None:
     from qwen_megatron.checkpoint.save import Saver
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
-    from qwen_megatron.parallel.groups import build_groups, leave, start_process_group
+    from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group
     from qwen_megatron.platforms import get_platform
     from qwen_megatron.train.job import Job, StepOutcome
     from qwen_megatron.train.run import Run
@@ -128,7 +128,7 @@ def measure_rank(directory: Path, rounds: int) -> None:
         size = sum(path.stat().st_size for path in newest.iterdir())
         result = {"seconds": seconds, "bytes": size, "parameters": config.num_parameters}
         (directory / "result.json").write_text(json.dumps(result))
-    leave()
+    destroy_groups()
 
 
 def timed(work: Any, run: Any) -> float:

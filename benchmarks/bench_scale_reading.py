@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from results import write_section
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from qwen_megatron.data.batch import Batch  # noqa: E402
 from tests.support.corpora import write_zero_corpus  # noqa: E402
 from tests.support.reading import SEQ, Layout, bytes_of_a_step, start_of_a_step  # noqa: E402
 
@@ -53,6 +55,11 @@ def reading(folder: Path) -> Iterator[str]:
         )
 
 
+def collected(count: int, batches: Iterator[Batch]) -> list[Batch]:
+    """As many batches at once."""
+    return list(islice(batches, count))
+
+
 def starting(folder: Path) -> Iterator[str]:
     """Memory and time against micro-batches."""
     yield (
@@ -61,7 +68,7 @@ def starting(folder: Path) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|"
     for count in (8, 64, 512):
-        before = start_of_a_step(folder / "new", count, DELAY, lambda batches, n=count: list(islice(batches, n)))
+        before = start_of_a_step(folder / "new", count, DELAY, partial(collected, count))
         now = start_of_a_step(folder / "new", count, DELAY, next, read_ahead=count)
         yield (
             f"| {count} | {megabytes(before.reader_bytes)} | {megabytes(now.reader_bytes)} "

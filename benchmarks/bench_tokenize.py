@@ -83,7 +83,7 @@ def ours(source: Path, prefix: Path) -> Callable[[], None]:
 
 def megatron_fast(source: Path, prefix: Path) -> Callable[[], None]:
     """Lines, json, encode_batch on two threads, the awkward array flattened and written a batch at a time."""
-    import awkward  # type: ignore[import-not-found]
+    import awkward
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     def run() -> None:

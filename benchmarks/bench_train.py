@@ -69,9 +69,14 @@ def measure_rounds(contestants: Mapping[str, Work], rounds: int, steps: int) -> 
 
 def measure_memory() -> dict[str, Block]:
     """Two steps with one large micro-batch: the second has optimizer state and activations at once."""
-    large = {"threads": len(os.sched_getaffinity(0)), "micro_batch": MEMORY_BATCH, "global_batch": MEMORY_BATCH}
     names = ("ours bf16, fp32 masters", "transformers bf16 autocast", "transformers pure bf16", "ours fp32")
-    return {name: measure(replace(CONTESTANTS[name], **large), 1) for name in names}
+    threads = len(os.sched_getaffinity(0))
+    return {
+        name: measure(
+            replace(CONTESTANTS[name], threads=threads, micro_batch=MEMORY_BATCH, global_batch=MEMORY_BATCH), 1
+        )
+        for name in names
+    }
 
 
 def main() -> None:

@@ -123,6 +123,6 @@ def check_against_reference(encoder: Encoder, reference: Encoder, text: str, tok
 
 
 def _resident_bytes() -> int:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     return int(psutil.Process().memory_info().rss)

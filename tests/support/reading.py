@@ -72,7 +72,7 @@ def counted_reads() -> Iterator[list[int]]:
         reads.append(len(content))
         return content
 
-    os.pread = counted  # type: ignore[assignment]
+    os.pread = counted
     try:
         yield reads
     finally:
