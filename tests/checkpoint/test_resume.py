@@ -48,21 +48,36 @@ def trained(steps: dict[int, dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("world_size", "layout"),
     [
-        (1, ()),
         (4, (TP2, PP2, SP, *RAMP_FROM_2)),
         (4, (PP2, VPP2, *OVERLAP, *RAMP_FROM_4)),
         (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16")),
     ],
-    ids=["one", "tp2-sp-pp2-ramp", "pp2-vpp2-dp2-overlap-ramp", "tp2-sp-pp2-dp2-overlap-bf16"],
+    ids=["tp2-sp-pp2-ramp", "pp2-vpp2-dp2-overlap-ramp", "tp2-sp-pp2-dp2-overlap-bf16"],
 )
 def test_resume_is_bitwise(
     world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path
 ) -> None:
-    straight = pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *layout)
-    pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "halves", HALF, *layout)
-    halves = pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "halves", WHOLE, *layout)
+    settings = (*layout, "checkpoint.save_interval=4")
+    straight = pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *settings)
+    halves = as_after_step_4(tmp_path / "straight", tmp_path / "halves")
+    resumed = pretrain_on_ranks(ranks, world_size, byte_corpus, halves, WHOLE, *settings)
+    assert trained(resumed) == trained(straight)
+    assert sorted(resumed) == list(range(1, 9))
+
+
+def as_after_step_4(source: Path, directory: Path) -> Path:
+    """A copy of a run's folder without what it wrote after its fourth step."""
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("iter_0000008", "latest"))
+    rows_before = [row for row in rows(source) if row["step"] <= 4]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_before))
+    return directory
+
+
+def test_neither_a_save_nor_a_stop_changes_training(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    straight = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "straight", WHOLE)
+    pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "halves", HALF, "checkpoint.save_interval=2")
+    halves = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "halves", WHOLE)
     assert trained(halves) == trained(straight)
-    assert sorted(halves) == list(range(1, 9))
 
 
 @pytest.fixture(scope="module")
@@ -279,24 +294,53 @@ def test_a_finished_run_started_again_does_nothing(ranks: RankPool, byte_corpus:
     assert rows(run_copy) == before
 
 
-@pytest.mark.parametrize("change", ["optimizer.adam_beta1=0.5", "optimizer.weight_decay=2", "optimizer.lr=2e-2"])
+@pytest.fixture(scope="module")
+def alone(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of one process, saved at 4 and 6."""
+    directory = tmp_path_factory.mktemp("alone")
+    pretrain_on_ranks(ranks, 1, byte_corpus, directory, "training.exit_iter=6", "checkpoint.save_interval=4")
+    return directory
+
+
+@pytest.mark.parametrize("change", ["optimizer.weight_decay=2", "optimizer.lr=2e-2"])
 def test_a_changed_setting_is_refused_or_used(
-    change: str, ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
+    change: str, ranks: RankPool, byte_corpus: Path, alone: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(alone, tmp_path / "run", ignore=shutil.ignore_patterns("iter_0000006", "latest"))
+    expected = {row["step"]: row for row in rows(alone) if "loss" in row}
+    assert_refused_or_used(change, ranks, 1, (), byte_corpus, tmp_path / "run", expected)
+
+
+def test_a_changed_setting_is_refused_or_used_on_ranks(
+    ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
+) -> None:
+    assert_refused_or_used("optimizer.adam_beta1=0.5", ranks, 4, (TP2, PP2, SP), byte_corpus, run_copy, continued)
+
+
+def assert_refused_or_used(
+    change: str,
+    ranks: RankPool,
+    world_size: int,
+    layout: tuple[str, ...],
+    corpus: Path,
+    directory: Path,
+    expected: dict[int, dict[str, Any]],
+) -> None:
+    """A run's folder after its fourth step; `expected` are the rows of going on without the change."""
     key, _, value = change.partition("=")
-    settings = ("training.exit_iter=6", change, "optimizer.min_lr=1e-3", TP2, PP2, SP)
+    settings = ("training.exit_iter=6", change, "optimizer.min_lr=1e-3", *layout)
     refusal = rf"ChangesRefused(.|\n)*{key} is {float(value):g}, the checkpoint was trained with"
     with pytest.raises(RankFailed, match=refusal):
-        pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, *settings)
+        pretrain_on_ranks(ranks, world_size, corpus, directory, *settings)
     allowed = f"checkpoint.allow_changes=[{key}]"
-    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, *settings, allowed)
+    steps = pretrain_on_ranks(ranks, world_size, corpus, directory, *settings, allowed)
     # The first loss comes before the first update with the new value.
-    assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
-    assert steps[6]["loss_hex"] != continued[6]["loss_hex"]
+    assert steps[5]["loss_hex"] == expected[5]["loss_hex"]
+    assert steps[6]["loss_hex"] != expected[6]["loss_hex"]
     if key == "optimizer.lr":
-        assert steps[5]["learning_rate"] > 1.9 * continued[5]["learning_rate"]
+        assert steps[5]["learning_rate"] > 1.9 * expected[5]["learning_rate"]
     # What was allowed once is what the next checkpoint was trained with.
-    pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, *settings, "training.exit_iter=7")
+    pretrain_on_ranks(ranks, world_size, corpus, directory, *settings, "training.exit_iter=7")
 
 
 def test_other_data_is_refused(ranks: RankPool, run_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

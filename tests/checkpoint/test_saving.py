@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import threading
 from pathlib import Path
 
@@ -141,24 +142,35 @@ def pretrain_until_the_disk_is_full(overrides: list[str], full_rank: int) -> str
     return str(caught.value)
 
 
+DISK = (TP2, "checkpoint.keep_last=1", "checkpoint.save_interval=2")
+
+
+@pytest.fixture(scope="module")
+def saved_once(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run after two steps."""
+    directory = tmp_path_factory.mktemp("saved")
+    pretrain_on_ranks(ranks, 2, byte_corpus, directory, "training.exit_iter=2", *DISK)
+    return directory
+
+
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 @pytest.mark.parametrize("full_rank", [0, 1])
 def test_a_full_disk_fails_on_all_ranks_and_leaves_the_checkpoint_before(
-    full_rank: int, asynchronous: str, ranks: RankPool, byte_corpus: Path, tmp_path: Path
+    full_rank: int, asynchronous: str, ranks: RankPool, byte_corpus: Path, tmp_path: Path, saved_once: Path
 ) -> None:
-    settings = (TP2, "checkpoint.keep_last=1", f"checkpoint.async_save={asynchronous}", "checkpoint.save_interval=2")
-    pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path, "training.exit_iter=2", *settings)
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
     before = shard_hashes(tmp_path / "iter_0000002")
+    settings = (*DISK, f"checkpoint.async_save={asynchronous}", "training.exit_iter=6")
     overrides = [*SMALL, f"data.blend=[{byte_corpus}]", f"checkpoint.directory={tmp_path}", *settings]
-    errors = ranks.run(
-        2, pretrain_until_the_disk_is_full, overrides=[*overrides, "training.exit_iter=20"], full_rank=full_rank
-    )
+    errors = ranks.run(2, pretrain_until_the_disk_is_full, overrides=overrides, full_rank=full_rank)
     assert errors[0] == errors[1]
     assert f".iter_0000004.partial/__{full_rank}_0.distcp: cannot be written (File too large" in errors[0]
     assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000002"]
     assert shard_hashes(tmp_path / "iter_0000002") == before
     assert not list(tmp_path.glob(".*"))
-    steps = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path, "training.exit_iter=4", *settings)
+    if full_rank == 1:
+        return
+    steps = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path, *settings, "training.exit_iter=4")
     assert sorted(steps) == [1, 2, 3, 4]
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3, 4]
 
