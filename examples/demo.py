@@ -27,6 +27,12 @@ DEMO = ROOT / "demo"
 BIN = Path(sys.executable).parent
 PROMPT = "def main("
 LOGIT_TOLERANCE = 1e-4
+NEXT = """Next, after `source .venv/bin/activate`:
+  how training went        qwen-megatron report demo/run      (a page to open in a browser)
+  from which text          qwen-megatron trace demo/run --step 40
+  twenty more steps        qwen-megatron launch examples/demo.yaml training.train_iters=100 optimizer.lr_decay_iters=80
+  your own text            qwen-data tokenize YOUR.jsonl --output runs/mine/corpus; then README.md, quick tour
+  the released sizes       qwen-megatron recipes"""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,7 @@ def main() -> None:
     memory.start()
     shutil.rmtree(DEMO, ignore_errors=True)
     DEMO.mkdir()
-    launch = (sys.executable, "-m", "qwen_megatron.parallel.loopback", "--nproc-per-node", "8")
-    pretrain = (*launch, "-m", "qwen_megatron", "pretrain", "examples/demo.yaml")
+    pretrain = ("qwen-megatron", "launch", "examples/demo.yaml")
     checkpoint = "demo/run/iter_0000080"
     stages = [
         run(console, "collect text", "qwen-data", "collect-stdlib", "--output", "demo/stdlib.jsonl"),
@@ -121,6 +126,7 @@ def summarize(console: Console, stages: list[Stage], peak_bytes: int) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
+    console.print(NEXT, highlight=False)
     if last >= 8 or difference > LOGIT_TOLERANCE:
         console.print(f"[red]expected a held-out loss below 8 and logits within {LOGIT_TOLERANCE}")
         sys.exit(1)

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         "check-parity",
         help="show that layouts train alike on your recipe",
         description="Trains a few steps of a recipe, scaled down, in each layout and compares them with one process.",
-        usage="%(prog)s [CONFIG.yaml] [SECTION.KEY=VALUE ...] [--layouts A,B,...] [--steps N]",
+        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--layouts A,B,...] [--steps N]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 1:
         raise ConfigError(f"--steps {args.steps}: must be at least 1")
     layouts = [parse_layout(text) for text in args.layouts.split(",")]
-    path, overrides = split_settings(args.settings)
-    return report(train_layouts(path, overrides, layouts, args.steps))
+    files, overrides = split_settings(args.settings)
+    return report(train_layouts(files, overrides, layouts, args.steps))
 
 
 def report(losses: dict[str, list[tuple[float, float]]]) -> int:

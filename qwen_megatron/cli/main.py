@@ -34,7 +34,18 @@ from qwen_megatron.jobs.launcher import Launch, MachineError
 PATIENCE_SECONDS = 5.0
 GPU_DRIVER = Path("/dev/nvidiactl")
 
-COMMANDS = ("pretrain", "show_config", "check_parity", "trace", "report", "convert", "logits", "generate")
+COMMANDS = (
+    "launch",
+    "pretrain",
+    "recipes",
+    "show_config",
+    "check_parity",
+    "trace",
+    "report",
+    "convert",
+    "logits",
+    "generate",
+)
 
 # Old name of a command -> its name.
 RENAMED = {"certify": "check-parity"}

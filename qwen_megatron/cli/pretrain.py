@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
         "pretrain",
         help="train a model, or check a configuration with --dry-run",
         description="Trains a model. Starts from the newest checkpoint in checkpoint.directory if there is one.",
-        usage="%(prog)s [CONFIG.yaml] [SECTION.KEY=VALUE ...] [--dry-run]",
+        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--dry-run]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError, DataError, PlatformError, TrainingError: from the run.
     """
     launch = Launch.of_this_process()
-    path, overrides = split_settings(args.settings)
-    config = prepare_config(path, overrides, launch.world_size, with_files=True)
+    files, overrides = split_settings(args.settings)
+    config = prepare_config(files, overrides, launch.world_size, with_files=True)
     if args.dry_run:
         if launch.rank == 0:
             print(summary(config))

@@ -1,11 +1,9 @@
-"""Arguments that several commands take: an optional YAML file and `section.key=value` overrides; a model's name."""
+"""Arguments that several commands take: YAML files and `section.key=value` overrides; a model's name."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-
-from qwen_megatron.errors import ConfigError
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +12,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "settings",
         nargs="*",
         metavar="SETTINGS",
-        help="a configuration file, and overrides that win over it (values in YAML); all keys: docs/configuration.md",
+        help="configuration files (paths, or recipe:NAME; later ones win), and overrides that win over them (values in "
+        "YAML); all keys: docs/configuration.md",
     )
 
 
@@ -23,15 +22,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="which model, where a checkpoint holds several")
 
 
-def split_settings(settings: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The file, if one is named, and the overrides.
-
-    Raises:
-        ConfigError: more than one file is named.
-    """
-    files = [text for text in settings if "=" not in text]
-    if len(files) > 1:
-        raise ConfigError(
-            f"{' '.join(files)}: only one configuration file can be given; an override is SECTION.KEY=VALUE"
-        )
-    return (files[0] if files else None), [text for text in settings if "=" in text]
+def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The configuration files and the overrides."""
+    return [text for text in settings if "=" not in text], [text for text in settings if "=" in text]

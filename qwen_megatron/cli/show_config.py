@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         help="print the resolved configuration with derived values",
         description="Prints the resolved configuration as YAML: data-parallel size, micro-batches, padded vocabulary, "
         "layers per stage, parameters in all and per rank, tokens per step. Opens neither corpora nor folders.",
-        usage="%(prog)s [CONFIG.yaml] [SECTION.KEY=VALUE ...] [--reference]",
+        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--reference]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
     if args.reference:
         print(reference(), end="")
         return 0
-    path, overrides = split_settings(args.settings)
-    print(as_yaml(prepare_config(path, overrides, None, with_files=False)), end="")
+    files, overrides = split_settings(args.settings)
+    print(as_yaml(prepare_config(files, overrides, None, with_files=False)), end="")
     return 0

@@ -16,6 +16,7 @@ from data_tools.settings.problems import MOST_SUGGESTIONS, Problems
 from data_tools.settings.records import CheckedLater
 from data_tools.settings.words import LONGEST_WORD, closest, members, show
 from data_tools.settings.yaml_text import YamlError, pairs, read_nodes, refused_tag, scalar
+from qwen_megatron.config.recipes import file_of
 from qwen_megatron.config.references import Given, referenced
 from qwen_megatron.config.schema import SECTIONS, TYPES, Settings, closest_key, default_of, is_open
 from qwen_megatron.errors import ConfigError
@@ -23,27 +24,32 @@ from qwen_megatron.errors import ConfigError
 NAMES = tuple(SECTIONS)
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
+# YAML files, by their paths or as `recipe:NAME`.
+Files = str | Path | Sequence[str | Path] | None
+
+
+def load_config(files: Files, overrides: Sequence[str] = ()) -> Settings:
     """Reads what a user gives.
 
     Args:
-        path: YAML file; None for none.
-        overrides: `section.key=value` texts, values in YAML; they win over the file, later ones over earlier ones.
+        files: YAML file, several of which later ones win over earlier ones, or None.
+        overrides: `section.key=value` texts, values in YAML; they win over the files, later ones over earlier ones.
     Raises:
         ConfigError: with everything that cannot be read, is unknown, has the wrong type or is out of bounds.
     """
     problems = Problems()
-    settings = read_config(path, overrides, problems)
+    settings = read_config(files, overrides, problems)
     if problems.messages:
         raise ConfigError(problems.messages)
     return settings
 
 
-def read_config(path: str | Path | None, overrides: Sequence[str], problems: Problems) -> Settings:
+def read_config(files: Files, overrides: Sequence[str], problems: Problems) -> Settings:
     """Reads what a user gives, by the arguments of `load_config`; what is wrong goes to `problems` and is left out."""
     given: dict[str, Given] = {}
-    for item in [*file_values(path, problems), *override_values(overrides, problems)]:
-        given[item.key] = item
+    for path in named(files):
+        given |= {item.key: item for item in file_values(path, problems)}
+    given |= {item.key: item for item in override_values(overrides, problems)}
     settings: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     expanded: dict[str, yaml.Node | None] = {}
     for item in given.values():
@@ -82,12 +88,17 @@ def typed(item: Given, node: yaml.Node, problems: Problems) -> Any:
     return result
 
 
-def file_values(path: str | Path | None, problems: Problems) -> Iterator[Given]:
-    """The values of the file; if it cannot be read at all, no rule can be applied to any key."""
-    if path is None:
-        return
+def named(files: Files) -> Sequence[str | Path]:
+    """The files in their order."""
+    if files is None:
+        return ()
+    return (files,) if isinstance(files, str | Path) else files
+
+
+def file_values(path: str | Path, problems: Problems) -> Iterator[Given]:
+    """The values of a file; if it cannot be read at all, no rule can be applied to any key."""
     try:
-        root = read_nodes(Path(path))
+        root = read_nodes(file_of(path))
         if root is not None:
             yield from section_values(root, path, problems)
     except YamlError as error:

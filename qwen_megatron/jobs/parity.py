@@ -75,12 +75,12 @@ class Layout:
 
 
 def train_layouts(
-    path: str | None, overrides: Sequence[str], layouts: Sequence[Layout], steps: int
+    files: Sequence[str], overrides: Sequence[str], layouts: Sequence[Layout], steps: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Trains some steps in one process, then in each layout.
 
     Args:
-        path: YAML file of the recipe; None for none.
+        files: YAML files of the recipe.
         overrides: `section.key=value` texts after it.
         layouts: To compare.
         steps: Optimizer steps in each.
@@ -95,12 +95,12 @@ def train_layouts(
         jobs = [Layout(name="one process", world_size=1, overrides=()), *layouts]
         # Every layout is checked before the first one is trained.
         for job in jobs:
-            checked(path, [*settings, *job.overrides, f"checkpoint.directory={folder}/run"], job)
+            checked(files, [*settings, *job.overrides, f"checkpoint.directory={folder}/run"], job)
         losses = {}
         for number, job in enumerate(jobs):
             print(f"training {steps} steps: {job.name}", file=sys.stderr, flush=True)
             directory = Path(folder) / str(number)
-            losses[job.name] = train(path, [*settings, *job.overrides, f"checkpoint.directory={directory}"], job)
+            losses[job.name] = train(files, [*settings, *job.overrides, f"checkpoint.directory={directory}"], job)
     return losses
 
 
@@ -141,26 +141,26 @@ def parse_layout(text: str) -> Layout:
     return Layout(name=text.strip(), world_size=world_size, overrides=tuple(overrides))
 
 
-def checked(path: str | None, settings: list[str], job: Layout) -> ResolvedConfig:
+def checked(files: Sequence[str], settings: list[str], job: Layout) -> ResolvedConfig:
     """The resolved configuration of a layout.
 
     Raises:
         ConfigError: with every problem, the layout named.
     """
     try:
-        return prepare_config(path, settings, job.world_size, with_files=True)
+        return prepare_config(files, settings, job.world_size, with_files=True)
     except ConfigError as error:
         raise ConfigError([f"layout {job.name}: {problem}" for problem in error.problems]) from error
 
 
-def train(path: str | None, settings: list[str], job: Layout) -> list[tuple[float, float]]:
+def train(files: Sequence[str], settings: list[str], job: Layout) -> list[tuple[float, float]]:
     """Loss and gradient norm of every step.
 
     Raises:
         TrainingError: if the run fails.
     """
     launcher = [sys.executable, "-m", "qwen_megatron.parallel.loopback", "--nproc-per-node", str(job.world_size)]
-    command = [*launcher, "-m", "qwen_megatron", "pretrain", *([path] if path else []), *settings]
+    command = [*launcher, "-m", "qwen_megatron", "pretrain", *files, *settings]
     environment = environment_for_children(OMP_NUM_THREADS="1")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

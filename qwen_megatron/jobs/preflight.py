@@ -10,7 +10,7 @@ from pathlib import Path
 from data_tools.corpus.reader import Corpus
 from data_tools.settings.problems import Problems
 from data_tools.settings.words import closest
-from qwen_megatron.config.load import read_config
+from qwen_megatron.config.load import Files, read_config
 from qwen_megatron.config.resolve import ResolvedConfig, examine, resolved_config
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.data import DataConfig
@@ -25,12 +25,12 @@ LONGEST_NAME_BYTES = 255
 
 
 def prepare_config(
-    path: str | None, overrides: Sequence[str], world_size: int | None, *, with_files: bool
+    path: Files, overrides: Sequence[str], world_size: int | None, *, with_files: bool
 ) -> ResolvedConfig:
     """Loads, resolves and checks a configuration, everything that is wrong at once.
 
     Args:
-        path: YAML file; None for none.
+        path: YAML files, as for `load_config`.
         overrides: `section.key=value` texts.
         world_size: Processes a launcher started; None if there is none.
         with_files: Also check what a run needs besides its settings: corpora, folders.

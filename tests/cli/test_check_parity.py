@@ -49,11 +49,14 @@ def test_a_layout_that_does_not_fit_is_found_before_anything_runs(
 
 
 def test_layouts_of_a_recipe_agree(byte_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # A small vocabulary and one step: how far layouts agree is the parity test's question, here the command is tested.
+    # A small model and one step: how far layouts agree is the parity test's question, here the command is tested.
     settings = [
         "parallel.platform=cpu",
         "model.preset=tiny",
+        "model.num_layers=2",
         "model.vocab_size=257",
+        "training.seq_length=64",
+        "training.global_batch_size=2",
         f"data.blend=[{byte_corpus}]",
         "training.train_iters=10",
     ]

@@ -318,8 +318,10 @@ def test_options_may_stand_anywhere_and_unknown_ones_are_refused(
         main(["pretrain", *good, "--dryrun"])
     assert raised.value.code == 2
     assert "--dryrun" in capsys.readouterr().err
-    assert main(["pretrain", str(recipe), "other.yaml", "--dry-run"]) == 2
-    assert "only one configuration file" in capsys.readouterr().err
+    later = tmp_path / "later.yaml"
+    later.write_text("optimizer: {lr: 0.125}\n")
+    assert main(["pretrain", str(recipe), str(later), *good, "--dry-run"]) == 0
+    assert "0.125 after" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["show-config", "--help"]])

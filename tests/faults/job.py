@@ -21,7 +21,6 @@ from tests.faults.sick_worker import FAULTS, Fault
 from tests.support.launch import ForkedAgent
 from tests.support.training import SMALL
 
-SICK_WORKER = Path(__file__).with_name("sick_worker.py")
 MARK = "QWEN_MEGATRON_TEST_JOB"
 
 # A step takes tens of milliseconds, and there are many of them.
@@ -42,8 +41,8 @@ class Job:
         settings: `section.key=value` texts after those of `LONG`.
         max_restarts: How often torchrun starts the ranks again.
         faults: What the ranks do to themselves.
-        launcher: Module that starts agent and ranks as commands; None for forks of a process that has imported all
-            that they need (tests/support/launch.py).
+        command: Whether `qwen-megatron launch` starts agent and ranks as commands; otherwise they are forks of a
+            process that has imported all that they need (tests/support/launch.py).
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Job:
         *settings: str,
         max_restarts: int = 0,
         faults: Sequence[Fault] = (),
-        launcher: str | None = None,
+        command: bool = False,
     ):
         self.directory = directory
         self.mark = uuid.uuid4().hex
@@ -67,7 +66,7 @@ class Job:
         environment |= {"OMP_NUM_THREADS": "1", MARK: self.mark, FAULTS: json.dumps([vars(fault) for fault in faults])}
         directory.parent.mkdir(parents=True, exist_ok=True)
         self.agent: ForkedAgent | subprocess.Popen[bytes]
-        if launcher is None:
+        if not command:
             self.agent = ForkedAgent(
                 ["--standalone", *options],
                 sick_worker.main,
@@ -77,11 +76,11 @@ class Job:
                 directory=root,
             )
             return
-        standalone = ["--standalone"] if launcher == "torch.distributed.run" else []
-        program = [str(SICK_WORKER)] if faults else ["-m", "qwen_megatron"]
+        assert not faults
+        launch = ["launch", "--processes", str(processes), "--max-restarts", str(max_restarts)]
         with self.log.open("wb") as stream:
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", launcher, *standalone, *options, *program, *arguments],
+                [sys.executable, "-m", "qwen_megatron", *launch, *arguments[1:]],
                 env=environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
