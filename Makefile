@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-faults check format clean bench-data bench-train bench-save
+.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -57,6 +57,9 @@ test: setup ## the whole test suite on two cores; WORKERS=0 for one test after t
 test-faults: setup ## kills and other faults at many points, up to half an hour
 	$(PY) -m pytest -m faults -s
 
+test-wheel: setup ## build the wheel, install it into an empty environment, run the tour from another folder
+	examples/wheel_tour.sh $(PY)
+
 bench-train: setup ## speed and memory of a training step against transformers, and start, into docs/benchmarks.md
 	$(PY) benchmarks/bench_train.py --write
 	$(PY) benchmarks/bench_start.py --write
@@ -67,6 +70,10 @@ bench-data: setup ## speed of text kernels and tokenization against installed pe
 
 bench-save: setup ## waiting time of asynchronous and synchronous saves, into docs/benchmarks.md
 	$(PY) benchmarks/bench_save.py --write
+
+docs: setup ## the documentation as a site in build/site; any warning is an error
+	$(PY) -m pip install --quiet -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 check: setup ## formatting, lint, types, import order
 	$(ENV)/bin/ruff format --check $(CODE)

@@ -18,6 +18,7 @@ PACKAGES = ("data_tools", "qwen_megatron")
 LAYERS = (
     "data_tools",
     "errors",
+    "recipes",
     "config",
     "platforms",
     "parallel",
@@ -34,7 +35,7 @@ LAYERS = (
     "cli",
     "__main__",
 )
-WITHOUT_TORCH = ("data_tools", "errors", "config")
+WITHOUT_TORCH = ("data_tools", "errors", "recipes", "config")
 SHIMS = "qwen_megatron.platforms.shims"
 LAUNCHER = "qwen_megatron.jobs.launcher"
 UNPICKLER = "qwen_megatron.checkpoint.unpickler"

@@ -33,7 +33,7 @@ def slurm_script(settings: Sequence[str], *, nodes: int, processes_per_node: int
         f"#SBATCH --gpus-per-node={processes_per_node}",
         START.rstrip(),
         f"set -- {shlex.join(settings)}",
-        f"export VENV= PATH={shlex.quote(str(Path(sys.executable).parent))}:\"$PATH\"",
+        f'export VENV= PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
         f"MULTI_NODE={shlex.quote(str(SCRIPTS / 'multi_node.sh'))}",
     ]
     return "\n".join(filled) + "\n" + body
