@@ -18,6 +18,8 @@ from qwen_megatron.errors import CheckpointError, ConfigError
 
 # Names of dtypes in config.json.
 DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+# Of transformers' Qwen2Config.
+DEFAULT_MAX_WINDOW_LAYERS = 28
 
 
 def read_config(path: Path) -> tuple[Format, ModelConfig]:
@@ -90,10 +92,7 @@ def qwen1_values(file: ConfigFile) -> dict[str, Any]:
 def qwen2_values(file: ConfigFile) -> dict[str, Any]:
     """Fields of `ModelConfig` from the file of a `Qwen2ForCausalLM`."""
     file.require("hidden_act", "silu", "the feed-forward layer is SwiGLU")
-    file.require("use_sliding_window", False, "layer-wise window attention is not implemented; train it without")
-    layer_types = file.content.get("layer_types") or []
-    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
-        raise file.problem("layer_types", layer_types, "only full_attention is supported")
+    refuse_sliding_layers(file)
     hidden_size = file.integer("hidden_size")
     heads = file.integer("num_attention_heads")
     return {
@@ -111,6 +110,33 @@ def qwen2_values(file: ConfigFile) -> dict[str, Any]:
         "init_method_std": file.number("initializer_range", default=0.02),
         "attention_dropout": file.number("attention_dropout", default=0.0),
     }
+
+
+def refuse_sliding_layers(file: ConfigFile) -> None:
+    """Lets pass what attends to everything before it in all layers, whatever `use_sliding_window` says.
+
+    As in transformers: `layer_types` decides; without it, layers from `max_window_layers` on slide, if they have a
+    window.
+
+    Raises:
+        CheckpointError: naming the first layer that slides.
+    """
+    layer_types = file.content.get("layer_types")
+    if layer_types is not None:
+        if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+            raise file.problem("layer_types", layer_types, "only full_attention is supported")
+        return
+    # A window that is null is none; one that is not given has the default of transformers.
+    has_window = "sliding_window" not in file.content or file.content["sliding_window"] is not None
+    if not file.boolean("use_sliding_window", default=False) or not has_window:
+        return
+    first = file.integer("max_window_layers", default=DEFAULT_MAX_WINDOW_LAYERS)
+    if first < file.integer("num_hidden_layers"):
+        raise file.problem(
+            "use_sliding_window",
+            True,
+            f"layers from max_window_layers({first}) on attend to a window, which is not implemented; train it without",
+        )
 
 
 def rope_theta(file: ConfigFile) -> float:

@@ -16,7 +16,7 @@ from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_config import read_config
-from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts
+from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts, tied_copies
 from qwen_megatron.convert.weights import Box
 from qwen_megatron.errors import CheckpointError
 
@@ -26,6 +26,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# Of two embeddings that are compared: tens of megabytes at once.
+COMPARED_ROWS = 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -82,6 +84,7 @@ class HfFolder:
             ignored=ignored_names(self.model, self.hf_format),
         )
         self.dtypes = self.check_dtypes()
+        self.check_tied_copy()
 
     def check_dtypes(self) -> dict[str, torch.dtype]:
         """The dtype of each entry, by key; all layers of a tensor must have the same.
@@ -103,6 +106,35 @@ class HfFolder:
                         "the same weight must have one dtype in all layers"
                     )
         return {key: DTYPES[dtype] for key, (_, dtype) in dtypes.items()}
+
+    def check_tied_copy(self) -> None:
+        """Some writers store the output matrix of a model with tied embeddings once more: it must be the same bits.
+
+        Raises:
+            CheckpointError: naming the first row that differs.
+        """
+        if not self.model.tie_word_embeddings:
+            return
+        for copy, original in tied_copies(self.hf_format).items():
+            if copy not in self.tensors:
+                continue
+            ours, theirs = self.tensors[original], self.tensors[copy]
+            advice = (
+                f"tie_word_embeddings is true in {CONFIG}, so it must be {original} bit for bit; make that false if the "
+                f"model has both, or remove {copy}"
+            )
+            if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+                raise CheckpointError(
+                    f"{theirs.file}: {copy} is {theirs.dtype} {list(theirs.shape)}, {original} {ours.dtype} "
+                    f"{list(ours.shape)}; {advice}"
+                )
+            for start in range(0, ours.shape[0], COMPARED_ROWS):
+                rows = slice(start, min(start + COMPARED_ROWS, ours.shape[0]))
+                # As bytes: two NaN are equal, 0 and -0 are not.
+                pair = [self.read_tensor(name, rows).contiguous().view(torch.uint8) for name in (original, copy)]
+                if not torch.equal(*pair):
+                    row = start + int((pair[0] != pair[1]).any(dim=1).nonzero()[0])
+                    raise CheckpointError(f"{theirs.file}: {copy} differs from {original} in row {row}; {advice}")
 
     def dtype(self, entry: Entry) -> torch.dtype:
         """The dtype in which the entry's tensors are stored."""

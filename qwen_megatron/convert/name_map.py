@@ -21,6 +21,7 @@ from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv
 
 LAYERS = "decoder.layers."
+EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
 
 
@@ -205,7 +206,7 @@ class GateUpMerge(Entry):
 
 TABLE: tuple[Entry, ...] = (
     Rename(
-        key="embedding.word_embeddings.weight",
+        key=EMBEDDING,
         qwen1=("transformer.wte.weight",),
         qwen2=("model.embed_tokens.weight",),
         axes="VH",
@@ -314,4 +315,12 @@ def hf_tensors(model: ModelConfig, hf_format: Format) -> dict[str, tuple[int, ..
 
 def ignored_names(model: ModelConfig, hf_format: Format) -> set[str]:
     """Names that a Hugging Face folder may hold besides."""
-    return {name.format(layer=layer) for name in IGNORED[hf_format] for layer in range(model.num_layers)}
+    copies = tied_copies(hf_format) if model.tie_word_embeddings else {}
+    return {name.format(layer=layer) for name in IGNORED[hf_format] for layer in range(model.num_layers)} | {*copies}
+
+
+def tied_copies(hf_format: Format) -> dict[str, str]:
+    """What may be stored once more where embeddings are tied: name of the copy -> name of what it is a copy of."""
+    (embedding, output) = (entry for entry in TABLE if entry.key in (EMBEDDING, OUTPUT_LAYER))
+    names = (Part(entry, None).hf_names(hf_format) for entry in (output, embedding))
+    return dict(zip(*names, strict=True))

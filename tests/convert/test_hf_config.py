@@ -120,9 +120,34 @@ def test_rotary_base_of_both_generations(rope: dict[str, Any], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"max_window_layers": 3, "sliding_window": 64},
+        {"max_window_layers": 0, "sliding_window": None},
+        {"sliding_window": 64},
+        {"max_window_layers": 0, "sliding_window": 64, "layer_types": ["full_attention"] * 3},
+    ],
+)
+def test_a_window_that_no_layer_has_is_full_attention(change: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import Qwen2Config
+
+    content = QWEN2 | {"num_hidden_layers": 3, "use_sliding_window": True} | change
+    assert set(Qwen2Config(**content).layer_types) == {"full_attention"}
+    _, model = read(content, tmp_path)
+    assert model.num_layers == 3
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_sliding_window": True}, "use_sliding_window=true: only false is supported"),
+        (
+            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 64, "num_hidden_layers": 3},
+            "use_sliding_window=true: layers from max_window_layers(2) on attend to a window",
+        ),
+        (
+            {"use_sliding_window": True, "num_hidden_layers": 29},
+            "use_sliding_window=true: layers from max_window_layers(28) on attend to a window",
+        ),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention is supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "scaled or partial rotary positions are not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling="),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -15,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qwen_megatron.convert import hf_folder
 from qwen_megatron.convert.from_hf import from_hf
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, entries
 from qwen_megatron.errors import CheckpointError
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -249,6 +252,37 @@ def test_no_connection_is_opened(folder: Path, tmp_path: Path) -> None:
     assert statuses[0][0] == 97, "the guard itself works"
     assert statuses[1][0] == 0, statuses[1][1]
     assert (tmp_path / "out").is_dir()
+
+
+def test_a_tied_output_matrix_may_be_stored_once_more_if_it_is_equal(tmp_path: Path) -> None:
+    from_hf(FIXTURES / "tied-head-equal", tmp_path / "checkpoint")
+    message = "model.safetensors: lm_head.weight differs from model.embed_tokens.weight in row "
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        from_hf(FIXTURES / "tied-head-other", tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("change", ["bits", "dtype", "sign of zero"])
+def test_a_tied_output_matrix_is_compared_bit_for_bit(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_folder, "COMPARED_ROWS", 10)
+    folder = Path(shutil.copytree(FIXTURES / "tied-head-equal", tmp_path / "hf"))
+
+    def harm(tensors: dict[str, torch.Tensor]) -> None:
+        head = tensors["lm_head.weight"]
+        if change == "dtype":
+            tensors["lm_head.weight"] = head.float()
+        elif change == "bits":
+            head[57, 3] = torch.nextafter(head[57, 3], torch.tensor(9.0, dtype=head.dtype))
+        else:
+            tensors["model.embed_tokens.weight"][57, 3], head[57, 3] = 0.0, -0.0
+
+    change_tensors(folder / "model.safetensors", harm)
+    words = (
+        "lm_head.weight is F32 [64, 16]" if change == "dtype" else "differs from model.embed_tokens.weight in row 57"
+    )
+    assert words in refused(folder)
 
 
 def test_a_single_file_is_read_too(folder: Path) -> None:
