@@ -32,7 +32,7 @@ qwen-data tokenize stdlib.jsonl --output corpus
 qwen-data verify corpus
 qwen-megatron recipes
 small=(recipe:demo --processes 2 parallel.pipeline_model_parallel_size=1 'data.blend=[corpus]' data.eval_samples=4
-  checkpoint.directory=run training.train_iters=4 training.seq_length=64)
+  checkpoint.directory=run training.train_iters=8 training.exit_iter=4 training.seq_length=64)
 qwen-megatron launch "${small[@]}" training.exit_iter=2
 qwen-megatron launch "${small[@]}"
 qwen-megatron convert to-hf run/iter_0000004 hf --format qwen2
