@@ -11,7 +11,7 @@ from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weigh
 from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 

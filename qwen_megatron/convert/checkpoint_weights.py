@@ -21,7 +21,7 @@ from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.name_map import Entry, Part, Rename, entries
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 
 # fp32 copies of the weights that the optimizer works on, and its moments.
 MASTERS = "optimizer.state.param."

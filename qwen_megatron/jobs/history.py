@@ -7,7 +7,8 @@ import socket
 from datetime import UTC, datetime
 
 from data_tools.io.atomic_file import append_line
-from qwen_megatron.checkpoint.state import config_sections, environment
+from qwen_megatron.checkpoint.environment import environment
+from qwen_megatron.checkpoint.state import config_sections
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.writing import writing
 

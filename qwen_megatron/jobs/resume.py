@@ -17,7 +17,8 @@ from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
-from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights, spread_weights
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.jobs.changes import check_changes

@@ -15,7 +15,8 @@ from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import PIECE_BYTES, from_hf, write_weights
-from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.convert.name_map import Format, Part, entries, parts
 from qwen_megatron.convert.to_hf import to_hf
