@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,27 @@ def saved_model_config(folder: Path, name: str | None = None) -> ModelConfig:
         return from_dict(ModelConfig, state.model(name, folder).config, "model")
     except ConfigError as error:
         raise CheckpointError(f"{folder / STATE}: {error}") from error
+
+
+def check_continuable(state: CheckpointState, folder: Path, trained: Mapping[str, bool]) -> None:
+    """Refuses a checkpoint that a job cannot go on from.
+
+    Args:
+        state: Of the checkpoint.
+        folder: The checkpoint, for messages.
+        trained: Names of the job's models, and whether each has an optimizer.
+    Raises:
+        CheckpointError: if it holds other models, or weights only of one that is trained.
+    """
+    if set(state.models) != set(trained):
+        raise CheckpointError(
+            f"{folder}: holds the models {', '.join(sorted(state.models))}, this job has "
+            f"{', '.join(sorted(trained))}; name a checkpoint of this job, or start with checkpoint.init_from"
+        )
+    if any(trained[name] and not model.optimizer for name, model in state.models.items()):
+        raise CheckpointError(
+            f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
+        )
 
 
 def config_sections(config: ResolvedConfig) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import argparse
 import shlex
 from typing import Any
 
+from data_tools.io.plain_text import printable
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.summary import summary
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.launcher import Launch
-from qwen_megatron.jobs.preflight import prepare_config
+from qwen_megatron.jobs.preflight import prepare_start
 
 EPILOG = """examples:
   check without training:
@@ -53,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     """
     launch = Launch.of_this_process()
     path, overrides = split_settings(args.settings)
-    config = prepare_config(path, overrides, launch.world_size, with_files=True)
+    config, start = prepare_start(path, overrides, launch.world_size, with_sizes=launch.rank == 0)
     if args.dry_run:
         if launch.rank == 0:
-            print(summary(config))
+            print(printable("\n".join([summary(config), f"start   {start}", *start.notes])))
         return 0
     if config.world_size > 1 and launch.world_size is None:
         command = f"torchrun --nproc-per-node {config.world_size} -m qwen_megatron pretrain {shlex.join(args.settings)}"

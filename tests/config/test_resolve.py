@@ -17,7 +17,7 @@ TINY = ("model.preset=tiny", "training.train_iters=100", "training.global_batch_
 
 
 def resolved_config(*overrides: str, world_size: int | None = None) -> ResolvedConfig:
-    return prepare_config(None, [*TINY, *overrides], world_size, with_files=False)
+    return prepare_config(None, [*TINY, *overrides], world_size)
 
 
 def problems_of(*overrides: str, world_size: int | None = None) -> list[str]:
