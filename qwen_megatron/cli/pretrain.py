@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 from typing import Any
 
 from data_tools.io.plain_text import printable
@@ -11,7 +12,7 @@ from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.summary import summary
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.launcher import Launch
+from qwen_megatron.jobs.launcher import Launch, let_waiting_threads_sleep
 from qwen_megatron.jobs.preflight import prepare_start
 
 EPILOG = """examples:
@@ -24,8 +25,12 @@ EPILOG = """examples:
     torchrun --nproc-per-node 8 -m qwen_megatron pretrain examples/demo.yaml \\
         'data.blend={data/web: 0.7, data/code: 0.3}' training.train_iters=20
 
-exit status: 0 done, 1 the run failed, 2 the configuration is wrong (all problems are listed), 130 interrupted
+A first Ctrl-C, like SIGTERM, lets the run finish its step, save and leave; a second one leaves at once.
+
+exit status: 0 done, 1 the run failed, 2 the configuration is wrong (all problems are listed), 130 interrupted by Ctrl-C
 """
+
+INTERRUPTED = 130
 
 
 def add_parser(subparsers: Any) -> None:
@@ -66,8 +71,10 @@ def run(args: argparse.Namespace) -> int:
             f"start on one machine with: {command}"
         )
     silence_libraries()
+    let_waiting_threads_sleep()
     # Only now: importing torch and Megatron-Core takes seconds on every rank.
     from qwen_megatron.jobs.pretrain import pretrain
 
-    pretrain(config)
-    return 0
+    reason = pretrain(config)
+    # A launcher would take any other status than 0 for a failure, and start the run again.
+    return INTERRUPTED if reason == signal.SIGINT.name and launch.world_size is None else 0

@@ -128,14 +128,18 @@ class Pretraining(Job):
         self.loader.close()
 
 
-def pretrain(config: ResolvedConfig) -> None:
+def pretrain(config: ResolvedConfig) -> str | None:
     """Runs a configuration on this rank, from the newest checkpoint where there is one.
 
+    Returns:
+        Why it left early and in order, such as the name of a signal; None if it came to its end.
     Raises:
         DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
     """
     with session(config) as job:
-        job.train(build_run(config, job.groups, job.platform, job.timers, job.lock))
+        run = build_run(config, job.groups, job.platform, job.timers, job.lock)
+        job.train(run)
+        return run.stopping
 
 
 def build_run(

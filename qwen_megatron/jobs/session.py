@@ -116,7 +116,7 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
     """
     launch = Launch.of_this_process()
     configure_logging(launch)
-    limit_threads(launch.local_world_size or config.world_size)
+    torch.set_num_threads(num_threads(config, launch))
     platform = get_platform(config.parallel.platform)
     shims = platform.prepare()
     member = join_job(platform, config.parallel.start_timeout_seconds)
@@ -190,7 +190,7 @@ def configure_logging(launch: Launch) -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
-def limit_threads(local_world_size: int) -> None:
-    """Threads = cores / ranks on this machine: more of them spin against each other."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local_world_size))
+def num_threads(config: ResolvedConfig, launch: Launch) -> int:
+    """Threads of this process: as configured, as the user's environment says, or its share of the machine's cores."""
+    share = len(os.sched_getaffinity(0)) // (launch.local_world_size or config.world_size)
+    return config.parallel.threads or launch.threads or max(1, share)
