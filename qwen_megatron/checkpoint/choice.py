@@ -19,12 +19,12 @@ import torch.distributed as dist
 
 from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.manifest import (
-    LATEST,
     MANIFEST,
     FileEntry,
+    check_latest,
     list_checkpoints,
     listed_files,
-    read_latest,
+    none_whole,
     size_problem,
     verify_files,
 )
@@ -78,10 +78,7 @@ def choose_newest(directory: Path, patience_seconds: float | None = None) -> Pat
         else:
             return directory / name
     if problems:
-        raise CheckpointError(
-            f"{directory}: none of its {len(names)} checkpoints is whole:\n  " + "\n  ".join(problems) + "\n"
-            "Repair one, or start over with checkpoint.load=none and another checkpoint.directory"
-        )
+        raise none_whole(directory, problems)
     return None
 
 
@@ -112,24 +109,6 @@ def candidates(directory: Path, patience_seconds: float) -> list[str]:
 def newest_name(directory: Path) -> str | None:
     """Name of the newest checkpoint of a run; None if there is none."""
     return next((path.name for path in list_checkpoints(directory)), None)
-
-
-def check_latest(directory: Path, names: list[str]) -> None:
-    """Refuses a run's folder whose checkpoints are gone.
-
-    Raises:
-        CheckpointError: if `latest` names a checkpoint and none is here.
-    """
-    latest = read_latest(directory)
-    if latest is not None and not names:
-        raise CheckpointError(
-            f"{directory}: `latest` names {latest!r}, but there is no checkpoint here any more; put it back, or remove "
-            f"{directory / LATEST} to start from nothing"
-        )
-    if latest is not None and latest not in names:
-        log.warning(
-            "%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest
-        )
 
 
 def agree_on(folder: Path, patience_seconds: float | None = None) -> None:

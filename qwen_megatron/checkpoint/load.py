@@ -8,10 +8,10 @@ from typing import Any
 
 from qwen_megatron.checkpoint.choice import agree_on, choose_newest
 from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
-from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
+from qwen_megatron.checkpoint.state import CheckpointState, check_continuable, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 
@@ -44,17 +44,9 @@ def load_checkpoint(folder: Path, trainables: Mapping[str, Trainable]) -> Checkp
         CheckpointError: if the checkpoint does not hold these models, or one does not fit.
     """
     state = CheckpointState.read(folder)
-    if set(state.models) != set(trainables):
-        raise CheckpointError(
-            f"{folder}: holds the models {', '.join(sorted(state.models))}, this job has "
-            f"{', '.join(sorted(trainables))}; name a checkpoint of this job, or start with checkpoint.init_from"
-        )
+    check_continuable(state, folder, {name: one.optimizer is not None for name, one in trainables.items()})
     for name, trainable in trainables.items():
         saved = state.model(name, folder)
-        if trainable.optimizer is not None and not saved.optimizer:
-            raise CheckpointError(
-                f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
-            )
         if saved.head != trainable.head:
             raise CheckpointError(
                 f"{folder}: model {name!r} has a {saved.head} head, this job's a {trainable.head} head"

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,10 +194,17 @@ def restore_replaced(directory: Path) -> None:
 
     Only while the run's lock is held.
     """
-    for discarded in directory.glob(f".iter_*{REPLACED}"):
-        final = discarded.with_name(discarded.name.removeprefix(".").removesuffix(REPLACED))
-        if FOLDER.fullmatch(final.name) and not final.exists():
-            os.replace(discarded, final)
+    for discarded, final in replaced(directory):
+        os.replace(discarded, final)
+
+
+def replaced(directory: Path) -> list[tuple[Path, Path]]:
+    """Checkpoints that a killed run has left without their name, and the name."""
+    named = [
+        (path, path.with_name(path.name.removeprefix(".").removesuffix(REPLACED)))
+        for path in directory.glob(f".iter_*{REPLACED}")
+    ]
+    return [(path, final) for path, final in named if FOLDER.fullmatch(final.name) and not final.exists()]
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -218,3 +225,29 @@ def read_latest(directory: Path) -> str | None:
     except SmallFileError as error:
         log.warning("%s; looking at the folders instead", error)
         return None
+
+
+def check_latest(directory: Path, names: list[str]) -> None:
+    """Refuses a run's folder whose checkpoints are gone.
+
+    Raises:
+        CheckpointError: if `latest` names a checkpoint and none is here.
+    """
+    latest = read_latest(directory)
+    if latest is not None and not names:
+        raise CheckpointError(
+            f"{directory}: `latest` names {latest!r}, but there is no checkpoint here any more; put it back, or remove "
+            f"{directory / LATEST} to start from nothing"
+        )
+    if latest is not None and latest not in names:
+        log.warning(
+            "%s: names %r, which is no checkpoint here; looking at the folders instead", directory / LATEST, latest
+        )
+
+
+def none_whole(directory: Path, problems: Sequence[str]) -> CheckpointError:
+    """The error of a run that has checkpoints, none of them whole: to start anew would lose it without a word."""
+    return CheckpointError(
+        f"{directory}: none of its {len(problems)} checkpoints is whole:\n  " + "\n  ".join(problems) + "\n"
+        "Repair one, or start over with checkpoint.load=none and another checkpoint.directory"
+    )

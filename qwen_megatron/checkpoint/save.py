@@ -36,9 +36,10 @@ from qwen_megatron.checkpoint.manifest import (
 )
 from qwen_megatron.checkpoint.retention import Retention
 from qwen_megatron.checkpoint.run_lock import check_still_held
+from qwen_megatron.checkpoint.run_state import checkpoint_state
 from qwen_megatron.checkpoint.sharded_state import saved_tensors
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
-from qwen_megatron.checkpoint.state import STATE, checkpoint_state
+from qwen_megatron.checkpoint.state import STATE
 from qwen_megatron.checkpoint.storage import METADATA_JSON, HashingFileSystem
 from qwen_megatron.checkpoint.write_tensors import PlanMemory, write_tensors
 from qwen_megatron.errors import CheckpointError

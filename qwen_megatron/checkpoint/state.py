@@ -1,27 +1,25 @@
-"""Everything small in a checkpoint, in one JSON file: counters, models, configuration, data, environment."""
+"""Everything small in a checkpoint, in one JSON file: counters, models, configuration, data, environment.
+
+It is read without torch: before a start imports anything, it is compared with what the checkpoint holds.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import platform as python_platform
-import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data_tools.io.small_json import MissingFileError, SmallFileError, build, is_count, read_object, shown
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
 from qwen_megatron.errors import CheckpointError, ConfigError
-from qwen_megatron.model.heads import HEADS, LANGUAGE_MODEL
-from qwen_megatron.train.run import Run
+from qwen_megatron.model.head_kinds import HEADS, LANGUAGE_MODEL
+from qwen_megatron.train.names import MAIN, NAME
 from qwen_megatron.train.state import TrainState
-from qwen_megatron.train.trainable import MAIN, NAME, Trainable
 
 STATE = "state.json"
 # Version 2: models have names. Version 1 is still read.
@@ -179,58 +177,28 @@ def saved_model_config(folder: Path, name: str | None = None) -> ModelConfig:
         raise CheckpointError(f"{folder / STATE}: {error}") from error
 
 
-def checkpoint_state(run: Run) -> CheckpointState:
-    """The small state of a run, as it stands."""
-    return CheckpointState(
-        train_state=run.state,
-        models={name: model_state(trainable) for name, trainable in run.trainables.items()},
-        config=config_sections(run.job.config),
-        data=run.job.sources(run.state),
-        job=run.job.state_dict(),
-        environment=environment(),
-    )
+def check_continuable(state: CheckpointState, folder: Path, trained: Mapping[str, bool]) -> None:
+    """Refuses a checkpoint that a job cannot go on from.
 
-
-def model_state(trainable: Trainable) -> ModelState:
-    """The small state of a model, as it stands."""
-    optimizer = trainable.optimizer
-    return ModelState(
-        config=to_dict(trainable.model),
-        head=trainable.head,
-        optimizer=[] if optimizer is None else optimizer.state_dict()["optimizer"]["param_groups"],
-    )
+    Args:
+        state: Of the checkpoint.
+        folder: The checkpoint, for messages.
+        trained: Names of the job's models, and whether each has an optimizer.
+    Raises:
+        CheckpointError: if it holds other models, or weights only of one that is trained.
+    """
+    if set(state.models) != set(trained):
+        raise CheckpointError(
+            f"{folder}: holds the models {', '.join(sorted(state.models))}, this job has "
+            f"{', '.join(sorted(trained))}; name a checkpoint of this job, or start with checkpoint.init_from"
+        )
+    if any(trained[name] and not model.optimizer for name, model in state.models.items()):
+        raise CheckpointError(
+            f"{folder}: holds weights only, a run cannot go on from it; start with checkpoint.init_from={folder}"
+        )
 
 
 def config_sections(config: ResolvedConfig) -> dict[str, Any]:
     """The resolved configuration as plain data."""
     names = ("model", "parallel", "optimizer", "training", "data", "checkpoint", "logging")
     return {name: to_dict(getattr(config, name)) for name in names}
-
-
-def environment() -> dict[str, Any]:
-    """Versions and settings that bits depend on."""
-    packages = ("torch", "megatron-core", "numpy", "qwen-megatron", "transformer-engine")
-    return {
-        "python": python_platform.python_version(),
-        "packages": {name: version for name in packages if (version := installed_version(name))},
-        "commit": source_commit(),
-        "threads": torch.get_num_threads(),
-        "machine": python_platform.machine(),
-    }
-
-
-def installed_version(package: str) -> str | None:
-    """Version of an installed package; None if it is not there."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def source_commit() -> str | None:
-    """Commit of the source tree this runs from, with "-dirty" if files differ; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -13,7 +13,7 @@ from typing import Any
 from qwen_megatron.cli import pretrain
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.preflight import prepare_config
+from qwen_megatron.jobs.preflight import prepare_config, prepare_start
 from qwen_megatron.jobs.slurm import slurm_script
 
 EPILOG = """examples:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.processes is not None:
         settings.append(f"parallel.world_size={args.processes}")
     files, overrides = split_settings(settings)
-    config = prepare_config(files, overrides, None, with_files=True)
+    config, _ = prepare_start(files, overrides, None)
     if config.world_size == 1:
         return pretrain.run(argparse.Namespace(settings=settings, dry_run=False))
     return on_this_machine(settings, config.world_size, args.max_restarts)
@@ -116,7 +116,7 @@ def through_slurm(args: argparse.Namespace) -> int:
     settings = [text for text in args.settings if not text.startswith("parallel.world_size=")]
     files, overrides = split_settings([*settings, f"parallel.world_size={args.nodes * per_node}"])
     # Corpora and folders may be seen by the nodes alone; the script checks them there.
-    prepare_config(files, overrides, None, with_files=False)
+    prepare_config(files, overrides, None)
     script = slurm_script(settings, nodes=args.nodes, processes_per_node=per_node)
     if not args.submit:
         print(script, end="")

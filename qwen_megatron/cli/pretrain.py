@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 from typing import Any
 
+from data_tools.io.plain_text import printable
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.summary import summary
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.launcher import Launch
-from qwen_megatron.jobs.preflight import prepare_config
+from qwen_megatron.jobs.launcher import Launch, let_waiting_threads_sleep
+from qwen_megatron.jobs.preflight import prepare_start
 
 EPILOG = """examples:
   check without training:
@@ -20,11 +22,15 @@ EPILOG = """examples:
     qwen-megatron pretrain model.preset=tiny training.global_batch_size=4 training.train_iters=20 \\
         data.blend=[demo/corpus] checkpoint.directory=runs/tiny
   eight processes, two corpora at 7 : 3:
-    torchrun --nproc-per-node 8 -m qwen_megatron pretrain examples/demo.yaml \\
+    qwen-megatron launch examples/demo.yaml \\
         'data.blend={data/web: 0.7, data/code: 0.3}' training.train_iters=20
 
-exit status: 0 done, 1 the run failed, 2 the configuration is wrong (all problems are listed), 130 interrupted
+A first Ctrl-C, like SIGTERM, lets the run finish its step, save and leave; a second one leaves at once.
+
+exit status: 0 done, 1 the run failed, 2 the configuration is wrong (all problems are listed), 130 interrupted by Ctrl-C
 """
+
+INTERRUPTED = 130
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,20 +59,22 @@ def run(args: argparse.Namespace) -> int:
     """
     launch = Launch.of_this_process()
     files, overrides = split_settings(args.settings)
-    config = prepare_config(files, overrides, launch.world_size, with_files=True)
+    config, start = prepare_start(files, overrides, launch.world_size, with_sizes=launch.rank == 0)
     if args.dry_run:
         if launch.rank == 0:
-            print(summary(config))
+            print(printable("\n".join([summary(config), f"start   {start}", *start.notes])))
         return 0
     if config.world_size > 1 and launch.world_size is None:
-        command = f"torchrun --nproc-per-node {config.world_size} -m qwen_megatron pretrain {shlex.join(args.settings)}"
+        command = f"qwen-megatron launch {shlex.join(args.settings)}"
         raise ConfigError(
             f"parallel.world_size={config.world_size}: needs that many processes, but this is one without a launcher; "
             f"start on one machine with: {command}"
         )
     silence_libraries()
+    let_waiting_threads_sleep()
     # Only now: importing torch and Megatron-Core takes seconds on every rank.
     from qwen_megatron.jobs.pretrain import pretrain
 
-    pretrain(config)
-    return 0
+    reason = pretrain(config)
+    # A launcher would take any other status than 0 for a failure, and start the run again.
+    return INTERRUPTED if reason == signal.SIGINT.name and launch.world_size is None else 0

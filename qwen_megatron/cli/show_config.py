@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
         print(reference(), end="")
         return 0
     files, overrides = split_settings(args.settings)
-    print(as_yaml(prepare_config(files, overrides, None, with_files=False)), end="")
+    print(as_yaml(prepare_config(files, overrides, None)), end="")
     return 0

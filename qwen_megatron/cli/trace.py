@@ -14,7 +14,8 @@ EPILOG = """examples:
   qwen-megatron trace demo/run --step 40
   qwen-megatron trace demo/run --step 40 --json | jq .documents
 
-Nothing is looked up in a log: the samples of a step follow from the configuration alone.
+The numbers of a step's samples are in metrics.jsonl; what they mean follows from the settings of the start that trained
+the step (starts.jsonl) and from its corpora, which must be those that were trained on.
 """
 
 
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the samples of the step.
 
     Raises:
-        ConfigError: if the folder holds no run, or the step is none of it.
-        DataError: if a corpus is gone or has changed its structure.
+        ConfigError: if the folder holds no run, or does not tell what the step was trained on.
+        DataError: if a corpus is gone, or is not the one that was trained on.
     """
     for place in traced_samples(args.run_directory, args.step):
         print(json.dumps(place) if args.json else printable(as_line(place)))

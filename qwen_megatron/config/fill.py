@@ -135,8 +135,12 @@ def fill_optimizer(given: Given, training: TrainingConfig, problems: Problems) -
             problems.unusable.add(f"optimizer.{name}")
     followed = {
         "min_lr": given.get("lr", OptimizerConfig.lr) / 10,
-        "lr_warmup_iters": min(LARGEST_DEFAULT_WARMUP, decay // 100),
         "lr_decay_iters": decay,
-        "lr_wsd_decay_iters": max(1, decay // 10),
+        **schedule_lengths(decay),
     }
     return OptimizerConfig(**{**followed, **given})
+
+
+def schedule_lengths(decay: int) -> dict[str, int]:
+    """The lengths that follow `lr_decay_iters` where they are not given."""
+    return {"lr_warmup_iters": min(LARGEST_DEFAULT_WARMUP, decay // 100), "lr_wsd_decay_iters": max(1, decay // 10)}

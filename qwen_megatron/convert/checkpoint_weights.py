@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 from pathlib import Path
@@ -21,12 +22,24 @@ from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.name_map import Entry, Part, Rename, entries
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 
 # fp32 copies of the weights that the optimizer works on, and its moments.
 MASTERS = "optimizer.state.param."
 MOMENTS = ("optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq.")
 WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def with_trained_context(model: ModelConfig, state: CheckpointState) -> ModelConfig:
+    """The architecture with the context that was trained on as the native one, where that is longer.
+
+    Positions beyond `model.seq_length` are like any others unless the model stretches them, and then they are not
+    trained on. A folder that names the shorter context would let others cut it there.
+    """
+    trained = state.config.get("training", {}).get("seq_length")
+    if not isinstance(trained, int) or trained <= model.seq_length or model.use_dynamic_ntk or model.use_logn_attn:
+        return model
+    return dataclasses.replace(model, seq_length=trained)
 
 
 class RegionPlanner(DefaultLoadPlanner):
@@ -49,7 +62,8 @@ class CheckpointWeights:
         folder: An `iter_NNNNNNN` folder.
         name: Of the model, where it holds several; None for the only one.
     Attributes:
-        model: The architecture it was trained with.
+        model: The architecture it was trained with; `seq_length` is the context it knows, see `with_trained_context`.
+        configured_context: `model.seq_length` as the run had it.
         has_masters: Whether the optimizer's fp32 master weights are there too.
         prefix: What stands before the names of the tensors that are read.
     Raises:
@@ -66,7 +80,9 @@ class CheckpointWeights:
         if head != LANGUAGE_MODEL:
             raise CheckpointError(f"{folder}: model {name!r} has a {head} head, which no Hugging Face format has")
         self.folder = folder
-        self.model = saved_model_config(folder, name)
+        configured = saved_model_config(folder, name)
+        self.configured_context = configured.seq_length
+        self.model = with_trained_context(configured, state)
         self.key_prefix = state.prefix(name)
         others = tuple(state.prefix(other) for other in state.models if other != name)
         self.reader = SafeReader(folder)

@@ -14,16 +14,17 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from data_tools.io.progress import Progress, progress_bar
+from qwen_megatron.checkpoint.environment import environment
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
-from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState, environment
+from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState
 from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem
 from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
 from qwen_megatron.convert.weights import FiniteWeights, WeightSource
+from qwen_megatron.train.names import MAIN
 from qwen_megatron.train.state import TrainState
-from qwen_megatron.train.trainable import MAIN
 
 # Embeddings are cut into pieces of about this size, so that neither writer nor reader holds a whole one.
 PIECE_BYTES = 64 << 20

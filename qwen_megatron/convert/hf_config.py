@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from data_tools.settings.problems import Problems
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS
@@ -13,13 +11,14 @@ from qwen_megatron.config.rules.check import check_model
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict
 from qwen_megatron.convert.config_file import ConfigFile, read_json
-from qwen_megatron.convert.name_map import Format
+from qwen_megatron.convert.hf_format import Format
 from qwen_megatron.errors import CheckpointError, ConfigError
 
-# Names of dtypes in config.json.
-DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 # Of transformers' Qwen2Config.
 DEFAULT_MAX_WINDOW_LAYERS = 28
+
+if TYPE_CHECKING:
+    import torch
 
 
 def read_config(path: Path) -> tuple[Format, ModelConfig]:
@@ -171,11 +170,16 @@ def write_config(model: ModelConfig, hf_format: Format, dtype: torch.dtype) -> d
     return config | {
         "initializer_range": model.init_method_std,
         "tie_word_embeddings": model.tie_word_embeddings,
-        "torch_dtype": DTYPE_NAMES[dtype],
+        "torch_dtype": dtype_name(dtype),
         "use_cache": True,
         "vocab_size": model.vocab_size,
         **control_tokens(model),
     }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype in config.json, such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -193,10 +197,10 @@ def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "architectures": ["QWenLMHeadModel"],
         "attn_dropout_prob": model.attention_dropout,
-        "bf16": dtype is torch.bfloat16,
+        "bf16": dtype_name(dtype) == "bfloat16",
         "emb_dropout_prob": 0.0,
-        "fp16": dtype is torch.float16,
-        "fp32": dtype is torch.float32,
+        "fp16": dtype_name(dtype) == "float16",
+        "fp32": dtype_name(dtype) == "float32",
         "hidden_size": model.hidden_size,
         "intermediate_size": 2 * model.ffn_hidden_size,
         "kv_channels": model.kv_channels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from data_tools.io.small_json import LARGEST_BYTES, SmallFileError, parse_json
-from qwen_megatron.checkpoint.manifest import MANIFEST
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_config import read_config
+from qwen_megatron.convert.hf_paths import CONFIG, inside
 from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts, tied_copies
 from qwen_megatron.convert.weights import Box
 from qwen_megatron.errors import CheckpointError
 
-CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Of two embeddings that are compared: tens of megabytes at once.
 COMPARED_ROWS = 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def is_hf_folder(path: Path) -> bool:
-    """Whether a path looks like a Hugging Face folder rather than a checkpoint of ours."""
-    return (path / CONFIG).is_file() and not (path / MANIFEST).exists()
 
 
 @dataclass(frozen=True)
@@ -120,8 +112,8 @@ class HfFolder:
                 continue
             ours, theirs = self.tensors[original], self.tensors[copy]
             advice = (
-                f"tie_word_embeddings is true in {CONFIG}, so it must be {original} bit for bit; make that false if the "
-                f"model has both, or remove {copy}"
+                f"tie_word_embeddings is true in {CONFIG}, so it must be {original} bit for bit; make that false if "
+                f"the model has both, or remove {copy}"
             )
             if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
                 raise CheckpointError(
@@ -164,28 +156,6 @@ class HfFolder:
             return self.handles[file].get_slice(name)[(slice(None) if rows is None else rows, *columns)]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {name} cannot be read ({error})") from error
-
-
-def inside(folder: Path, name: object) -> Path:
-    """The path of a plain file directly in the folder.
-
-    Raises:
-        CheckpointError: if the name leads elsewhere, or there is no such file.
-    """
-    if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
-        raise CheckpointError(f"{folder}: names a file {name!r}; only plain names of files in the folder are allowed")
-    path = folder / name
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: missing, {folder} is not a complete Hugging Face folder") from error
-    if real.parent != folder.resolve():
-        raise CheckpointError(
-            f"{path}: is a link to {real}, outside of the folder; copy the folder with its links followed (cp -rL)"
-        )
-    if not real.is_file():
-        raise CheckpointError(f"{path}: is not a file")
-    return path
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:

@@ -11,13 +11,13 @@ transformers.
 from __future__ import annotations
 
 import abc
-import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from qwen_megatron.config.sections.model import ModelConfig
+from qwen_megatron.convert.hf_format import Format
 from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv
 
 LAYERS = "decoder.layers."
@@ -37,13 +37,6 @@ class Run:
     tensor: int
     start: int
     stop: int
-
-
-class Format(enum.StrEnum):
-    """Layouts of a Hugging Face folder."""
-
-    QWEN1 = "qwen1"  # QWenLMHeadModel, the first series
-    QWEN2 = "qwen2"  # Qwen2ForCausalLM, Qwen1.5 and later
 
 
 def sizes(axes: str, model: ModelConfig) -> tuple[int, ...]:

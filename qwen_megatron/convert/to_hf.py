@@ -64,6 +64,12 @@ def to_hf(
     target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])
     config = write_config(source.model, hf_format, target)
     warn_of_loss(source.model, hf_format)
+    if source.model.seq_length != stored.configured_context:
+        log.warning(
+            "max_position_embeddings is %d, the context it was trained on; model.seq_length was %d",
+            source.model.seq_length,
+            stored.configured_context,
+        )
     planned = planned_tensors(source, hf_format, target if dtype is not None else None)
     shards = plan_shards(planned, max_shard_bytes)
     with output_folder(out, overwrite=overwrite) as folder:

@@ -12,7 +12,8 @@ import torch
 from qwen_megatron.checkpoint.finite import check_weights
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
 from qwen_megatron.checkpoint.state import saved_model_config
-from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.qwen_model import QwenModel

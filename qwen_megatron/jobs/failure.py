@@ -1,19 +1,23 @@
 """Why a run failed, for its next start: written by the rank that failed, without asking any other.
 
 `failure.json` in the run's folder is the latest failure; the next start that goes on from it moves it to
-`failures.jsonl`. Neither needs torch: a start that cannot help is refused before anything is imported.
+`failures.jsonl`. Neither needs torch: a start that cannot help is refused before anything is imported. Only the same
+settings are refused: a corrected command is another start.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.io.atomic_file import append_line, atomic_output, write_atomically
 from data_tools.io.small_json import SmallFileError, build, read_json
+from qwen_megatron.checkpoint.state import config_sections
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -46,6 +50,7 @@ class Failure:
         time: UTC, ISO 8601.
         restart_helps: Whether the same command may succeed when it is started again.
         lost_peer: Another rank's failure came first, and this one only noticed.
+        settings: `settings_digest` of the start; empty in records of earlier versions.
     """
 
     error: str
@@ -60,11 +65,19 @@ class Failure:
     time: str
     restart_helps: bool
     lost_peer: bool
+    settings: str = ""
 
     def __str__(self) -> str:
         where = f"rank {self.rank} ({self.host}, process {self.pid})"
         samples = f", samples {self.samples[0]} to {self.samples[-1]}" if self.samples else ""
         return f"{where}: step {self.step}, {self.phase}{samples}: {self.error}: {self.message}"
+
+
+def settings_digest(config: ResolvedConfig) -> str:
+    """What tells the settings of two starts apart, in hexadecimal; how many processes take part does not count."""
+    sections = config_sections(config)
+    sections["parallel"].pop("world_size")
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 
 
 def restart_helps(error: BaseException, activity: str) -> bool:
@@ -111,15 +124,20 @@ def read_failure(directory: Path) -> Failure | None:
     return None
 
 
-def refusal(directory: Path) -> str | None:
-    """Why a start in this folder cannot help, and how to clear it; None if it may."""
+def refusal(directory: Path, settings: str) -> str | None:
+    """Why a start in this folder cannot help, and how to clear it; None if it may.
+
+    Args:
+        directory: The run's folder.
+        settings: `settings_digest` of the start; with other settings it is another start, and may.
+    """
     failure = read_failure(directory)
-    if failure is None or failure.restart_helps:
+    if failure is None or failure.restart_helps or failure.settings != settings:
         return None
     path = directory / FAILURE
     return (
-        f"{path}: the last start failed at {failure.time}, and the same start would fail again: {failure}. Mend the "
-        f"cause, then remove {path}"
+        f"{path}: the last start failed at {failure.time}, and the same start would fail again: {failure}. Change the "
+        f"settings that are to blame; or mend what else the cause is, then remove {path}"
     )
 
 

@@ -26,12 +26,14 @@ class FailureReport:
         directory: The run's folder.
         member: This process's place.
         attempt: Number of torchrun's start.
+        settings: `settings_digest` of the run.
     """
 
-    def __init__(self, directory: Path, member: Member, attempt: int):
+    def __init__(self, directory: Path, member: Member, attempt: int, settings: str):
         self.directory = directory
         self.member = member
         self.attempt = attempt
+        self.settings = settings
         self.watchdog: Watchdog | None = None
         # Until the folder is known to be this job's, it may be another one's.
         self.told: Exception | None = None
@@ -48,6 +50,11 @@ class FailureReport:
             return self.folder is not None and os.path.samestat(self.folder, self.directory.stat())
         except OSError:
             return False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether all checks of the start have been passed; what is refused before leaves the folder as it was."""
+        return self.watchdog is not None and self.watchdog.run is not None
 
     def failed(self, error: Exception) -> None:
         """An error is on its way out of this process; told once, however often it is met on the way.
@@ -93,9 +100,10 @@ class FailureReport:
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             restart_helps=helps,
             lost_peer=lost_peer,
+            settings=self.settings,
         )
         print(f"qwen-megatron: {printable(failure)}", file=sys.stderr, flush=True)
-        if self.owns_folder:
+        if self.owns_folder and (helps or self.has_begun):
             try:
                 write_failure(self.directory, failure)
             except OSError as problem:

@@ -9,6 +9,7 @@ from qwen_megatron.checkpoint.save import Saver
 from qwen_megatron.checkpoint.state import config_sections
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.sections.logging import numbers_in
+from qwen_megatron.jobs.history import HistoryHook
 from qwen_megatron.train.hooks.console import ConsoleHook
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook
@@ -44,7 +45,7 @@ def reporting_hooks(config: ResolvedConfig) -> list[Hook]:
     hooks: list[Hook] = []
     if options.profile_steps is not None:
         hooks.append(ProfileHook(numbers_in(options.profile_steps), numbers_in(options.profile_ranks)))
-    hooks += [ConsoleHook(options.log_interval), MetricsHook()]
+    hooks += [ConsoleHook(options.log_interval), MetricsHook(), HistoryHook()]
     if options.tensorboard:
         hooks.append(TensorBoardHook())
     if options.wandb_project is not None:

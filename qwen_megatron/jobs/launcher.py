@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from qwen_megatron.errors import ConfigError
+
+# How long OpenMP's threads spin while they wait for work: of the standard, of GNU's library, of Intel's.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# A thread count that any machine has room for.
+LONGEST_COUNT = 5
 
 
 class MachineError(ConfigError):
@@ -23,6 +28,7 @@ class Launch:
         world_size: Processes of the job; None without a launcher.
         local_world_size: Those of them on this machine; None if the launcher does not say.
         restarts: How often torchrun has started this job again; 0 at first and without torchrun.
+        threads: What the user has set OMP_NUM_THREADS to; None if he has not.
     """
 
     rank: int
@@ -30,10 +36,11 @@ class Launch:
     world_size: int | None
     local_world_size: int | None = None
     restarts: int = 0
+    threads: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Launch:
-        """Reads RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and TORCHELASTIC_RESTART_COUNT.
+        """Reads RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, OMP_NUM_THREADS and two variables of torchrun.
 
         Raises:
             ConfigError: one of them is not a number, or they contradict each other.
@@ -59,6 +66,7 @@ class Launch:
             world_size=world_size,
             local_world_size=local_world_size or None,
             restarts=restarts or 0,
+            threads=threads_given(environment),
         )
 
     @classmethod
@@ -69,6 +77,29 @@ class Launch:
             ConfigError: as `from_environment`.
         """
         return cls.from_environment(os.environ)
+
+
+def threads_given(environment: Mapping[str, str]) -> int | None:
+    """OMP_NUM_THREADS as a user has set it; None if he has not, or it is no number, which OpenMP ignores too.
+
+    torchrun sets it to 1 where it is not set, with a notice that setting it to 1 avoids: there 1 says nothing.
+    """
+    # The first number is that of the outermost level.
+    text = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_COUNT):
+        return None
+    count = int(text)
+    return None if count == 0 or (count == 1 and "TORCHELASTIC_RUN_ID" in environment) else count
+
+
+def let_waiting_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps threads that wait for work from spinning, unless the environment says how they wait.
+
+    A spinning thread holds a core that another process, or the thread it waits for, needs: on a busy machine a step
+    takes many times as long. OpenMP reads these variables once, when torch is imported.
+    """
+    if not any(name in environment for name in WAITING):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def environment_for_children(**changes: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.errors import ConfigError, TrainingError
 from qwen_megatron.jobs.launcher import environment_for_children
-from qwen_megatron.jobs.preflight import prepare_config
+from qwen_megatron.jobs.preflight import prepare_start
 
 KEYS = {
     "tp": "parallel.tensor_model_parallel_size",
@@ -148,7 +148,7 @@ def checked(files: Sequence[str], settings: list[str], job: Layout) -> ResolvedC
         ConfigError: with every problem, the layout named.
     """
     try:
-        return prepare_config(files, settings, job.world_size, with_files=True)
+        return prepare_start(files, settings, job.world_size)[0]
     except ConfigError as error:
         raise ConfigError([f"layout {job.name}: {problem}" for problem in error.problems]) from error
 

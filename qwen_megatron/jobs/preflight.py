@@ -10,51 +10,97 @@ from pathlib import Path
 from data_tools.corpus.reader import Corpus
 from data_tools.settings.problems import Problems
 from data_tools.settings.words import closest
+from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.load import Files, read_config
 from qwen_megatron.config.resolve import ResolvedConfig, examine, resolved_config
+from qwen_megatron.config.schema import Settings
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.data import DataConfig
 from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.data.pretraining.blending import largest_remainder
-from qwen_megatron.errors import ConfigError, DataError
-from qwen_megatron.jobs.failure import refusal
+from qwen_megatron.errors import CheckpointError, ConfigError, DataError
+from qwen_megatron.jobs.architecture import read_source, with_architecture
+from qwen_megatron.jobs.blend import open_blend
+from qwen_megatron.jobs.failure import refusal, settings_digest
 from qwen_megatron.jobs.launcher import MachineError
+from qwen_megatron.jobs.start import Start, planned_start
 
 # Of every usual file system.
 LONGEST_NAME_BYTES = 255
 
 
-def prepare_config(
-    path: Files, overrides: Sequence[str], world_size: int | None, *, with_files: bool
-) -> ResolvedConfig:
-    """Loads, resolves and checks a configuration, everything that is wrong at once.
+def prepare_config(files: Files, overrides: Sequence[str], world_size: int | None) -> ResolvedConfig:
+    """Loads, resolves and checks settings alone, everything that is wrong at once.
 
     Args:
-        path: YAML files, as for `load_config`.
+        files: YAML files, as for `load_config`.
         overrides: `section.key=value` texts.
         world_size: Processes a launcher started; None if there is none.
-        with_files: Also check what a run needs besides its settings: corpora, folders.
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems()
+    settings, _ = with_source(read_config(files, overrides, problems), problems)
+    sections = examine(settings, world_size, problems)
+    if problems.messages:
+        raise ConfigError(problems.messages)
+    return resolved_config(sections)
+
+
+def prepare_start(
+    files: Files, overrides: Sequence[str], world_size: int | None, *, with_sizes: bool = True
+) -> tuple[ResolvedConfig, Start]:
+    """Loads, resolves and checks a configuration and what a start needs besides: corpora, folders, checkpoints.
+
+    Args:
+        files, overrides, world_size: As of `prepare_config`.
+        with_sizes: As of `planned_start`.
+    Returns:
+        The configuration, and what a start with it would do.
     Raises:
         ConfigError: with every problem; a MachineError if only files are wrong.
     """
     problems = Problems()
-    sections = examine(read_config(path, overrides, problems), world_size, problems)
-    files: list[str] = []
-    if with_files:
-        if problems.usable("data.blend", "data.eval_samples"):
-            usable = problems.usable
-            files += check_data(
-                sections.data,
-                seq_length=sections.training.seq_length if usable("training.seq_length") else None,
-                vocab_size=sections.model.vocab_size if usable("model.vocab_size") else None,
-            )
-        files += check_paths(sections.checkpoint, problems)
-        files += check_packages(sections.logging)
+    settings, unread = with_source(read_config(files, overrides, problems), problems)
+    sections = examine(settings, world_size, problems)
+    paths = unread + check_paths(sections.checkpoint, problems)
+    corpora = check_corpora(sections, problems)
+    found = corpora + paths + check_packages(sections.logging)
     if problems.messages:
-        raise ConfigError(problems.messages + files)
-    if files:
-        raise MachineError(files)
-    return resolved_config(sections)
+        raise ConfigError(problems.messages + found)
+    config = resolved_config(sections)
+    if not paths:
+        found += filter(None, [refusal(Path(config.checkpoint.directory), settings_digest(config))])
+        try:
+            start = planned_start(config, None if corpora else open_blend(config).sources, with_sizes=with_sizes)
+        except CheckpointError as error:
+            raise ConfigError([str(error), *found]) from error
+    if found:
+        raise MachineError(found)
+    return config, start
+
+
+def with_source(settings: Settings, problems: Problems) -> tuple[Settings, list[str]]:
+    """The settings with what `checkpoint.init_from` says of its model, and what keeps it from being read."""
+    source = settings["checkpoint"].get("init_from")
+    if source is None or not problems.usable("checkpoint.init_from") or not os.path.isdir(source):
+        return settings, []
+    try:
+        return with_architecture(settings, read_source(Path(source))), []
+    except CheckpointError as error:
+        return settings, [f"checkpoint.init_from={source}: {error}"]
+
+
+def check_corpora(sections: Sections, problems: Problems) -> list[str]:
+    """What is wrong with the corpora, as far as the settings about them are good."""
+    if not problems.usable("data.blend", "data.eval_samples"):
+        return []
+    usable = problems.usable
+    return check_data(
+        sections.data,
+        seq_length=sections.training.seq_length if usable("training.seq_length") else None,
+        vocab_size=sections.model.vocab_size if usable("model.vocab_size") else None,
+    )
 
 
 def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | None) -> list[str]:
@@ -148,7 +194,7 @@ def check_packages(logging: LoggingConfig) -> list[str]:
 
 
 def check_directory(directory: str) -> list[str]:
-    """The run's folder exists or can be made, can be written to, and is not left by a failure that would repeat."""
+    """The run's folder exists or can be made, and can be written to."""
     key = f"checkpoint.directory={directory}"
     if not directory:
         return [f"{key}: is needed to train; use a folder for this run, such as runs/first"]
@@ -164,5 +210,4 @@ def check_directory(directory: str) -> list[str]:
         return [f"{key}: {existing} is not a folder; use another path"]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"{key}: {existing} cannot be written to; use another folder or change its permissions"]
-    refused = refusal(Path(directory))
-    return [] if refused is None else [refused]
+    return []

@@ -10,8 +10,8 @@ from data_tools.io.lock import FileLock
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.loader import Loader
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.hooks import configured_hooks
 from qwen_megatron.jobs.resume import restore
 from qwen_megatron.jobs.session import session
@@ -128,30 +128,18 @@ class Pretraining(Job):
         self.loader.close()
 
 
-def open_blend(config: ResolvedConfig) -> BlendedDataset:
-    """The corpora of `data.blend`.
-
-    Raises:
-        DataError: if one is missing, damaged or too small.
-    """
-    return open_dataset(
-        config.data.blend,
-        seq_length=config.training.seq_length,
-        seed=config.training.seed,
-        eval_samples=config.data.eval_samples,
-        vocab_size=config.model.vocab_size,
-        mask_documents=config.data.mask_documents,
-    )
-
-
-def pretrain(config: ResolvedConfig) -> None:
+def pretrain(config: ResolvedConfig) -> str | None:
     """Runs a configuration on this rank, from the newest checkpoint where there is one.
 
+    Returns:
+        Why it left early and in order, such as the name of a signal; None if it came to its end.
     Raises:
         DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
     """
     with session(config) as job:
-        job.train(build_run(config, job.groups, job.platform, job.timers, job.lock))
+        run = build_run(config, job.groups, job.platform, job.timers, job.lock)
+        job.train(run)
+        return run.stopping
 
 
 def build_run(

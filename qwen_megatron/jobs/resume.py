@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,14 @@ from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
-from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.hf_format import Format
+from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights, spread_weights
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.jobs.architecture import SourceModel, check_same_shape, departures
 from qwen_megatron.jobs.changes import check_changes
-from qwen_megatron.parallel.objects import broadcast, of_type
+from qwen_megatron.parallel.objects import all_gather, broadcast, of_type
 from qwen_megatron.train.job import Job
 from qwen_megatron.train.state import TrainState
 from qwen_megatron.train.trainable import MAIN, Trainable
@@ -43,7 +47,8 @@ def restore(job: Job, trainables: Mapping[str, Trainable]) -> TrainState:
     folder = checkpoint_to_resume(options)
     state = TrainState()
     if folder is not None:
-        for change in check_changes(CheckpointState.read(folder), job, folder):
+        ahead = CheckpointState.read(folder)
+        for change in check_changes(ahead, job.config, job.sources(ahead.train_state), folder):
             log_main("allowed: %s", change)
         saved = load_checkpoint(folder, trainables)
         if not options.allow_nonfinite:
@@ -65,24 +70,38 @@ def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: b
         CheckpointError: if the source is not whole, has another shape than the model, or holds NaN or infinity.
     """
     wanted = trainable.model
+    agree_on_model(source, wanted)
     # Replicas hold the same weights: the first one reads, at every place of the others.
     reads = trainable.groups.dp_cp.rank() == 0
     if agree_on_weights(source, is_hf_folder, reads=reads):
         saved = fill_from_folder(source, trainable, reads=reads)
     else:
-        saved = saved_model_config(source)
-        check_same_shape(source, saved, wanted)
+        saved = SourceModel(path=source, model=saved_model_config(source), hf_format=None)
+        check_same_shape(saved, wanted)
         load_weights(source, trainable)
     if not allow_nonfinite:
         check_loaded(trainable, source, weights_only=True)
-    for name in ("rotary_base", "layernorm_epsilon"):
-        if getattr(saved, name) != getattr(wanted, name):
-            # Wanted when the context is extended, wrong otherwise.
-            log_main("note: model.%s is %s, %s had %s", name, getattr(wanted, name), source, getattr(saved, name))
+    for note in departures(saved, wanted):
+        log_main("%s", note)
     log_main("starting with the weights of %s", source)
 
 
-def fill_from_folder(source: Path, trainable: Trainable, *, reads: bool) -> ModelConfig:
+def agree_on_model(source: Path, wanted: ModelConfig) -> None:
+    """Every rank has taken the same architecture from what it sees of the source; collective.
+
+    Raises:
+        CheckpointError: on every rank, naming one that has another.
+    """
+    everyone = all_gather(json.dumps(to_dict(wanted)), of_type(str))
+    odd = next((rank for rank, model in enumerate(everyone) if model != everyone[0]), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"checkpoint.init_from={source}: rank {odd} sees another model there than rank 0; make sure that all nodes "
+            "see the same files, and start again"
+        )
+
+
+def fill_from_folder(source: Path, trainable: Trainable, *, reads: bool) -> SourceModel:
     """Fills a model from a Hugging Face folder; collective.
 
     Each rank of the first replica reads the slices that it holds, then hands them to the ranks at its place in the
@@ -93,15 +112,18 @@ def fill_from_folder(source: Path, trainable: Trainable, *, reads: bool) -> Mode
         trainable: Overwritten.
         reads: Whether this rank is of the first replica.
     Returns:
-        The architecture of the folder.
+        What the folder says of its model.
     Raises:
         CheckpointError: on every rank, if a rank cannot read, or the shapes differ.
     """
     with failing_together():
         folder = HfFolder(source) if reads else None
-    told = broadcast(None if folder is None else to_dict(folder.model), of_type(dict))
-    saved = from_dict(ModelConfig, told, "model")
-    check_same_shape(source, saved, trainable.model)
+    told = broadcast(
+        None if folder is None else {"format": folder.hf_format, "model": to_dict(folder.model)}, of_type(dict)
+    )
+    model = from_dict(ModelConfig, told["model"], "model")
+    saved = SourceModel(path=source, model=model, hf_format=Format(told["format"]))
+    check_same_shape(saved, trainable.model)
     with failing_together():
         if folder is not None:
             for model in trainable.models:
@@ -112,22 +134,6 @@ def fill_from_folder(source: Path, trainable: Trainable, *, reads: bool) -> Mode
         # The fp32 masters are copies of the weights: they follow.
         trainable.optimizer.reload_model_params()
     return saved
-
-
-def check_same_shape(source: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
-    """Refuses a checkpoint whose model has another shape.
-
-    Raises:
-        CheckpointError: naming every setting of the shape that differs.
-    """
-    names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
-    different = [
-        f"model.{name}={getattr(wanted, name)}, but it has {getattr(saved, name)}"
-        for name in (*names, "vocab_size", "tie_word_embeddings")
-        if getattr(saved, name) != getattr(wanted, name)
-    ]
-    if different:
-        raise CheckpointError(f"checkpoint.init_from={source}: {'; '.join(different)}; use the values it has")
 
 
 def checkpoint_to_resume(options: CheckpointConfig) -> Path | None:

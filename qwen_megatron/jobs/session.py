@@ -20,9 +20,8 @@ from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.config.arithmetic.flops import flops_formula, utilization_formula
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.summary import settings_as_yaml
-from qwen_megatron.jobs.failure import retire_failure
+from qwen_megatron.jobs.failure import read_failure, retire_failure, settings_digest
 from qwen_megatron.jobs.failure_report import FailureReport
-from qwen_megatron.jobs.history import record_start
 from qwen_megatron.jobs.launcher import Launch
 from qwen_megatron.jobs.watchdog import Watchdog
 from qwen_megatron.parallel.groups import Groups, build_groups, destroy_groups, start_process_group
@@ -68,8 +67,9 @@ class Session:
             DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
         """
         if run.is_main:
+            # What would refuse the same settings again stands until a start has passed all checks.
+            retire_failure(self.directory)
             self.announce()
-            record_start(run)
         self.watchdog.follow(run)
         train(run, on_error=self.report.failed)
         if run.is_main and run.stopping is not None:
@@ -116,12 +116,12 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
     """
     launch = Launch.of_this_process()
     configure_logging(launch)
-    limit_threads(launch.local_world_size or config.world_size)
+    torch.set_num_threads(num_threads(config, launch))
     platform = get_platform(config.parallel.platform)
     shims = platform.prepare()
     member = join_job(platform, config.parallel.start_timeout_seconds)
     directory = Path(config.checkpoint.directory)
-    report = FailureReport(directory, member, launch.restarts)
+    report = FailureReport(directory, member, launch.restarts, settings_digest(config))
     with Watchdog(member.store, member.rank, member.world_size, config.parallel, report.stuck) as watchdog:
         report.watchdog = watchdog
         try:
@@ -167,7 +167,9 @@ def take_folder(directory: Path, held: contextlib.ExitStack) -> FileLock:
     """Rank 0 locks the run's folder for this job, and puts in order what an earlier part left."""
     directory.mkdir(parents=True, exist_ok=True)
     lock = held.enter_context(run_lock(directory))
-    retire_failure(directory)
+    failure = read_failure(directory)
+    if failure is None or failure.restart_helps:
+        retire_failure(directory)
     restore_replaced(directory)
     return lock
 
@@ -188,7 +190,7 @@ def configure_logging(launch: Launch) -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
-def limit_threads(local_world_size: int) -> None:
-    """Threads = cores / ranks on this machine: more of them spin against each other."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local_world_size))
+def num_threads(config: ResolvedConfig, launch: Launch) -> int:
+    """Threads of this process: as configured, as the user's environment says, or its share of the machine's cores."""
+    share = len(os.sched_getaffinity(0)) // (launch.local_world_size or config.world_size)
+    return config.parallel.threads or launch.threads or max(1, share)

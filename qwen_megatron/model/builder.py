@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.dropout import EMBEDDING, HiddenDropout
-from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.init import initialize_weights
 from qwen_megatron.model.layer_spec import block_spec, select_kernels
 from qwen_megatron.model.megatron_config import transformer_config

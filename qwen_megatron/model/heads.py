@@ -17,11 +17,6 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_sharded_tensor_for_checkpoint
 
-# Kinds of heads, as a checkpoint names them.
-LANGUAGE_MODEL = "language_model"
-SCALAR = "scalar"
-HEADS = (LANGUAGE_MODEL, SCALAR)
-
 
 class Output(enum.Enum):
     """What a model's last stage can return; every tensor-parallel rank gets the same, but for logits."""

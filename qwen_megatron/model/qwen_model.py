@@ -15,7 +15,8 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.dropout import HiddenDropout
 from qwen_megatron.model.embedding import Embedding
-from qwen_megatron.model.heads import LANGUAGE_MODEL, LOGITS, HeadRequest, Output, ScalarHead
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
+from qwen_megatron.model.heads import LOGITS, HeadRequest, Output, ScalarHead
 from qwen_megatron.model.log_probabilities import head_log_probabilities
 from qwen_megatron.model.loss import VocabularyShard, mask_padded_vocabulary
 from qwen_megatron.model.output_layer import OutputLayer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,18 +17,14 @@ from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.model.builder import build_model, unwrapped
-from qwen_megatron.model.heads import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.platforms.comm_timer import report_comm_to
+from qwen_megatron.train.names import MAIN, NAME
 from qwen_megatron.train.optimizer import build_optimizer
 from qwen_megatron.train.step_timers import StepTimers
-
-# What the only model of a job is called.
-MAIN = "model"
-# It is part of keys in checkpoints, and may be asked for on a command line.
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)

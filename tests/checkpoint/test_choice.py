@@ -19,7 +19,7 @@ from qwen_megatron.checkpoint import choice
 from qwen_megatron.checkpoint.choice import agree_on, agree_on_counters, agree_on_weights, choose_newest
 from qwen_megatron.checkpoint.manifest import hashed, write_manifest
 from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState
-from qwen_megatron.convert.hf_folder import is_hf_folder
+from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.errors import CheckpointError, UnseenCheckpoint
 from qwen_megatron.jobs.failure import restart_helps
 from qwen_megatron.train.state import TrainState

@@ -172,12 +172,12 @@ def test_a_run_goes_on_past_odd_files(ranks: RankPool, byte_corpus: Path, run_co
 @pytest.mark.parametrize("content", [DEEP, b'{"rank": 1e400}', b"\xff", b"[]", b'{"samples": "abc"}'])
 def test_an_odd_record_of_a_failure_stops_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / FAILURE).write_bytes(content)
-    assert refusal(tmp_path) is None
+    assert refusal(tmp_path, "a") is None
     retire_failure(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_the_place_of_a_record_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / FAILURE).mkdir()
-    assert refusal(tmp_path) is None
+    assert refusal(tmp_path, "a") is None
     retire_failure(tmp_path)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -189,7 +190,7 @@ def test_several_processes_without_a_launcher_name_the_command_to_use(
     assert main(["pretrain", *arguments]) == 2
     (problem,) = problems(capsys.readouterr().err)
     assert problem.startswith("parallel.world_size=2: ")
-    assert "torchrun --nproc-per-node 2 -m qwen_megatron pretrain model.preset=tiny " in problem
+    assert "qwen-megatron launch model.preset=tiny " in problem
     assert problem.endswith("parallel.tensor_model_parallel_size=2 data.eval_samples=0")
 
 
@@ -293,12 +294,26 @@ def test_what_a_run_raises_becomes_a_message_and_a_status(
     def fail(*arguments: object, **named: object) -> None:
         raise raised
 
-    monkeypatch.setattr("qwen_megatron.cli.pretrain.prepare_config", fail)
+    monkeypatch.setattr("qwen_megatron.cli.pretrain.prepare_start", fail)
     assert main(["pretrain", *good]) == status
     err = capsys.readouterr().err
     assert err.startswith("qwen-megatron: ")
     assert "Traceback" not in err
     assert all(text in err for text in str(raised).split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "launched", "status"),
+    [(None, False, 0), ("SIGTERM", False, 0), ("SIGINT", False, 130), ("SIGINT", True, 0)],
+)
+def test_a_run_that_left_in_order_says_by_its_status_whether_it_was_interrupted(
+    reason: str | None, launched: bool, status: int, good: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun would take any other status than 0 for a failure, and start the run again."""
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setitem(sys.modules, "qwen_megatron.jobs.pretrain", SimpleNamespace(pretrain=lambda config: reason))
+    assert main(["pretrain", *good]) == status
 
 
 def test_options_may_stand_anywhere_and_unknown_ones_are_refused(

@@ -17,7 +17,7 @@ TINY = ("model.preset=tiny", "training.train_iters=100", "training.global_batch_
 
 
 def resolved_config(*overrides: str, world_size: int | None = None) -> ResolvedConfig:
-    return prepare_config(None, [*TINY, *overrides], world_size, with_files=False)
+    return prepare_config(None, [*TINY, *overrides], world_size)
 
 
 def problems_of(*overrides: str, world_size: int | None = None) -> list[str]:
@@ -273,7 +273,13 @@ def test_nothing_is_left_open_and_the_input_is_unchanged() -> None:
     before = copy.deepcopy(settings)
     resolved = resolve(settings)
     assert settings == before
-    open_by_nature = {"exit_iter", "init_from", "peak_tflops_per_rank", "virtual_pipeline_model_parallel_size"}
+    open_by_nature = {
+        "threads",
+        "exit_iter",
+        "init_from",
+        "peak_tflops_per_rank",
+        "virtual_pipeline_model_parallel_size",
+    }
     open_by_nature |= {"wandb_project", "profile_steps"}
     open_by_nature |= {"save_interval_minutes", "keep_last", "keep_every", "exit_duration_minutes"}
     open_by_nature |= {"num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"}

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
+from qwen_megatron.checkpoint.manifest import read_manifest, write_manifest, write_synced
 from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import PIECE_BYTES, from_hf, write_weights
-from qwen_megatron.convert.hf_folder import HfFolder, is_hf_folder
+from qwen_megatron.convert.hf_folder import HfFolder
+from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.convert.name_map import Format, Part, entries, parts
 from qwen_megatron.convert.to_hf import to_hf
+from qwen_megatron.convert.verify import verify
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.inference.loading import single_process
 from qwen_megatron.model.builder import build_model, unwrapped
@@ -47,6 +50,34 @@ def test_conversion_of_a_trained_bf16_model(trained_bf16: Path, tmp_path: Path) 
     name = "model.layers.1.mlp.down_proj.weight"
     # Masters carry what bf16 cannot: exporting the rounded weights as fp32 would lose it.
     assert not torch.equal(masters[name], weights[name].float())
+
+
+@pytest.mark.parametrize("stretches", [False, True])
+def test_a_longer_context_that_was_trained_on_is_exported(
+    stretches: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = dataclasses.replace(TINY, use_logn_attn=stretches)
+    checkpoint = tmp_path / "checkpoint"
+    write_weights(RandomWeights(model), checkpoint)
+    content = json.loads((checkpoint / "state.json").read_text())
+    content["config"]["training"] = {"seq_length": 4 * model.seq_length}
+    files = read_manifest(checkpoint)
+    write_manifest(
+        checkpoint, {**files, "state.json": write_synced(checkpoint / "state.json", json.dumps(content).encode())}
+    )
+    for hf_format, keys in (
+        (Format.QWEN1, ("seq_length", "max_position_embeddings")),
+        (Format.QWEN2, ("max_position_embeddings",)),
+    ):
+        caplog.clear()
+        folder = tmp_path / hf_format
+        to_hf(checkpoint, folder, hf_format=hf_format)
+        config = json.loads((folder / "config.json").read_text())
+        assert {config[key] for key in keys} == {model.seq_length if stretches else 4 * model.seq_length}
+        said = f"max_position_embeddings is {4 * model.seq_length}, the context it was trained on"
+        assert (said in caplog.text) == (not stretches)
+        with single_process() as groups:
+            assert verify(checkpoint, folder, groups).is_good
 
 
 def test_a_checkpoint_of_weights_holds_the_model_in_its_dtype(tmp_path: Path) -> None:

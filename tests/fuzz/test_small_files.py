@@ -308,7 +308,7 @@ TARGETS = {
     "failure": Target(
         make=valid(FAILURE),
         name="failure.json",
-        read=lambda folder: (failure.refusal(folder), failure.retire_failure(folder)),
+        read=lambda folder: (failure.refusal(folder, "a"), failure.retire_failure(folder)),
     ),
     "failure page": Target(make=run_folder("failure.json", FAILURE), name="failure.json", read=page),
     "metrics": Target(make=run_folder("metrics.jsonl", ROWS), name="metrics.jsonl", read=metrics_and_page, dump=lines),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.resolve import resolve
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -29,6 +32,7 @@ from qwen_megatron.jobs.failure import (
     refusal,
     restart_helps,
     retire_failure,
+    settings_digest,
     write_failure,
 )
 
@@ -78,15 +82,33 @@ def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_start_that_cannot_help_is_refused_until_the_file_is_gone(tmp_path: Path) -> None:
-    assert refusal(tmp_path) is None
-    write_failure(tmp_path, failure(1, helps=False))
-    told = refusal(tmp_path)
+def test_a_start_that_cannot_help_is_refused_until_settings_change_or_the_file_is_gone(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "a") is None
+    write_failure(tmp_path, failure(1, helps=False, settings="a"))
+    assert refusal(tmp_path, "b") is None
+    told = refusal(tmp_path, "a")
     assert told is not None
     assert "rank 1 (node7, process 4242): step 17, forward, samples 64 to 67: TrainingError: loss=nan" in told
     assert f"remove {tmp_path / FAILURE}" in told
     (tmp_path / FAILURE).unlink()
-    assert refusal(tmp_path) is None
+    assert refusal(tmp_path, "a") is None
+
+
+def test_a_record_of_an_earlier_version_refuses_nothing(tmp_path: Path) -> None:
+    """It does not say of which settings it is."""
+    record = dataclasses.asdict(failure(1, helps=False))
+    del record["settings"]
+    (tmp_path / FAILURE).write_text(json.dumps(record))
+    assert read_failure(tmp_path) == failure(1, helps=False)
+    assert refusal(tmp_path, "a") is None
+
+
+def test_settings_are_the_same_whatever_the_number_of_processes() -> None:
+    def digest(*overrides: str, world_size: int = 2) -> str:
+        return settings_digest(resolve(load_config(None, ["model.preset=tiny", *overrides]), world_size))
+
+    assert digest() == digest(world_size=4) == digest("optimizer.lr=0.0003")
+    assert digest() != digest("optimizer.lr=0.0004")
 
 
 def test_a_failure_that_is_gone_on_from_becomes_history(tmp_path: Path) -> None:
@@ -101,7 +123,7 @@ def test_a_failure_that_is_gone_on_from_becomes_history(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rank": 1}', "null"])
 def test_a_damaged_record_refuses_nothing_and_is_replaced(tmp_path: Path, content: str) -> None:
     (tmp_path / FAILURE).write_text(content)
-    assert refusal(tmp_path) is None
+    assert refusal(tmp_path, "a") is None
     write_failure(tmp_path, failure(1))
     assert read_failure(tmp_path) == failure(1)
 

@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from qwen_megatron.errors import ChangesRefused, DataError, UnseenCheckpoint
 from qwen_megatron.jobs.failure import read_failure
 from qwen_megatron.jobs.failure_report import FailureReport, held_back
 from tests.jobs.test_failure import GONE
@@ -19,7 +21,7 @@ from tests.jobs.test_failure import GONE
 class Describes:
     """A stand-in for the watchdog that takes its time to look, while SIGTERM comes."""
 
-    run = None
+    run: Any = None
 
     def will_leave(self, *, failed: bool) -> None:
         """Nobody is told."""
@@ -31,7 +33,8 @@ class Describes:
 
     def position(self) -> Any:
         class Start:
-            activity = "start-up"
+            activity = phase = "data"
+            step = 3
 
         return Start()
 
@@ -43,7 +46,7 @@ def report(tmp_path: Path) -> FailureReport:
 
     place: Any = Place()
     watchdog: Any = Describes()
-    made = FailureReport(tmp_path, place, 0)
+    made = FailureReport(tmp_path, place, 0, "a")
     made.watchdog = watchdog
     made.own_folder()
     return made
@@ -69,6 +72,32 @@ def test_sigterm_waits_for_line_and_record(
     assert failure is not None
     assert failure.message.startswith("rank 1 has ended without a word (")
     assert capsys.readouterr().err.count("qwen-megatron: rank 0 (") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "begun", "kept"),
+    [
+        (ChangesRefused("another rate"), False, False),
+        (DataError("another tokenizer"), False, False),
+        (UnseenCheckpoint("not seen"), False, True),
+        (ValueError("a bug"), False, True),
+        (DataError("damaged"), True, True),
+    ],
+)
+def test_a_refusal_before_training_leaves_no_record(
+    report: FailureReport, error: Exception, begun: bool, kept: bool, tmp_path: Path
+) -> None:
+    """The corrected command would find it, and another job's folder must not change."""
+    if begun:
+        assert report.watchdog is not None
+        run: Any = SimpleNamespace(
+            state=SimpleNamespace(consumed_samples=8), job=SimpleNamespace(samples_of=lambda state, steps: 4)
+        )
+        report.watchdog.run = run
+    report.failed(error)
+    failure = read_failure(tmp_path)
+    assert (failure is not None) == kept
+    assert failure is None or failure.settings == "a"
 
 
 def test_an_error_is_told_once(report: FailureReport, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch.distributed as dist
 
 from qwen_megatron.checkpoint.run_lock import run_lock
 from qwen_megatron.errors import CheckpointError
-from tests.support.launch import ForkedAgent, product
+from qwen_megatron.train.hooks.preemption import SIGNALS, PreemptionHook
+from tests.support.launch import ForkedAgent, Program, product
 from tests.support.ranks import RankPool
 from tests.support.training import SMALL, pretrain_job, pretrain_on_ranks, rows
+from tests.train.test_hooks import make_run
 
 PP2 = "parallel.pipeline_model_parallel_size=2"
 
@@ -40,6 +43,13 @@ def wait_for_steps(job: ForkedAgent | subprocess.Popen[bytes], log: Path, direct
         time.sleep(0.05)
     job.kill()
     pytest.fail(f"no {count} steps in 90 s:\n{log.read_text()}")
+
+
+def wait_until_said(job: ForkedAgent, words: str) -> None:
+    deadline = time.monotonic() + 30
+    while words not in job.log.read_text():
+        assert time.monotonic() < deadline, job.log.read_text()
+        time.sleep(0.05)
 
 
 def test_a_signal_to_the_launcher_saves_and_leaves(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
@@ -107,19 +117,107 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(ranks: RankPool, byte
 
 
 def test_a_stop_file_ends_the_run(byte_corpus: Path, tmp_path: Path) -> None:
-    job = ForkedAgent(
-        ["--standalone", "--nproc-per-node", "2"],
-        product,
-        ["pretrain", *settings_of(byte_corpus, tmp_path / "run")],
-        log=tmp_path / "log",
-        environment=os.environ,
-        directory=tmp_path,
-    )
+    job = agent(byte_corpus, tmp_path)
     wait_for_steps(job, job.log, tmp_path / "run", 2)
     (tmp_path / "run" / "stop").touch()
     output = job.output(timeout=30)
     assert job.returncode == 0, output
     assert json.loads((tmp_path / "run" / "completion.json").read_text())["reason"] == "stop file"
+
+
+def agent(corpus: Path, folder: Path, *overrides: str, program: Program = product) -> ForkedAgent:
+    """torchrun's agent with two ranks of a long run."""
+    return ForkedAgent(
+        ["--standalone", "--nproc-per-node", "2"],
+        program,
+        ["pretrain", *settings_of(corpus, folder / "run"), *overrides],
+        log=folder / "log",
+        environment=os.environ,
+        directory=folder,
+    )
+
+
+def interrupted(directory: Path) -> int:
+    """The step after which a run left that has got Ctrl-C; its rows and its checkpoint are whole."""
+    completion = json.loads((directory / "completion.json").read_text())
+    step: int = completion["step"]
+    assert completion["reason"] == "SIGINT"
+    assert [row["step"] for row in rows(directory) if "loss" in row] == list(range(1, step + 1))
+    assert (directory / f"iter_{step:07d}" / "manifest.json").exists()
+    return step
+
+
+def test_a_first_ctrl_c_finishes_the_step_and_saves(byte_corpus: Path, tmp_path: Path) -> None:
+    """Through torchrun's agent, which passes the signal on to its processes' own sessions."""
+    job = agent(byte_corpus, tmp_path)
+    wait_for_steps(job, job.log, tmp_path / "run", 2)
+    job.send_signal(signal.SIGINT)
+    wait_until_said(job, ": SIGINT\n")
+    # An agent that starts functions instead of commands waits for them for its whole 30 s.
+    job.kill()
+    output = job.log.read_text()
+    step = interrupted(tmp_path / "run")
+    assert f"left after step {step}: SIGINT" in output
+    assert output.count("once more leaves at once") == 1
+
+
+def slow(arguments: Sequence[str]) -> int:
+    """`product`, whose second step takes a minute."""
+    from qwen_megatron.jobs.pretrain import Pretraining
+    from qwen_megatron.train.job import StepOutcome
+    from qwen_megatron.train.run import Run
+
+    original = Pretraining.step
+
+    def step(self: Pretraining, run: Run) -> StepOutcome:
+        if run.state.iteration == 1:
+            time.sleep(60)
+        return original(self, run)
+
+    Pretraining.step = step  # type: ignore[method-assign]
+    return product(arguments)
+
+
+def test_a_second_ctrl_c_leaves_at_once(byte_corpus: Path, tmp_path: Path) -> None:
+    job = agent(byte_corpus, tmp_path, program=slow)
+    wait_for_steps(job, job.log, tmp_path / "run", 1)
+    job.send_signal(signal.SIGINT)
+    wait_until_said(job, "once more leaves at once")
+    job.send_signal(signal.SIGINT)
+    # Far less than the step takes, or the agent's patience with its processes.
+    job.output(timeout=15)
+    assert not (tmp_path / "run" / "completion.json").exists()
+    assert not list((tmp_path / "run").glob("iter_*"))
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Iterator[PreemptionHook]:
+    """One that listens for signals of this process."""
+    made = PreemptionHook()
+    yield made
+    made.close()
+
+
+def test_ctrl_c_is_left_to_the_kernel_after_the_first(hook: PreemptionHook, tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    hook.on_start(make_run(tmp_path))
+    signal.raise_signal(signal.SIGINT)
+    assert hook.received == signal.SIGINT
+    # torchrun makes SIGTERM of the second one.
+    assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_DFL}
+    hook.close()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(hook: PreemptionHook, tmp_path: Path) -> None:
+    """As a shell without job control has it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        hook.on_start(make_run(tmp_path))
+        signal.raise_signal(signal.SIGINT)
+        assert hook.received is None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_to_the_end_says_so(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:

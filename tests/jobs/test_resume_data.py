@@ -13,8 +13,7 @@ from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.errors import ChangesRefused
-from qwen_megatron.jobs.changes import check_changes
-from qwen_megatron.jobs.pretrain import Pretraining
+from qwen_megatron.jobs.changes import Change, check_changes
 from qwen_megatron.train.state import TrainState
 from tests.support.corpora import write_byte_corpus
 
@@ -56,16 +55,14 @@ def saved_by(config: ResolvedConfig) -> CheckpointState:
     return CheckpointState(train_state=state, models={}, config=config_sections(config), data=data, environment={})
 
 
-class GoingOn(Pretraining):
-    """Pretraining of which nothing is there but configuration and data."""
-
-    def __init__(self, config: ResolvedConfig, dataset: BlendedDataset | None = None):
-        self.config = config
-        self.dataset = dataset or open_data(config)
+def changes(saved: CheckpointState, config: ResolvedConfig, dataset: BlendedDataset | None = None) -> list[Change]:
+    """What differs and is allowed when a run goes on with this configuration and these data."""
+    sources = (dataset or open_data(config)).sources(CONSUMED)
+    return check_changes(saved, config, sources, FOLDER)
 
 
 def check(saved: ResolvedConfig, resumed: ResolvedConfig) -> None:
-    assert check_changes(saved_by(saved), GoingOn(resumed), FOLDER) == []
+    assert changes(saved_by(saved), resumed) == []
 
 
 def weighted(two: dict[str, Path], one: float, other: float) -> str:
@@ -140,7 +137,7 @@ def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Pa
     (entry,) = saved.data.values()
     entry["tokenizer"] = "b" * 64
     # An imported corpus has a tokenizer that is not known.
-    assert check_changes(saved, GoingOn(config), FOLDER) == []
+    assert changes(saved, config) == []
 
     class Known(BlendedDataset):
         def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
@@ -152,7 +149,7 @@ def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Pa
         dict(zip(dataset.prefixes, dataset.corpora, strict=True)), None, seq_length=64, seed=1234, eval_samples=8
     )
     with pytest.raises(ChangesRefused, match=r"tokenizer bbbbbbbbbbbb.*tokenizer aaaaaaaaaaaa"):
-        check_changes(saved, GoingOn(config, known), FOLDER)
+        changes(saved, config, known)
 
 
 @pytest.mark.parametrize(
@@ -162,5 +159,5 @@ def test_a_change_that_is_named_is_allowed(two: dict[str, Path], change: str) ->
     blend = weighted(two, 3, 1)
     key = change.partition("=")[0]
     resumed = resolved_config(blend, change, f"checkpoint.allow_changes=[{key}]")
-    (found,) = check_changes(saved_by(resolved_config(blend)), GoingOn(resumed), FOLDER)
+    (found,) = changes(saved_by(resolved_config(blend)), resumed)
     assert found.key == key

@@ -20,11 +20,13 @@ from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.hooks import configured_hooks
-from qwen_megatron.jobs.pretrain import Pretraining, open_blend
+from qwen_megatron.jobs.pretrain import Pretraining
 from qwen_megatron.jobs.resume import restore
 from qwen_megatron.jobs.session import session
-from qwen_megatron.model.heads import SCALAR, HeadRequest, Output
+from qwen_megatron.model.head_kinds import SCALAR
+from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.train.job import StepOutcome
 from qwen_megatron.train.objective import Objective, Sums

@@ -11,7 +11,8 @@ import torch
 
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.model import loss
-from qwen_megatron.model.heads import SCALAR, HeadRequest, Output
+from qwen_megatron.model.head_kinds import SCALAR
+from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.train.objective import Objective, Sums
 from tests.support.ranks import RankPool
 from tests.support.trainables import (

@@ -46,6 +46,9 @@ class ParallelConfig:
     """Processes of the job. Default: what torchrun started, otherwise tensor x pipeline x context size."""
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     """`cuda` uses NCCL, `cpu` gloo and torch kernels; `auto` takes cuda where a device is there."""
+    threads: Annotated[int, Interval(ge=1, le=4096)] | None = None
+    """Threads of each process. Default: OMP_NUM_THREADS where you set it, otherwise the cores the process may use
+    divided by the processes on its machine. Under torchrun OMP_NUM_THREADS=1 counts as not set: torchrun sets it."""
     start_timeout_seconds: Timeout = 1800
     """A start fails if a process has not joined after this time, or makes no progress for so long until the first
     step is done."""

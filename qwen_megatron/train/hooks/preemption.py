@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -17,20 +19,24 @@ from data_tools.io.atomic_file import write_atomically
 from qwen_megatron.train.run import Hook, Run, StepRecord
 from qwen_megatron.train.writing import writing
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPT = signal.SIGINT
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, INTERRUPT)
 STOP_FILE = "stop"
 COMPLETION = "completion.json"
 
-# What ranks tell each other besides numbers of signals, none of which that are handled here is so small.
-STOP_FILE_FOUND = 1
-TIME_IS_UP = 2
+# What ranks tell each other besides numbers of signals, none of which is so large.
+STOP_FILE_FOUND = 1001
+TIME_IS_UP = 1002
+
+INTERRUPTED = b"interrupted: the step is finished and saved; once more leaves at once\n"
 
 
 class PreemptionHook(Hook):
-    """Ends a run on SIGTERM, SIGUSR1, when a file `stop` appears in its folder, or after a time; the last of the hooks.
+    """Ends a run on Ctrl-C, SIGTERM, SIGUSR1, a file `stop` in its folder, or after a time; the last of the hooks.
 
     A signal may reach one rank only, and ranks look at the folder at different times, so they ask each other after
-    every step. The running step is finished, hooks save as at any end, and `completion.json` says why it ended.
+    every step. The running step is finished, hooks save as at any end, and `completion.json` says why it ended. A
+    second Ctrl-C ends the process at once, without waiting for anything; what was saved before is whole.
 
     Args:
         duration_seconds: Time by rank 0's clock after which the run ends; None for no limit.
@@ -39,19 +45,32 @@ class PreemptionHook(Hook):
     def __init__(self, duration_seconds: float | None = None) -> None:
         self.deadline = None if duration_seconds is None else time.monotonic() + duration_seconds
         self.received: int | None = None
+        self.speaks = False
         self.previous: dict[int, Any] = {}
 
     def on_start(self, run: Run) -> None:
+        self.speaks = run.is_main
         if run.is_main:
             # Of an earlier part of the run; both would be taken for this one's.
             (run.directory / STOP_FILE).unlink(missing_ok=True)
             (run.directory / COMPLETION).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            # A shell that starts a job in the background has SIGINT ignored: it is meant for others.
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self.receive) for number in heeded}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Notes a signal; the run ends after the step."""
         self.received = number
+        if number == INTERRUPT:
+            # The kernel's own way to end a process needs no interpreter, which may be waiting for a peer. torchrun
+            # passes a first Ctrl-C on as SIGINT and a second one as SIGTERM.
+            for again in (INTERRUPT, signal.SIGTERM):
+                signal.signal(again, signal.SIG_DFL)
+            if self.speaks:
+                # To standard error itself: a handler may have interrupted a write to Python's buffer before it.
+                with contextlib.suppress(OSError):
+                    os.write(2, INTERRUPTED)
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         reason = self.received or (self.found(run) if run.is_main else 0)
