@@ -8,8 +8,11 @@ from typing import Any
 
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.summary import summary
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.blend import open_blend
+from qwen_megatron.jobs.held_out import data_plan
 from qwen_megatron.jobs.launcher import Launch
 from qwen_megatron.jobs.preflight import prepare_config
 
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         if launch.rank == 0:
             print(summary(config))
+            print_data_plan(config)
         return 0
     if config.world_size > 1 and launch.world_size is None:
         command = f"torchrun --nproc-per-node {config.world_size} -m qwen_megatron pretrain {shlex.join(args.settings)}"
@@ -70,3 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
     pretrain(config)
     return 0
+
+
+def print_data_plan(config: ResolvedConfig) -> None:
+    """Prints what the run takes of each corpus, with a warning of too many epochs."""
+    lines, warnings = data_plan(config, open_blend(config))
+    for line in [*lines, *(f"warning: {warning}" for warning in warnings)]:
+        print(f"        {line}")

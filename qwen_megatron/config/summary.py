@@ -79,10 +79,16 @@ def summary(config: ResolvedConfig) -> str:
         "rate": f"{optimizer.lr:g} after {optimizer.lr_warmup_iters} steps, {optimizer.min_lr:g} at step "
         f"{optimizer.lr_decay_iters}",
         "data": f"{len(blend)} {'corpus' if len(blend) == 1 else 'corpora'}, "
-        f"{config.data.eval_samples} samples held out",
+        f"{config.data.eval_samples} samples held out{evaluated_on(config)}",
         "folder": config.checkpoint.directory,
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
+
+
+def evaluated_on(config: ResolvedConfig) -> str:
+    """The names of `data.eval_blend`, where there are any."""
+    names = list(config.data.eval_blend)
+    return f"; evaluated on {', '.join(names)}" if names else ""
 
 
 def ramp_text(config: ResolvedConfig) -> str:

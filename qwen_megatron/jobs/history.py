@@ -27,6 +27,7 @@ def record_start(run: Run) -> None:
         "world_size": run.job.config.world_size,
         "environment": environment(),
         "config": config_sections(run.job.config),
+        "corpora": run.job.corpora(run.state),
     }
     with writing(run.directory / STARTS):
         append_line(run.directory / STARTS, json.dumps(row))

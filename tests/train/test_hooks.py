@@ -86,6 +86,9 @@ class Counted(Pretraining):
     def check_data(self) -> None:
         """There is none."""
 
+    def evaluated_corpora(self) -> list[str | None]:
+        return [None, "wiki"] if self.config.data.eval_blend else [None]
+
 
 def record(step: int, **others: Any) -> StepRecord:
     values: dict[str, Any] = {
@@ -404,12 +407,17 @@ class Recorder(Hook):
 
 
 def evaluations(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, steps: range, *, iteration: int = 0, loss: float = 2.0
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: range,
+    *overrides: str,
+    iteration: int = 0,
+    loss: float = 2.0,
 ) -> list[EvaluationRecord]:
     recorder = Recorder()
     hook = EvaluationHook(10)
-    run = make_run(directory, iteration=iteration, hooks=(hook, recorder))
-    monkeypatch.setattr(run.job, "evaluate", lambda _: (loss, {}))
+    run = make_run(directory, *overrides, iteration=iteration, hooks=(hook, recorder))
+    monkeypatch.setattr(run.job, "evaluate", lambda _, corpus: (loss + (corpus is not None), {}))
     hook.on_start(run)
     for step in steps:
         run.state.iteration = step
@@ -433,6 +441,29 @@ def test_evaluates_at_start_at_intervals_and_at_the_end(
     records = evaluations(tmp_path, monkeypatch, steps, iteration=iteration)
     assert [record.step for record in records] == evaluated
     assert {record.perplexity for record in records} == {math.exp(2.0)}
+
+
+def test_every_held_out_corpus_has_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = evaluations(tmp_path, monkeypatch, range(1, 11), "data.eval_blend={wiki: data/wiki}")
+    assert [(one.step, one.corpus, one.eval_loss) for one in records] == [
+        (0, None, 2.0),
+        (0, "wiki", 3.0),
+        (10, None, 2.0),
+        (10, "wiki", 3.0),
+    ]
+    hook, board, console = MetricsHook(), TensorBoardHook(), ConsoleHook(1, io.StringIO())
+    run = make_run(tmp_path)
+    for told in (hook, board, console):
+        told.on_start(run)
+        for one in records:
+            told.on_evaluation(run, one)
+        told.close()
+    rows = read_rows(tmp_path)
+    assert [row.get("corpus") for row in rows] == [None, "wiki", None, "wiki"]
+    assert "corpus" not in rows[0], "rows of a run without other corpora are what they were"
+    assert scalars(tmp_path)["eval/loss"] == [(0, 2.0), (10, 2.0)]
+    assert scalars(tmp_path)["eval/wiki/loss"] == [(0, 3.0), (10, 3.0)]
+    assert "eval   10/1000  wiki  loss 3.0000" in console.stream.getvalue()  # type: ignore[attr-defined]
 
 
 def test_perplexity_beyond_all_floats_is_infinite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
