@@ -2,3 +2,12 @@
 
 Importing the package loads nothing heavy; every module imports what it needs.
 """
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up only when it is asked for: reading package metadata takes time."""
+    if name == "__version__":
+        from data_tools.version import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

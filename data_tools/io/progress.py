@@ -1,9 +1,13 @@
 """A progress bar on a terminal, silence elsewhere."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+# Of the logger whose level says whether progress is shown: --quiet raises it above warnings.
+PROGRESS = "data_tools.io.progress"
 
 
 class Progress(Protocol):
@@ -21,6 +25,11 @@ class SilentProgress:
         """See `Progress.advance`."""
 
 
+def shows_progress() -> bool:
+    """Whether bars and lines of progress are wanted."""
+    return logging.getLogger(PROGRESS).isEnabledFor(logging.WARNING)
+
+
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Progress]:
     """A bar with percentage, rate and estimated end while the block runs, if stderr is a terminal.
@@ -32,7 +41,7 @@ def progress_bar(title: str, total: int) -> Iterator[Progress]:
         title: what is being done.
         total: bytes to do; where there is nothing to do there is no bar.
     """
-    if total <= 0 or not sys.stderr.isatty():
+    if total <= 0 or not shows_progress() or not sys.stderr.isatty():
         yield SilentProgress()
         return
     from data_tools.io.progress_columns import shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -44,6 +45,12 @@ def as_yaml(config: ResolvedConfig) -> str:
     derived = yaml.safe_dump({"derived": derived_values(config)}, sort_keys=False, default_flow_style=None, width=WIDTH)
     note = "# Worked out from the settings above; to use this as a configuration file, delete this section."
     return f"{settings_as_yaml(config)}{note}\n{derived}"
+
+
+def as_json(config: ResolvedConfig) -> str:
+    """All settings and the derived values, as `as_yaml` has them."""
+    sections = {name: to_dict(getattr(config, name)) for name in SECTIONS}
+    return json.dumps({**sections, "derived": derived_values(config)}, indent=2) + "\n"
 
 
 def settings_as_yaml(config: ResolvedConfig) -> str:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TextIO
 
+from data_tools.io.progress import shows_progress
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
 
 # Narrow terminals, and logs with a time before each line.
@@ -19,6 +20,8 @@ DROPPED_FIRST = ("wait", "memory", "metrics", "MFU", "batch", "lr", "norm")
 
 class ConsoleHook(Hook):
     """Prints progress on rank 0, and notes of what is out of the ordinary on lines of their own.
+
+    With --quiet there are no lines of steps, but notes and evaluations.
 
     Args:
         interval: Steps between lines; the first and the last of a start are always printed.
@@ -52,7 +55,8 @@ class ConsoleHook(Hook):
         line = parts(record, run.last_step, self.time_left(run, record))
         if not run.job.config.training.batch_sizes.samples:
             line = [part for part in line if part[0] != "batch"]
-        self.print(self.fitted(line))
+        if shows_progress():
+            self.print(self.fitted(line))
         if record.spike is not None:
             self.note(record.step, f"loss spike, {record.spike}")
         if not is_finite:
