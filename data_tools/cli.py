@@ -25,10 +25,25 @@ from data_tools.commands import (
     verify,
 )
 from data_tools.commands.renamed import with_current_name
+from data_tools.commands.shared_options import add_shared_options, apply_loudness, check_command, complete
 from data_tools.errors import DataError
 from data_tools.io.plain_text import printable
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
+
+_COMMANDS = {
+    "run": run,
+    "stage": stage,
+    "tokenize": tokenize,
+    "import-corpus": import_corpus,
+    "inspect": inspect,
+    "verify": verify,
+    "merge": merge,
+    "quality": quality,
+    "report": report,
+    "tokenizer-report": tokenizer_report,
+    "collect-stdlib": collect_stdlib,
+}
 
 # Old name of a command -> its name.
 _RENAMED = {"adopt": "import-corpus"}
@@ -48,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status; a wrong command line exits with 2 by itself.
     """
-    options = _parser().parse_args(with_current_name(sys.argv[1:] if arguments is None else arguments, _RENAMED))
+    options = _parse(with_current_name(sys.argv[1:] if arguments is None else arguments, _RENAMED))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status: int = options.run(options)
@@ -69,6 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    complete(parser)
+    check_command(parser, arguments, _COMMANDS)
+    options = parser.parse_args(arguments)
+    apply_loudness(options)
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qwen-data",
@@ -76,33 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (
-        run,
-        stage,
-        tokenize,
-        import_corpus,
-        inspect,
-        verify,
-        merge,
-        quality,
-        report,
-        tokenizer_report,
-        collect_stdlib,
-    ):
+    for command in _COMMANDS.values():
         command.add_parser(subparsers)
+    add_shared_options(parser)
     return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for: reading package metadata takes longer than all else here."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
-        from data_tools.version import version
-
-        print(f"qwen-data {version()}")
-        parser.exit()
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -55,7 +55,6 @@ def relinked(markdown: str, folder: str) -> str:
 def commands_page() -> str:
     """The help of both programs and of each of their commands."""
     os.environ["COLUMNS"] = "100"
-    from data_tools import cli as data
     from qwen_megatron.cli import main as engine
 
     lines = ["# Commands", "", "What `--help` says of each."]

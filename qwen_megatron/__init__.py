@@ -8,3 +8,12 @@ if getattr(data_tools, "DISTRIBUTION", None) != "qwen-megatron":
         "not qwen-megatron's: another distribution or folder has a package of that name and comes first in sys.path. "
         "Install qwen-megatron into an environment of its own, or start Python in another folder"
     )
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up only when it is asked for: reading package metadata takes time."""
+    if name == "__version__":
+        from data_tools.version import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

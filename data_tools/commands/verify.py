@@ -1,9 +1,13 @@
 """``qwen-data verify``."""
 
 import argparse
+import json
+
+from data_tools.errors import DataError
 
 _EXAMPLES = """examples:
   qwen-data verify corpora/mix
+  qwen-data verify corpora/mix --json
 """
 
 
@@ -18,6 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prefix", metavar="PREFIX", help="path of the corpus without suffix")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, also if something is damaged")
     parser.set_defaults(run=run)
 
 
@@ -25,6 +30,21 @@ def run(options: argparse.Namespace) -> int:
     """Verifies the corpus."""
     from data_tools.corpus.verify import verify
 
+    if options.json:
+        return _print_json(options.prefix)
     sidecar = verify(options.prefix)
     print(f"{options.prefix}: {sidecar.num_documents:,} documents, {sidecar.num_tokens:,} tokens, all checksums agree")
     return 0
+
+
+def _print_json(prefix: str) -> int:
+    from data_tools.corpus.verify import verify
+
+    found: dict[str, object] = {"prefix": prefix, "is_whole": True, "problems": []}
+    try:
+        sidecar = verify(prefix)
+        found |= {"documents": sidecar.num_documents, "tokens": sidecar.num_tokens}
+    except DataError as error:
+        found |= {"is_whole": False, "problems": str(error).splitlines()}
+    print(json.dumps(found, indent=2))
+    return 0 if found["is_whole"] else 1

@@ -1,9 +1,13 @@
 """A progress bar on a terminal, silence elsewhere."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+# Of the logger whose level says whether progress is shown: --quiet raises it above warnings.
+PROGRESS = "data_tools.io.progress"
 
 
 class Progress(Protocol):
@@ -21,33 +25,26 @@ class SilentProgress:
         """See `Progress.advance`."""
 
 
+def shows_progress() -> bool:
+    """Whether bars and lines of progress are wanted."""
+    return logging.getLogger(PROGRESS).isEnabledFor(logging.WARNING)
+
+
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Progress]:
-    """A bar with rate and estimated end while the block runs, if stderr is a terminal.
+    """A bar with percentage, rate and estimated end while the block runs, if stderr is a terminal.
+
+    It ends at 100 % when the block ends without an error: what is told meanwhile may be rough, more or less than the
+    total.
 
     Args:
         title: what is being done.
-        total: bytes to do.
+        total: bytes to do; where there is nothing to do there is no bar.
     """
-    if not sys.stderr.isatty():
+    if total <= 0 or not shows_progress() or not sys.stderr.isatty():
         yield SilentProgress()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as RichProgress
+    from data_tools.io.progress_columns import shown
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=Console(stderr=True)) as rich:
-        task = rich.add_task(title, total=total)
-
-        class _Bar:
-            def advance(self, amount: int) -> None:
-                rich.advance(task, amount)
-
-        yield _Bar()
+    with shown(title, total) as progress:
+        yield progress

@@ -20,6 +20,7 @@ from data_tools.engine.runner import Runner, Share
 from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.owned_paths import require_below
+from data_tools.io.progress import shows_progress
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
 from data_tools.version import version
 
@@ -80,7 +81,7 @@ def run_pipeline(
         stages: list[dict[str, Any]] = []
         for number, named in enumerate(pipeline.stages):
             runner.title = named.name
-            if sys.stderr.isatty():
+            if sys.stderr.isatty() and shows_progress():
                 print(f"stage {number + 1} of {len(pipeline.stages)}: {named.name}", file=sys.stderr)
             folder = stage_folder(pipeline, number)
             require_below(folder, pipeline.output)

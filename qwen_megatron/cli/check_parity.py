@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from qwen_megatron.cli.settings import add_settings, split_settings
@@ -27,13 +28,14 @@ def add_parser(subparsers: Any) -> None:
         "check-parity",
         help="show that layouts train alike on your recipe",
         description="Trains a few steps of a recipe, scaled down, in each layout and compares them with one process.",
-        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--layouts A,B,...] [--steps N]",
+        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--layouts A,B,...] [--steps N] [--json]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings(parser)
     parser.add_argument("--layouts", default=DEFAULT_LAYOUTS, help=f"comma-separated (default: {DEFAULT_LAYOUTS})")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps in each layout (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON instead of a table")
     parser.set_defaults(run=run)
 
 
@@ -48,7 +50,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--steps {args.steps}: must be at least 1")
     layouts = [parse_layout(text) for text in args.layouts.split(",")]
     files, overrides = split_settings(args.settings)
-    return report(train_layouts(files, overrides, layouts, args.steps))
+    losses = train_layouts(files, overrides, layouts, args.steps)
+    return report_json(losses) if args.json else report(losses)
+
+
+def report_json(losses: dict[str, list[tuple[float, float]]]) -> int:
+    """Prints the largest relative differences as JSON; the exit status."""
+    layouts = {
+        name: {"loss": loss, "grad_norm": norm, "agrees": max(loss, norm) <= TOLERANCE}
+        for name, (loss, norm) in largest_differences(losses).items()
+    }
+    steps = len(next(iter(losses.values())))
+    print(json.dumps({"tolerance": TOLERANCE, "steps": steps, "layouts": layouts}, indent=2))
+    return 0 if all(layout["agrees"] for layout in layouts.values()) else 1
 
 
 def report(losses: dict[str, list[tuple[float, float]]]) -> int:

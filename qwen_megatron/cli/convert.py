@@ -23,6 +23,16 @@ EPILOG = """examples:
 
 exit status: 0 done, 1 the conversion or the comparison failed, 2 wrong usage, 130 interrupted
 """
+TO_HF_EXAMPLES = """examples:
+  qwen-megatron convert to-hf runs/first/iter_0001000 exports/first --format qwen2
+  qwen-megatron convert to-hf runs/first/iter_0001000 exports/first --format qwen2 --dtype fp32 --max-shard-size 2GB
+"""
+FROM_HF_EXAMPLES = """examples:
+  qwen-megatron convert from-hf downloads/Qwen1.5-0.5B checkpoints/qwen1.5-0.5b
+"""
+VERIFY_EXAMPLES = """examples:
+  qwen-megatron convert verify runs/first/iter_0001000 exports/first
+"""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -45,7 +55,11 @@ def add_parser(subparsers: Any) -> None:
 def add_to_hf(actions: Any) -> None:
     """Registers `convert to-hf`."""
     parser = actions.add_parser(
-        "to-hf", help="write a Hugging Face folder", description="Writes a Hugging Face folder."
+        "to-hf",
+        help="write a Hugging Face folder",
+        description="Writes a Hugging Face folder.",
+        epilog=TO_HF_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an iter_NNNNNNN folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
@@ -81,6 +95,8 @@ def add_from_hf(actions: Any) -> None:
         help="make a checkpoint of a Hugging Face folder",
         description="Makes a checkpoint that holds the weights of a Qwen1 or Qwen2 folder (safetensors only; no code "
         "in it is run).",
+        epilog=FROM_HF_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a Hugging Face folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint's folder to make")
@@ -95,6 +111,8 @@ def add_verify(actions: Any) -> None:
         "verify",
         help="compare a checkpoint with a Hugging Face folder",
         description="Compares every tensor bit for bit and the logits of fixed pseudo-random tokens in fp32.",
+        epilog=VERIFY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an iter_NNNNNNN folder")
     parser.add_argument("folder", metavar="HF_DIR", type=Path, help="a Hugging Face folder")

@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
         description="Continues a text with the most likely token, again and again, up to the end of the document. "
         "Works in one process on a checkpoint of any layout or on a Hugging Face folder. Prints the prompt and what "
         "follows.",
-        epilog="example:\n  qwen-megatron generate runs/first/iter_0001000 --prompt 'def main(' --max-new-tokens 40\n",
+        epilog="examples:\n  qwen-megatron generate runs/first/iter_0001000 --prompt 'def main(' --max-new-tokens 40\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a checkpoint or a Hugging Face folder")

@@ -15,7 +15,7 @@ from qwen_megatron.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import numpy as np
 
-EPILOG = """example:
+EPILOG = """examples:
   python -c 'import numpy; numpy.save("ids.npy", numpy.array([[9707, 1879]]))'
   qwen-megatron logits runs/first/iter_0001000 --input-ids ids.npy --output logits.npy
 """

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import cast
 
 from data_tools.commands.renamed import with_current_name
+from data_tools.commands.shared_options import add_shared_options, apply_loudness, check_command, complete
 from data_tools.io.plain_text import printable
+from qwen_megatron.cli.settings import setting_meant
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
@@ -53,9 +55,11 @@ RENAMED = {"certify": "check-parity"}
 EPILOG = """examples:
   qwen-megatron show-config model.preset=qwen-7b parallel.tensor_model_parallel_size=2
   qwen-megatron pretrain examples/qwen-7b.yaml data.blend=[data/corpus] checkpoint.directory=runs/7b --dry-run
-  torchrun --nproc-per-node 8 -m qwen_megatron pretrain examples/demo.yaml training.train_iters=20
+  qwen-megatron launch recipe:demo data.blend=[demo/corpus] training.train_iters=20
 
-`qwen-megatron COMMAND --help` tells more; docs/configuration.md lists every setting.
+`qwen-megatron COMMAND --help` tells more; docs/configuration.md lists every setting. To complete commands and settings
+in the shell, install argcomplete and put this into ~/.bashrc:
+  eval "$(register-python-argcomplete qwen-megatron qwen-data)"
 """
 
 
@@ -70,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     without_compiler(os.environ)
     try:
         args = parse(build_parser(), with_current_name(sys.argv[1:] if argv is None else argv, RENAMED))
+        apply_loudness(args)
         return cast(int, args.run(args))
     except ConfigError as error:
         report(error, os.environ)
@@ -103,14 +108,18 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"qwen_megatron.cli.{name}").add_parser(subparsers)
+    add_shared_options(parser)
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parses; for commands that take settings, options may stand anywhere between them."""
+    complete(parser)
+    check_command(parser, argv, [name.replace("_", "-") for name in COMMANDS])
     args, rest = parser.parse_known_args(argv)
     if rest and ("settings" not in args or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        meant = [advice for text in rest if "settings" in args and (advice := setting_meant(text, argv))]
+        parser.error("; ".join([f"unrecognized arguments: {' '.join(rest)}", *meant]))
     if rest:
         args.settings = [*args.settings, *rest]
     return args

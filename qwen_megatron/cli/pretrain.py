@@ -10,8 +10,11 @@ from typing import Any
 from data_tools.io.plain_text import printable
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.summary import summary
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.blend import open_blend
+from qwen_megatron.jobs.held_out import data_plan
 from qwen_megatron.jobs.launcher import Launch, let_waiting_threads_sleep
 from qwen_megatron.jobs.preflight import prepare_start
 
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         if launch.rank == 0:
             print(printable("\n".join([summary(config), f"start   {start}", *start.notes])))
+            print_data_plan(config)
         return 0
     if config.world_size > 1 and launch.world_size is None:
         command = f"qwen-megatron launch {shlex.join(args.settings)}"
@@ -78,3 +82,10 @@ def run(args: argparse.Namespace) -> int:
     reason = pretrain(config)
     # A launcher would take any other status than 0 for a failure, and start the run again.
     return INTERRUPTED if reason == signal.SIGINT.name and launch.world_size is None else 0
+
+
+def print_data_plan(config: ResolvedConfig) -> None:
+    """Prints what the run takes of each corpus, with a warning of too many epochs."""
+    lines, warnings = data_plan(config, open_blend(config))
+    for line in [*lines, *(f"warning: {warning}" for warning in warnings)]:
+        print(f"        {line}")

@@ -7,12 +7,13 @@ from typing import Any
 
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.reference import reference
-from qwen_megatron.config.summary import as_yaml
+from qwen_megatron.config.summary import as_json, as_yaml
 from qwen_megatron.jobs.preflight import prepare_config
 
 EPILOG = """examples:
   qwen-megatron show-config examples/qwen-7b.yaml parallel.world_size=64
   qwen-megatron show-config model.preset=qwen-72b parallel.tensor_model_parallel_size=8
+  qwen-megatron show-config examples/demo.yaml --json
   qwen-megatron show-config --reference > docs/configuration.md
 """
 
@@ -24,11 +25,12 @@ def add_parser(subparsers: Any) -> None:
         help="print the resolved configuration with derived values",
         description="Prints the resolved configuration as YAML: data-parallel size, micro-batches, padded vocabulary, "
         "layers per stage, parameters in all and per rank, tokens per step. Opens neither corpora nor folders.",
-        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--reference]",
+        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--json] [--reference]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of YAML")
     parser.add_argument("--reference", action="store_true", help="print the reference of all settings (Markdown)")
     parser.set_defaults(run=run)
 
@@ -43,5 +45,6 @@ def run(args: argparse.Namespace) -> int:
         print(reference(), end="")
         return 0
     files, overrides = split_settings(args.settings)
-    print(as_yaml(prepare_config(files, overrides, None)), end="")
+    config = prepare_config(files, overrides, None)
+    print(as_json(config) if args.json else as_yaml(config), end="")
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 from data_tools.settings.problems import Problems, nearest_divisors, nearest_multiples
 from data_tools.settings.words import join_or
 from qwen_megatron.config.presets import PRESETS
-from qwen_megatron.config.rules.blend import check_blend
+from qwen_megatron.config.rules.blend import check_blend, check_eval_blend
 from qwen_megatron.config.schema import Settings
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.data import DataConfig
@@ -40,7 +40,9 @@ def fill_sections(settings: Settings, world_size: int | None, problems: Problems
     """All sections; where a value is wrong or missing, `problems` tells, and some value stands in its place."""
     model = fill_model(settings["model"], problems)
     training = fill_training(settings["training"], model, problems)
-    data = {**settings["data"], "blend": check_blend(settings["data"].get("blend", []), problems)}
+    blend = check_blend(settings["data"].get("blend", []), problems)
+    held_out = check_eval_blend(settings["data"].get("eval_blend", []), blend, problems)
+    data = {**settings["data"], "blend": blend, "eval_blend": held_out}
     return Sections(
         model=model,
         parallel=fill_parallel(settings["parallel"], world_size, problems),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -46,6 +47,12 @@ def as_yaml(config: ResolvedConfig) -> str:
     return f"{settings_as_yaml(config)}{note}\n{derived}"
 
 
+def as_json(config: ResolvedConfig) -> str:
+    """All settings and the derived values, as `as_yaml` has them."""
+    sections = {name: to_dict(getattr(config, name)) for name in SECTIONS}
+    return json.dumps({**sections, "derived": derived_values(config)}, indent=2) + "\n"
+
+
 def settings_as_yaml(config: ResolvedConfig) -> str:
     """All settings as a configuration file."""
     sections = {name: to_dict(getattr(config, name)) for name in SECTIONS}
@@ -79,10 +86,16 @@ def summary(config: ResolvedConfig) -> str:
         "rate": f"{optimizer.lr:g} after {optimizer.lr_warmup_iters} steps, {optimizer.min_lr:g} at step "
         f"{optimizer.lr_decay_iters}",
         "data": f"{len(blend)} {'corpus' if len(blend) == 1 else 'corpora'}, "
-        f"{config.data.eval_samples} samples held out",
+        f"{config.data.eval_samples} samples held out{evaluated_on(config)}",
         "folder": config.checkpoint.directory,
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
+
+
+def evaluated_on(config: ResolvedConfig) -> str:
+    """The names of `data.eval_blend`, where there are any."""
+    names = list(config.data.eval_blend)
+    return f"; evaluated on {', '.join(names)}" if names else ""
 
 
 def ramp_text(config: ResolvedConfig) -> str:

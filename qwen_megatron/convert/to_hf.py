@@ -111,9 +111,10 @@ def converted_tensors(
         tensors = part.entry.split(source.read(part), source.model, hf_format)
         for name, tensor in zip(part.hf_names(hf_format), tensors, strict=True):
             tensor = tensor.to(planned[name].dtype)
+            # Before it is handed out: whoever takes the last one does not ask for another.
+            progress.advance(planned[name].size_bytes)
             # A view would keep its neighbours in memory until the file is written.
             yield name, tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-            progress.advance(planned[name].size_bytes)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

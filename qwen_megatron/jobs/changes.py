@@ -29,6 +29,8 @@ FREE = frozenset(
         "training.skip_nonfinite_steps",
         "training.spike_sigmas",
         "data.num_workers",
+        "data.eval_blend",
+        "data.eval_blend_samples",
     }
 )
 COMPARED = ("model", "optimizer", "training", "data")

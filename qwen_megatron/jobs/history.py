@@ -45,6 +45,7 @@ def record_start(run: Run) -> None:
         "environment": environment(),
         "config": config_sections(run.job.config),
         "data": {name: {key: source[key] for key in ("fingerprint", "tokenizer")} for name, source in sources.items()},
+        "corpora": run.job.corpora(run.state),
     }
     with writing(run.directory / STARTS):
         append_line(run.directory / STARTS, json.dumps(row))

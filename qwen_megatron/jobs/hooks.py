@@ -29,7 +29,7 @@ def configured_hooks(config: ResolvedConfig, lock: FileLock | None = None) -> li
         lock: Of the run's folder, on rank 0: nothing is saved where it is lost.
     """
     hooks = reporting_hooks(config)
-    if config.data.eval_samples:
+    if config.data.eval_samples or config.data.eval_blend:
         hooks.append(EvaluationHook(config.training.eval_interval))
     # A sick state is not saved.
     hooks += [

@@ -41,6 +41,7 @@ SCALED = {
     "training.rampup_batch_size_increment": "null",
     "training.rampup_samples": "null",
     "data.eval_samples": 0,
+    "data.eval_blend": "[]",
     "data.num_workers": 1,
     "checkpoint.load": "none",
     "checkpoint.init_from": "null",

@@ -93,7 +93,7 @@ def with_source(settings: Settings, problems: Problems) -> tuple[Settings, list[
 
 def check_corpora(sections: Sections, problems: Problems) -> list[str]:
     """What is wrong with the corpora, as far as the settings about them are good."""
-    if not problems.usable("data.blend", "data.eval_samples"):
+    if not problems.usable("data.blend", "data.eval_samples", "data.eval_blend"):
         return []
     usable = problems.usable
     return check_data(
@@ -115,16 +115,16 @@ def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | No
     """
     if not data.blend:
         return ["data.blend=[]: names no corpus; make one with qwen-data tokenize and use its prefix: [PREFIX]"]
-    problems = []
-    corpora: dict[str, Corpus] = {}
-    for prefix in data.blend:
-        try:
-            corpora[prefix] = Corpus.open(prefix)
-        except DataError as error:
-            problems.append(f"data.blend={prefix}: {error}")
-    tokenizers = {prefix: corpus.sidecar.tokenizer for prefix, corpus in corpora.items() if corpus.sidecar.tokenizer}
+    problems: list[str] = []
+    corpora = opened("data.blend", data.blend, problems)
+    held_out = held_out_corpora(data, problems)
+    if seq_length is not None:
+        for key, others in held_out.items():
+            problems += check_held_out(key, others, corpora, seq_length)
+    everything = corpora | {prefix: corpus for others in held_out.values() for prefix, corpus in others.items()}
+    tokenizers = {name: corpus.sidecar.tokenizer for name, corpus in everything.items() if corpus.sidecar.tokenizer}
     problems += differing("tokenizers", tokenizers)
-    problems += differing("end-of-document tokens", {name: corpus.end_of_document for name, corpus in corpora.items()})
+    problems += differing("end-of-document tokens", {name: one.end_of_document for name, one in everything.items()})
     for prefix, corpus in corpora.items():
         if vocab_size is not None and corpus.end_of_document >= vocab_size:
             problems.append(
@@ -133,6 +133,44 @@ def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | No
             )
     if len(corpora) == len(data.blend) and seq_length is not None:
         problems += check_sizes(data, {prefix: corpus.num_tokens for prefix, corpus in corpora.items()}, seq_length)
+    return problems
+
+
+def opened(key: str, prefixes: Iterable[str], problems: list[str]) -> dict[str, Corpus]:
+    """The corpora that open, by prefix; what is wrong with the others goes to `problems`."""
+    corpora: dict[str, Corpus] = {}
+    for prefix in prefixes:
+        try:
+            corpora[prefix] = Corpus.open(prefix)
+        except DataError as error:
+            problems.append(f"{key}={prefix}: {error}")
+    return corpora
+
+
+def held_out_corpora(data: DataConfig, problems: list[str]) -> dict[str, dict[str, Corpus]]:
+    """The corpora of `data.eval_blend` that open, by the setting that names them."""
+    named = data.eval_blend.items() if isinstance(data.eval_blend, Mapping) else ()
+    keys = {f"data.eval_blend.{name}": prefixes for name, prefixes in named}
+    return {key: opened(key, prefixes, problems) for key, prefixes in keys.items()}
+
+
+def check_held_out(
+    key: str, held_out: Mapping[str, Corpus], corpora: Mapping[str, Corpus], seq_length: int
+) -> list[str]:
+    """Corpora that are evaluated on hold a sample each and are not trained on under another name."""
+    problems = []
+    trained_on = {corpus.fingerprint: prefix for prefix, corpus in corpora.items()}
+    for prefix, corpus in held_out.items():
+        if (same := trained_on.get(corpus.fingerprint)) is not None:
+            problems.append(
+                f"{key}={prefix}: holds the same tokens as {same}, which is trained on (data.blend); use another "
+                "corpus, or data.eval_samples to hold out a part of it"
+            )
+        if (corpus.num_tokens - 1) // seq_length < 1:
+            problems.append(
+                f"{key}={prefix}: its {corpus.num_tokens} tokens must be more than training.seq_length({seq_length}); "
+                "use more text"
+            )
     return problems
 
 

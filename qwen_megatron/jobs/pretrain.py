@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from data_tools.io.lock import FileLock
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.loader import Loader
+from qwen_megatron.data.pretraining.dataset import BlendedDataset
+from qwen_megatron.data.pretraining.plan import corpus_plans
 from qwen_megatron.data.protocol import Dataset
 from qwen_megatron.jobs.blend import open_blend
+from qwen_megatron.jobs.held_out import data_plan, open_held_out
 from qwen_megatron.jobs.hooks import configured_hooks
 from qwen_megatron.jobs.resume import restore
 from qwen_megatron.jobs.session import session
@@ -26,6 +30,8 @@ from qwen_megatron.train.step import evaluate, train_step
 from qwen_megatron.train.step_guard import StepGuard
 from qwen_megatron.train.step_timers import StepTimers
 from qwen_megatron.train.trainable import MAIN, build_trainable
+
+log = logging.getLogger(__name__)
 
 
 class Pretraining(Job):
@@ -50,24 +56,12 @@ class Pretraining(Job):
         objective: Objective | None = None,
         dataset: Dataset | None = None,
     ):
-        training = config.training
         self.config = config
         self.objective = objective or NextTokenLoss()
         self.dataset = dataset or open_blend(config)
-        self.loader = Loader(
-            self.dataset,
-            micro_batch_size=training.micro_batch_size,
-            data_parallel_rank=groups.dp.rank(),
-            data_parallel_size=groups.dp.size(),
-            num_workers=config.data.num_workers,
-            microbatch_multiple=(
-                groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
-            ),
-            read_ahead=config.num_microbatches,
-            group=groups.tp_cp,
-            device=groups.device,
-            needs_tokens=groups.is_first_stage or groups.is_last_stage,
-        )
+        self.loader = loader_of(self.dataset, config, groups)
+        self.held_out = {name: loader_of(held, config, groups) for name, held in open_held_out(config).items()}
+        training = config.training
         self.guard = StepGuard(max_skips=training.skip_nonfinite_steps, spike_sigmas=training.spike_sigmas)
         self.batches: Iterator[Batch] | None = None
 
@@ -109,23 +103,66 @@ class Pretraining(Job):
             spike=result.spike,
         )
 
-    def evaluate(self, run: Run) -> tuple[float, Mapping[str, float]]:
+    def evaluated_corpora(self) -> Sequence[str | None]:
+        return [*([None] if self.dataset.eval_ids else []), *self.held_out]
+
+    def evaluate(self, run: Run, corpus: str | None = None) -> tuple[float, Mapping[str, float]]:
+        loader = self.loader if corpus is None else self.held_out[corpus]
         return evaluate(
             run.trainables[MAIN],
             self.objective,
-            self.loader.evaluation(),
-            shape=self.loader.shape,
-            num_microbatches=self.loader.num_evaluation_microbatches,
+            loader.evaluation(),
+            shape=loader.shape,
+            num_microbatches=loader.num_evaluation_microbatches,
         )
 
     def sources(self, state: TrainState) -> dict[str, dict[str, Any]]:
         return self.dataset.sources(state.consumed_samples)
 
+    def corpora(self, state: TrainState) -> dict[str, dict[str, float]]:
+        if not isinstance(self.dataset, BlendedDataset):
+            return {}
+        plans = corpus_plans(self.dataset, state.consumed_samples)
+        return {
+            plan.prefix: {"share": plan.share, "consumed_tokens": plan.tokens, "epoch_tokens": plan.epoch_tokens}
+            for plan in plans
+        }
+
     def check_data(self) -> None:
-        self.dataset.check_unchanged()
+        for loader in (self.loader, *self.held_out.values()):
+            loader.dataset.check_unchanged()
 
     def close(self) -> None:
-        self.loader.close()
+        for loader in (self.loader, *self.held_out.values()):
+            loader.close()
+
+
+def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups) -> Loader:
+    """This rank's way to the samples of a dataset."""
+    return Loader(
+        dataset,
+        micro_batch_size=config.training.micro_batch_size,
+        data_parallel_rank=groups.dp.rank(),
+        data_parallel_size=groups.dp.size(),
+        num_workers=config.data.num_workers,
+        microbatch_multiple=(
+            groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
+        ),
+        read_ahead=config.num_microbatches,
+        group=groups.tp_cp,
+        device=groups.device,
+        needs_tokens=groups.is_first_stage or groups.is_last_stage,
+    )
+
+
+def tell_of_data(job: Pretraining) -> None:
+    """Logs what the run takes of each corpus, and warns of too many epochs."""
+    if isinstance(job.dataset, BlendedDataset):
+        lines, warnings = data_plan(job.config, job.dataset)
+        for line in lines:
+            log.info("data: %s", line)
+        for warning in warnings:
+            log.warning("%s", warning)
 
 
 def pretrain(config: ResolvedConfig) -> str | None:
@@ -148,6 +185,8 @@ def build_run(
     """Builds the model, opens the data, restores the state and puts the hooks in order."""
     trainables = {MAIN: build_trainable(config, groups, platform, timers=timers)}
     job = Pretraining(config, groups)
+    if groups.rank == 0:
+        tell_of_data(job)
     return Run(
         job=job,
         directory=Path(config.checkpoint.directory),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from data_tools.io.small_json import MissingFileError, SmallFileError, read_obje
 from qwen_megatron.errors import ConfigError
 
 Row = Mapping[str, Any]
+Point = tuple[float, float]
+
+CHECKPOINT_FOLDER = re.compile(r"iter_(\d{1,15})")
 
 # Beyond these sums, squares and axes of a chart would leave what a float can hold.
 LARGEST_NUMBER = 1e30
@@ -28,6 +32,7 @@ class RunFiles:
         starts: Rows of starts.
         completion: How the last start ended, if it ended in order.
         failures: Failures, the latest last.
+        checkpoints: Steps of the checkpoints that are there, in their order.
         num_unreadable: Lines and files that are no JSON objects.
     """
 
@@ -37,6 +42,7 @@ class RunFiles:
     starts: Sequence[Row]
     completion: Row | None
     failures: Sequence[Row]
+    checkpoints: Sequence[int]
     num_unreadable: int
 
 
@@ -81,8 +87,20 @@ def read_run(directory: Path) -> RunFiles:
         starts=rows("starts.jsonl"),
         completion=single("completion.json"),
         failures=[*rows("failures.jsonl"), *([latest] if latest is not None else [])],
+        checkpoints=sorted(int(found[1]) for path in directory.iterdir() if (found := named_checkpoint(path))),
         num_unreadable=unreadable,
     )
+
+
+def named_checkpoint(path: Path) -> re.Match[str] | None:
+    """The step in the name of a checkpoint's folder; None if it is none."""
+    return CHECKPOINT_FOLDER.fullmatch(path.name) if path.is_dir() else None
+
+
+def curve(rows: Iterable[Row], name: str) -> list[Point]:
+    """(step, value) of the rows that have the value, by step."""
+    found = [(number(row.get("step")), number(row.get(name))) for row in rows]
+    return sorted((step, value) for step, value in found if step is not None and value is not None)
 
 
 def number(value: object) -> float | None:
@@ -96,6 +114,13 @@ def section(row: Row, name: str) -> Row:
     """A member that should be an object; empty where it is none."""
     value = row.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def moment(value: object) -> object:
+    """A time as starts.jsonl has it, for people; anything else as it is."""
+    if isinstance(value, str) and value.endswith("+00:00"):
+        return value.removesuffix("+00:00").replace("T", " ") + " UTC"
+    return value
 
 
 def differences(before: object, after: object, name: str = "") -> list[tuple[str, object, object]]:

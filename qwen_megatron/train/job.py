@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +71,17 @@ class Job(abc.ABC):
             TrainingError: if it cannot be taken.
         """
 
-    def evaluate(self, run: Run) -> tuple[float, Mapping[str, float]]:
-        """Mean loss over held-out data, and further metrics by name; equal on all ranks."""
+    def evaluated_corpora(self) -> Sequence[str | None]:
+        """What is evaluated, in this order: None for what is held out of the training data, and names of other data."""
+        return (None,)
+
+    def evaluate(self, run: Run, corpus: str | None = None) -> tuple[float, Mapping[str, float]]:
+        """Mean loss over one of `evaluated_corpora`, and further metrics by name; equal on all ranks."""
         raise NotImplementedError
+
+    def corpora(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """What each corpus gave and will give, for `starts.jsonl`: `share`, `consumed_tokens` and `epoch_tokens`."""
+        return {}
 
     def sources(self, state: TrainState) -> dict[str, dict[str, Any]]:
         """What the samples come from, for checkpoints: see `data.protocol.Dataset.sources`."""

@@ -57,7 +57,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
-    """One pass over the held-out samples.
+    """One pass over held-out samples.
 
     Attributes:
         step: Steps trained before it.
@@ -65,6 +65,7 @@ class EvaluationRecord:
         perplexity: exp(eval_loss).
         eval_seconds: Wall time.
         metrics: What else the job measured, by name.
+        corpus: Name of the samples in `data.eval_blend`; None for those that `data.eval_samples` holds out.
     """
 
     step: int
@@ -72,6 +73,7 @@ class EvaluationRecord:
     perplexity: float
     eval_seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    corpus: str | None = None
 
 
 class Hook:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -72,6 +73,13 @@ def test_a_dry_run_of_a_good_configuration_prints_the_plan_and_writes_nothing(
     assert "19,649,856 parameters" in out
     assert "4 processes: tensor 2 x pipeline 1 x data 2" in out
     assert "8 sequences of 16 tokens: 4 micro-batches of 1 on each replica" in out
+    # 20 steps of 8 samples from a corpus of a few hundred tokens.
+    assert re.search(r"/text: 2,560 tokens, 100\.0%, [0-9.]+ epochs\n", out)
+    assert "warning" not in out
+    assert main(["pretrain", *good, "--dry-run", "training.train_iters=200"]) == 0
+    assert re.search(
+        r"warning: data\.blend: more than 4 epochs of \S+/text \([0-9.]+\); repeated", capsys.readouterr().out
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -368,3 +376,29 @@ def test_with_a_gpu_the_compiler_stays(tmp_path: Path, monkeypatch: pytest.Monke
     environment: dict[str, str] = {}
     without_compiler(environment)
     assert environment == {}
+
+
+def test_what_is_held_out_is_checked_with_all_else(
+    good: list[str], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in ("bin", "idx", "json", "crc"):
+        (tmp_path / f"copy.{suffix}").write_bytes(Path(f"{corpus}.{suffix}").read_bytes())
+    setting = f"data.eval_blend={{gone: {tmp_path}/gone, copy: [{tmp_path}/copy]}}"
+    assert main(["pretrain", *good, setting, "--dry-run"]) == 2
+    gone, copy = problems(capsys.readouterr().err)
+    assert gone.startswith(f"data.eval_blend.gone={tmp_path}/gone: ")
+    assert copy.startswith(
+        f"data.eval_blend.copy={tmp_path}/copy: holds the same tokens as {corpus}, which is trained on"
+    )
+
+
+def test_a_dry_run_names_what_is_evaluated(good: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "other.jsonl"
+    source.write_text(
+        json.dumps({"text": "some other text, of more than sixteen tokens, or so it is hoped here"}) + "\n"
+    )
+    tokenize([source], tmp_path / "other")
+    assert main(["pretrain", *good, f"data.eval_blend=[{tmp_path}/other]", "--dry-run"]) == 0
+    assert "0 samples held out; evaluated on other" in capsys.readouterr().out
+    assert main(["pretrain", *good, f"data.eval_blend=[{tmp_path}/other]", "training.seq_length=64", "--dry-run"]) == 2
+    assert "tokens must be more than training.seq_length(64); use more text" in capsys.readouterr().err

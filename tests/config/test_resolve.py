@@ -174,6 +174,24 @@ def test_a_value_is_shown_as_it_was_understood() -> None:
         ),
         (("data.blend=[a, b, a]",), "data.blend=a: is named 2 times; name it once and give weights as prefix: weight"),
         (("data.blend=[a/b.bin]",), "data.blend=a/b.bin: a prefix is a path without suffix; use a/b"),
+        (
+            ("data.eval_blend=web",),
+            "data.eval_blend=web: must be a mapping of name to prefix or list of prefixes; use {test: web}",
+        ),
+        (
+            ("data.eval_blend=[a/web, b/web]",),
+            "data.eval_blend=web: 2 prefixes end in this name; use a mapping of name to prefix",
+        ),
+        (
+            ("data.eval_blend={a b: c}",),
+            "data.eval_blend=a b: a name must be at most 64 letters, digits, _ . + or -; use test",
+        ),
+        (("data.eval_blend={a: []}",), "data.eval_blend.a=[]: names no corpus; leave the name out"),
+        (("data.eval_blend={a: [b, c.bin]}",), "data.eval_blend.a=c.bin: a prefix is a path without suffix; use c"),
+        (
+            ("data.blend=[b]", "data.eval_blend={a: b}"),
+            "data.eval_blend.a=b: is trained on (data.blend); use another corpus, or hold out with data.eval_samples",
+        ),
         (("data.blend={a: 0}",), "data.blend.a=0: a weight must be a number above 0, at most 1e15; use 1.0"),
         (("data.blend={a: .inf}",), "data.blend.a=inf: a weight must be a number above 0, at most 1e15; use 1.0"),
         (("data.blend={a: x}",), "data.blend.a=x: a weight must be a number above 0, at most 1e15; use 1.0"),

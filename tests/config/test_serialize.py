@@ -32,7 +32,13 @@ KINDS = {
 
 @pytest.mark.parametrize("blend", ["[a/b, c]", "{a/b: 0.25, c: 3}", "[]"])
 def test_every_section_survives_json(blend: str) -> None:
-    overrides = [f"data.blend={blend}", "model.preset=qwen-14b", "training.exit_iter=7", "optimizer.lr=0.1"]
+    overrides = [
+        f"data.blend={blend}",
+        "data.eval_blend={x: d, y: [e, f]}",
+        "model.preset=qwen-14b",
+        "training.exit_iter=7",
+        "optimizer.lr=0.1",
+    ]
     resolved = resolve(load_config(None, overrides))
     for name, kind in KINDS.items():
         section = getattr(resolved, name)

@@ -135,7 +135,7 @@ def test_sizes() -> None:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["tokenise"], "invalid choice: 'tokenise'"),
+        (["tokenise"], "tokenise: no such command; did you mean tokenize?"),
         (["tokenize", "a.jsonl"], "required: --output"),
         (["tokenize", "a.jsonl", "--output", "c", "--workers", "0"], "0 must be at least 1"),
         (["tokenize", "a.jsonl", "--output", "c", "--workers", "two"], "'two' is not a whole number"),

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.jobs.pretrain import Pretraining
-from qwen_megatron.train.hooks.console import ConsoleHook, duration
+from qwen_megatron.train.hooks.console import MOST_COLUMNS, ConsoleHook, duration
 from qwen_megatron.train.hooks.evaluation import EvaluationHook
 from qwen_megatron.train.hooks.metrics import MetricsHook, TensorBoardHook, drop_rows_after
 from qwen_megatron.train.run import EvaluationRecord, Hook, Run, StepRecord
@@ -85,6 +86,9 @@ class Counted(Pretraining):
     def check_data(self) -> None:
         """There is none."""
 
+    def evaluated_corpora(self) -> list[str | None]:
+        return [None, "wiki"] if self.config.data.eval_blend else [None]
+
 
 def record(step: int, **others: Any) -> StepRecord:
     values: dict[str, Any] = {
@@ -118,27 +122,79 @@ def printed(hook: ConsoleHook, run: Run, steps: range, **others: Any) -> list[st
 
 def test_console_line_says_everything(tmp_path: Path) -> None:
     (line,) = printed(ConsoleHook(1, io.StringIO()), make_run(tmp_path), range(7, 8))
-    assert line.split(" | ") == [
-        "step    7/1000",
+    assert re.split(" {2,}", line) == [
+        "step",
+        "7/1000",
         "loss 3.0625",
-        "grad norm 1.235",
+        "norm 1.23",
         "lr 3.00e-04",
-        "2.50 s (communication 10%, data 2%)",
-        "204,800 tokens/s",
-        "1.50 GiB/rank",
+        "2.50 s",
+        "204.8k tok/s",
+        "1.50 GiB",
         "left 41m 22s",
     ]
 
 
 def test_console_shows_the_share_of_the_peak_where_it_is_known(tmp_path: Path) -> None:
     (line,) = printed(ConsoleHook(1, io.StringIO()), make_run(tmp_path), range(7, 8), model_flops_utilization=0.4321)
-    assert " | MFU 43.2% | " in line
+    assert "  MFU 43.2%  " in line
+
+
+@pytest.mark.parametrize("metrics", [{}, {"z_loss": 1.23456e-7, "accuracy": 0.5}])
+def test_console_lines_fit_100_columns(tmp_path: Path, metrics: dict[str, float]) -> None:
+    others = {"loss": 12.3456, "grad_norm": 1.2345e12, "model_flops_utilization": 0.4321, "metrics": metrics}
+    run = make_run(tmp_path, "training.train_iters=1000000")
+    lines = printed(ConsoleHook(1, io.StringIO()), run, range(123_456, 123_460), step_seconds=123.45, **others)
+    assert max(map(len, lines)) <= MOST_COLUMNS == 100
+    assert all(line.startswith("step  123") and "loss 12.3456" in line and "left " in line for line in lines)
+    assert len({re.sub("[0-9.]+", "", line) for line in lines}) == 1, "columns do not come and go"
+
+
+def test_console_notes_spikes_and_skipped_steps(tmp_path: Path) -> None:
+    hook, run = ConsoleHook(10, io.StringIO()), make_run(tmp_path)
+    printed(hook, run, range(1, 3))
+    (_, _, spike) = printed(hook, run, range(3, 4), spike="transient")
+    assert spike == "note after step 3: loss spike, transient"
+    lines = printed(hook, run, range(4, 5), loss=math.nan, skipped_steps=2)
+    assert lines[-1] == "note after step 4: skipped, loss or gradient norm is not finite; 2 so far"
+    assert lines[-2].startswith("step    4/1000  loss nan")
+
+
+@pytest.mark.parametrize(
+    ("iteration", "overrides", "said"),
+    [
+        (0, (), ""),
+        (41, (), "note after step 41: started again, goes on with step 42\n"),
+        (
+            1000,
+            (),
+            "note after step 1000: this run is finished, nothing is trained; to train on, raise training.train_iters\n",
+        ),
+        (
+            40,
+            ("training.exit_iter=40",),
+            "note after step 40: this run is finished, nothing is trained; to train on, raise training.exit_iter\n",
+        ),
+    ],
+)
+def test_console_says_where_a_run_is_started_again(
+    tmp_path: Path, iteration: int, overrides: tuple[str, ...], said: str
+) -> None:
+    hook = ConsoleHook(10, io.StringIO())
+    hook.on_start(make_run(tmp_path, *overrides, iteration=iteration))
+    assert hook.stream.getvalue() == said  # type: ignore[attr-defined]
 
 
 def test_console_prints_every_interval_the_first_and_the_last(tmp_path: Path) -> None:
+    """Counted to where the run stops, not to where its schedule ends."""
     run = make_run(tmp_path, "training.exit_iter=25")
     lines = printed(ConsoleHook(10, io.StringIO()), run, range(1, 26))
-    assert [line.split()[1] for line in lines] == ["1/1000", "10/1000", "20/1000", "25/1000"]
+    assert [line[: line.index("loss")].split() for line in lines] == [
+        ["step", "1/25"],
+        ["step", "10/25"],
+        ["step", "20/25"],
+        ["step", "25/25"],
+    ]
 
 
 def test_console_prints_the_first_step_after_a_resume(tmp_path: Path) -> None:
@@ -153,7 +209,7 @@ def test_console_of_a_ramp_shows_the_batch_and_counts_time_by_samples(tmp_path: 
     run = make_run(tmp_path, *ramp, "training.rampup_samples=4096", "training.exit_iter=8")
     run.state.advance(samples=512, tokens=0)
     (line,) = printed(ConsoleHook(1, io.StringIO()), run, range(1, 2), batch_size=512, consumed_samples=512)
-    assert line.split(" | ")[:2] == ["step    1/1004", "batch 512"]
+    assert line.startswith("step 1/8  batch 512  loss")
     # Steps 2 to 8: 512, 512, 1024, 1024, 1536, 2048, 2048 samples, at 2.5 s for 512.
     assert line.endswith("left 42s")
 
@@ -173,7 +229,7 @@ def test_console_is_silent_on_other_ranks(tmp_path: Path) -> None:
 def test_console_evaluation_line(tmp_path: Path) -> None:
     hook = ConsoleHook(1, io.StringIO())
     hook.on_evaluation(make_run(tmp_path), evaluation(40))
-    assert hook.stream.getvalue() == "eval   40/1000 | loss 2.5000 | perplexity 12.2 | 0.75 s\n"  # type: ignore[attr-defined]
+    assert hook.stream.getvalue() == "eval   40/1000  loss 2.5000  perplexity 12.2  0.75 s\n"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -351,12 +407,17 @@ class Recorder(Hook):
 
 
 def evaluations(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, steps: range, *, iteration: int = 0, loss: float = 2.0
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: range,
+    *overrides: str,
+    iteration: int = 0,
+    loss: float = 2.0,
 ) -> list[EvaluationRecord]:
     recorder = Recorder()
     hook = EvaluationHook(10)
-    run = make_run(directory, iteration=iteration, hooks=(hook, recorder))
-    monkeypatch.setattr(run.job, "evaluate", lambda _: (loss, {}))
+    run = make_run(directory, *overrides, iteration=iteration, hooks=(hook, recorder))
+    monkeypatch.setattr(run.job, "evaluate", lambda _, corpus: (loss + (corpus is not None), {}))
     hook.on_start(run)
     for step in steps:
         run.state.iteration = step
@@ -380,6 +441,29 @@ def test_evaluates_at_start_at_intervals_and_at_the_end(
     records = evaluations(tmp_path, monkeypatch, steps, iteration=iteration)
     assert [record.step for record in records] == evaluated
     assert {record.perplexity for record in records} == {math.exp(2.0)}
+
+
+def test_every_held_out_corpus_has_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = evaluations(tmp_path, monkeypatch, range(1, 11), "data.eval_blend={wiki: data/wiki}")
+    assert [(one.step, one.corpus, one.eval_loss) for one in records] == [
+        (0, None, 2.0),
+        (0, "wiki", 3.0),
+        (10, None, 2.0),
+        (10, "wiki", 3.0),
+    ]
+    hook, board, console = MetricsHook(), TensorBoardHook(), ConsoleHook(1, io.StringIO())
+    run = make_run(tmp_path)
+    for told in (hook, board, console):
+        told.on_start(run)
+        for one in records:
+            told.on_evaluation(run, one)
+        told.close()
+    rows = read_rows(tmp_path)
+    assert [row.get("corpus") for row in rows] == [None, "wiki", None, "wiki"]
+    assert "corpus" not in rows[0], "rows of a run without other corpora are what they were"
+    assert scalars(tmp_path)["eval/loss"] == [(0, 2.0), (10, 2.0)]
+    assert scalars(tmp_path)["eval/wiki/loss"] == [(0, 3.0), (10, 3.0)]
+    assert "eval   10/1000  wiki  loss 3.0000" in console.stream.getvalue()  # type: ignore[attr-defined]
 
 
 def test_perplexity_beyond_all_floats_is_infinite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

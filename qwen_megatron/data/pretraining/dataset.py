@@ -6,7 +6,9 @@ last samples of every corpus are held out for evaluation and never trained on.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +169,44 @@ class BlendedDataset(Dataset):
             }
             for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)
         }
+
+
+class HeldOutDataset(BlendedDataset):
+    """Samples of corpora that are evaluated on and never trained on, evenly spread over all of them.
+
+    Args:
+        corpora: Open corpora by prefix.
+        seq_length: Tokens a sample, without the last label.
+        eval_samples: Most samples; 0 for all.
+        vocab_size: As for `BlendedDataset`.
+        mask_documents: As for `BlendedDataset`.
+    Raises:
+        DataError: if a corpus holds no sample, or the corpora end documents in different ways.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        *,
+        seq_length: int,
+        eval_samples: int,
+        vocab_size: int | None = None,
+        mask_documents: bool = False,
+    ):
+        super().__init__(
+            corpora,
+            None,
+            seq_length=seq_length,
+            seed=0,
+            eval_samples=0,
+            vocab_size=vocab_size,
+            mask_documents=mask_documents,
+        )
+        bounds = [0, *itertools.accumulate(self.train_counts)]
+        count = min(eval_samples, bounds[-1]) or bounds[-1]
+        places = (number * bounds[-1] // count for number in range(count))
+        owners = ((bisect.bisect_right(bounds, place) - 1, place) for place in places)
+        self.eval_ids = [SampleId(corpus=i, sample=place - bounds[i], epoch=0) for i, place in owners]
 
 
 def common_end(corpora: Mapping[str, Corpus]) -> int:

@@ -33,12 +33,17 @@ class EvaluationHook(Hook):
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> None:
-        """Evaluates and tells all hooks of the result."""
+        """Evaluates on every corpus and tells all hooks of each result."""
         run.job.check_data()
+        self.evaluated_at = run.state.iteration
+        for corpus in run.job.evaluated_corpora():
+            self.evaluate_on(run, corpus)
+
+    def evaluate_on(self, run: Run, corpus: str | None) -> None:
+        """Evaluates on one corpus and tells all hooks of the result."""
         started = time.perf_counter()
         with run.timers.enter("evaluation"):
-            loss, metrics = run.job.evaluate(run)
-        self.evaluated_at = run.state.iteration
+            loss, metrics = run.job.evaluate(run, corpus)
         record = EvaluationRecord(
             step=run.state.iteration,
             eval_loss=loss,
@@ -46,6 +51,7 @@ class EvaluationHook(Hook):
             perplexity=math.exp(loss) if loss < 700 else math.inf,
             eval_seconds=time.perf_counter() - started,
             metrics=metrics,
+            corpus=corpus,
         )
         for hook in run.hooks:
             hook.on_evaluation(run, record)

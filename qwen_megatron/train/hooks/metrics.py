@@ -70,6 +70,8 @@ class MetricsHook(Hook):
 def flat(record: StepRecord | EvaluationRecord) -> dict[str, Any]:
     """A record as a row; a job's own metrics stand beside the fields that all jobs have."""
     row = dataclasses.asdict(record)
+    if row.get("corpus", "") is None:
+        del row["corpus"]
     return row | row.pop("metrics")
 
 
@@ -119,8 +121,9 @@ class TensorBoardHook(Hook):
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if self.writer is not None:
+            of = "" if record.corpus is None else f"{record.corpus}/"
             for name, value in {"loss": record.eval_loss, **record.metrics}.items():
-                self.writer.add_scalar(f"eval/{name}", value, record.step)
+                self.writer.add_scalar(f"eval/{of}{name}", value, record.step)
             self.writer.flush()
 
     def close(self) -> None:

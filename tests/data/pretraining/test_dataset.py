@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from qwen_megatron.data.pretraining.blending import CYCLE
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId, open_dataset
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, HeldOutDataset, SampleId, open_dataset
+from qwen_megatron.data.pretraining.plan import corpus_plans, plan_lines, plan_warnings
 from qwen_megatron.errors import DataError
 
 LENGTH = 8
@@ -196,3 +197,48 @@ def test_opens_files_by_list_and_by_weight(byte_corpus: Path) -> None:
 def test_missing_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         open_dataset([str(tmp_path / "nowhere")], seq_length=64, seed=1, eval_samples=4, vocab_size=257)
+
+
+# Corpora that are only evaluated on
+
+
+@pytest.mark.parametrize("most", [0, 1, 7, 77, 100])
+def test_held_out_samples_are_spread_over_all_corpora(memory_corpus: MakeCorpus, most: int) -> None:
+    """400 and 230 tokens: 49 and 28 samples."""
+    corpora = {"a": memory_corpus("a", 400), "b": memory_corpus("b", 230)}
+    dataset = HeldOutDataset(corpora, seq_length=LENGTH, eval_samples=most)
+    ids = [(sample.corpus, sample.sample) for sample in dataset.eval_ids]
+    everything = [*((0, number) for number in range(49)), *((1, number) for number in range(28))]
+    assert len(ids) == (min(most, 77) or 77)
+    assert ids == sorted(set(ids))
+    assert set(ids) <= set(everything)
+    places = [everything.index(one) for one in ids]
+    assert all(77 // len(ids) <= step <= 77 // len(ids) + 1 for step in np.diff(places)), "evenly"
+
+
+def test_a_held_out_corpus_without_a_sample_is_refused(memory_corpus: MakeCorpus) -> None:
+    with pytest.raises(DataError, match="a: holds 0 samples of seq_length 8"):
+        HeldOutDataset({"a": memory_corpus("a", LENGTH)}, seq_length=LENGTH, eval_samples=0)
+
+
+# What a run takes of each corpus
+
+
+def test_a_plan_counts_what_the_blend_gives(two: BlendedDataset) -> None:
+    plans = corpus_plans(two, 400)
+    given = Counter(two.train_id(number).corpus for number in range(400))
+    assert [plan.tokens for plan in plans] == [given[0] * LENGTH, given[1] * LENGTH] == [301 * LENGTH, 99 * LENGTH]
+    assert [plan.epochs for plan in plans] == pytest.approx([301 / 43, 99 / 26])
+    assert plan_lines(plans) == ["a: 2,408 tokens, 75.0%, 7.00 epochs", "b: 792 tokens, 25.0%, 3.81 epochs"]
+    (warning,) = plan_warnings(plans)
+    assert warning.startswith("data.blend: more than 4 epochs of a (7.0); repeated text teaches less")
+    assert plan_warnings(corpus_plans(two, 200)) == [], "four epochs are not too many"
+
+
+def test_of_many_corpora_the_largest_are_listed(memory_corpus: MakeCorpus) -> None:
+    corpora = {f"c{number}": memory_corpus(f"c{number}", 100 + 10 * number) for number in range(50)}
+    plans = corpus_plans(BlendedDataset(corpora, None, seq_length=LENGTH, seed=0, eval_samples=0), 2000)
+    lines = plan_lines(plans)
+    assert len(lines) == 21
+    assert lines[0].startswith("c49: ")
+    assert lines[-1] == "and 30 corpora of fewer tokens"

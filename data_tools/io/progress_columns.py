@@ -1,0 +1,63 @@
+"""What a progress bar shows; importing rich takes longer than most commands, so only terminals pay for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from data_tools.io.progress import Progress
+
+
+class RateColumn(ProgressColumn):
+    """Bytes a second over the last pieces, over the whole time where nothing else is known."""
+
+    def render(self, task: Task) -> Text:
+        """Empty before the first byte."""
+        speed = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
+        return Text(f"{decimal(int(speed))}/s" if task.completed and speed else "", style="progress.data.speed")
+
+
+class LeftColumn(ProgressColumn):
+    """Time left, and at the end the time it took."""
+
+    def render(self, task: Task) -> Text:
+        """Empty until it can be estimated."""
+        seconds = task.finished_time if task.finished else task.time_remaining
+        if seconds is None:
+            return Text("")
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        return Text(f"took {clock}" if task.finished else f"{clock} left", style="progress.remaining")
+
+
+@contextmanager
+def shown(title: str, total: int) -> Iterator[Progress]:
+    """A bar on stderr while the block runs; full at its end unless it raises.
+
+    Args:
+        title: what is being done.
+        total: bytes to do, at least 1.
+    """
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        RateColumn(),
+        LeftColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as rich:
+        task = rich.add_task(title, total=total)
+
+        class _Bar:
+            def advance(self, amount: int) -> None:
+                # The last hundredth is filled by the block's end.
+                rich.update(task, completed=min(rich.tasks[0].completed + amount, total * 99 // 100))
+
+        yield _Bar()
+        rich.update(task, completed=total)
