@@ -24,6 +24,7 @@ from data_tools.commands import (
     tokenizer_report,
     verify,
 )
+from data_tools.commands.parser import CommandParser
 from data_tools.commands.renamed import with_current_name
 from data_tools.errors import DataError
 from data_tools.io.plain_text import printable
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="qwen-data",
         description="Offline corpus tools: text to the token files that training reads.",
         epilog=_EPILOG,

@@ -118,8 +118,9 @@ def decompressed_pieces(stream: BinaryIO, path: str) -> Iterator[bytes]:
 
 
 def _compression(path: PurePath, magic: bytes) -> Compression:
-    by_name = _SUFFIXES.get(path.suffix)
-    return by_name or next((kind for start, kind in _MAGIC.items() if magic.startswith(start)), "none")
+    if path.suffix in _SUFFIXES:
+        return _SUFFIXES[path.suffix]
+    return next((kind for start, kind in _MAGIC.items() if magic.startswith(start)), "none")
 
 
 def name_without_compression(path: PurePath) -> PurePath:
