@@ -39,4 +39,4 @@ class _StoreOnce(argparse.Action):
                 many = "; write its values one after the other, behind one of them" if self.nargs in ("*", "+") else ""
                 raise argparse.ArgumentError(self, f"is given twice; give it once{many}")
             given.add(self)
-        setattr(namespace, self.dest, values)
+        vars(namespace)[self.dest] = values

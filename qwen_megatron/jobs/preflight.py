@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_tools.corpus.reader import Corpus
+from data_tools.corpus.sidecar import Sidecar
 from data_tools.settings.problems import Problems
 from data_tools.settings.words import closest
 from qwen_megatron.config.load import read_config
@@ -16,6 +17,7 @@ from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.data import DataConfig
 from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.data.pretraining.blending import largest_remainder
+from qwen_megatron.data.pretraining.dataset import reserve_files
 from qwen_megatron.errors import ConfigError, DataError
 from qwen_megatron.jobs.failure import refusal
 from qwen_megatron.jobs.launcher import MachineError
@@ -69,14 +71,19 @@ def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | No
     """
     if not data.blend:
         return ["data.blend=[]: names no corpus; make one with qwen-data tokenize and use its prefix: [PREFIX]"]
-    problems = []
-    corpora: dict[str, Corpus] = {}
+    problems: list[str] = []
+    try:
+        reserve_files(len(data.blend))
+    except DataError as error:
+        problems.append(str(error))
+    corpora: dict[str, Sidecar] = {}
     for prefix in data.blend:
         try:
-            corpora[prefix] = Corpus.open(prefix)
+            # Not kept open: there may be more corpora than files may be open.
+            corpora[prefix] = Corpus.open(prefix).sidecar
         except DataError as error:
             problems.append(f"data.blend={prefix}: {error}")
-    tokenizers = {prefix: corpus.sidecar.tokenizer for prefix, corpus in corpora.items() if corpus.sidecar.tokenizer}
+    tokenizers = {prefix: corpus.tokenizer for prefix, corpus in corpora.items() if corpus.tokenizer}
     problems += differing("tokenizers", tokenizers)
     problems += differing("end-of-document tokens", {name: corpus.end_of_document for name, corpus in corpora.items()})
     for prefix, corpus in corpora.items():
