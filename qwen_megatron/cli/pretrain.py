@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from typing import Any
 
+from data_tools.io.plain_text import printable
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.summary import summary
+from qwen_megatron.data.pretraining.tokenizers import foreign_corpora
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.launcher import Launch
 from qwen_megatron.jobs.preflight import prepare_config
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     launch = Launch.of_this_process()
     path, overrides = split_settings(args.settings)
     config = prepare_config(path, overrides, launch.world_size, with_files=True)
+    for line in foreign_corpora(config.data.blend, config.model.vocab_size) if launch.rank == 0 else ():
+        print(printable(f"qwen-megatron: warning: {line}"), file=sys.stderr)
     if args.dry_run:
         if launch.rank == 0:
             print(summary(config))

@@ -164,6 +164,7 @@ class BlendedDataset(Dataset):
             prefix: {
                 "fingerprint": corpus.fingerprint,
                 "tokenizer": corpus.sidecar.tokenizer,
+                "end_of_document": corpus.end_of_document,
                 "consumed_samples": consumed[prefix],
             }
             for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)
