@@ -29,8 +29,9 @@ _SUFFIXES: dict[str, Compression] = {
 _MAGIC: dict[bytes, Compression] = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
+    # With the mark of the first block: three letters could begin a text.
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
 }
 _MAGIC_BYTES = max(map(len, _MAGIC))
 # Compressed files and archives that are refused by name, or every line of them would be a bad record.
@@ -134,9 +135,10 @@ def refuse_unread(path: PurePath) -> None:
     Raises:
         DataError: by its name, ``path`` is one.
     """
-    if path.suffix in _NOT_READ:
+    inner = path.with_suffix("") if path.suffix in _SUFFIXES else path
+    if inner.suffix in _NOT_READ:
         raise DataError(
-            f"{path}: {path.suffix} files are not read; unpack it, or compress it with zstd, gzip, bzip2 or xz"
+            f"{path}: {inner.suffix} files are not read; unpack it, or compress it with zstd, gzip, bzip2 or xz"
         )
 
 

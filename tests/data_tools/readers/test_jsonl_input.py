@@ -212,6 +212,14 @@ def test_zstd_windows_up_to_two_gigabytes_are_read(tmp_path: Path) -> None:
     assert (broken.reason, "too much memory" in broken.detail) == ("corrupt_stream", True)
 
 
+def test_a_text_is_not_taken_for_a_compressed_file(tmp_path: Path) -> None:
+    for level in (1, 9):
+        packed = InputStream(written(tmp_path, bz2.compress(CONTENT, level)))
+        assert packed.compression == "bzip2"
+        packed.close()
+    assert [line.content for line in lines_of(written(tmp_path, b"BZh is a letter"))] == [b"BZh is a letter"]
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_pieces_are_bounded(tmp_path: Path, suffix: str) -> None:
     compress = bz2.compress if suffix == "bz2" else COMPRESS[suffix]
@@ -221,10 +229,11 @@ def test_pieces_are_bounded(tmp_path: Path, suffix: str) -> None:
     assert (sum(sizes), max(sizes) <= 2**20) == (5 * 2**20, True)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.lz4", "a.zip", "a.tar"])
+@pytest.mark.parametrize("name", ["a.jsonl.lz4", "a.zip", "a.tar", "a.tar.gz"])
 def test_other_compressions_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"{name}: \.\w+ files are not read; unpack it"):
         InputStream(written(tmp_path, b"content", name))
+    InputStream(written(tmp_path, b"content", "a.br.jsonl")).close()  # A language, not a compression.
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
