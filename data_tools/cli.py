@@ -24,6 +24,7 @@ from data_tools.commands import (
     tokenizer_report,
     verify,
 )
+from data_tools.commands.parser import CommandParser
 from data_tools.commands.renamed import with_current_name
 from data_tools.commands.shared_options import add_shared_options, apply_loudness, check_command, complete
 from data_tools.errors import DataError
@@ -94,7 +95,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="qwen-data",
         description="Offline corpus tools: text to the token files that training reads.",
         epilog=_EPILOG,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import positive_int
-from data_tools.commands.tokenize import RejectionLimit, rejection_limit
+from data_tools.commands.rejections import RejectionLimit, check_rejected, rejection_limit
 from data_tools.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Trains, writes the model and prints its figures; 1 if more than --max-bad records were rejected."""
+    """Trains, writes the model and prints its figures; fails if a stream breaks or --max-bad is exceeded."""
     from data_tools.corpus.rejections import RejectionLog
     from data_tools.io.progress import progress_bar
     from data_tools.quality import FeatureConfig, TrainingConfig, train
@@ -172,7 +172,7 @@ def _print_model(folder: Path, model: "QualityModel", seconds: float) -> None:
 
 
 def run_score(options: argparse.Namespace) -> int:
-    """Scores and prints one line; 1 if more than --max-bad records were rejected."""
+    """Scores and prints one line; fails if a stream breaks or --max-bad is exceeded."""
     from data_tools.corpus.rejections import RejectionLog, rejected_path
     from data_tools.io.progress import progress_bar
     from data_tools.quality import QualityModel
@@ -212,9 +212,5 @@ def _status(log: "RejectionLog", num_good: int, listed: Path, limit: RejectionLi
     if num_rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(log.counts.items()))
         print(f"qwen-data: rejected {num_rejected:,} of {num_records:,} records ({reasons}): {listed}", file=sys.stderr)
-    if limit is not None and limit.exceeded(num_rejected, num_records):
-        raise DataError(
-            f"{num_rejected} of {num_records} records were rejected, more than --max-bad {limit.text}; the output "
-            "holds the others"
-        )
+    check_rejected(log.counts, num_good, limit, listed, "the output")
     return 0

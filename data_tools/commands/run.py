@@ -61,7 +61,7 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the pipeline and prints its counts; 1 if more than max_bad records cannot be read."""
+    """Runs the pipeline and prints its counts; fails if a stream breaks or --max-bad is exceeded."""
     from data_tools.pipeline.pipeline_file import load_pipeline
 
     started = time.monotonic()
@@ -75,9 +75,9 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
         parts: of another run, that the pipeline begins with.
         started: `time.monotonic()` when the command began.
     Raises:
-        DataError: as `run_pipeline`, or more than max_bad records cannot be read.
+        DataError: as `run_pipeline`, a stream breaks, or more than max_bad records cannot be read.
     """
-    from data_tools.commands.tokenize import RejectionLimit
+    from data_tools.commands.rejections import RejectionLimit, check_rejected
     from data_tools.engine.runner import Share
     from data_tools.pipeline.run import run_pipeline
 
@@ -92,11 +92,8 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
     finally:
         executor.close()
     _print(summary, time.monotonic() - started)
-    if limit is not None and limit.exceeded(summary.num_bad, summary.num_records):
-        raise DataError(
-            f"{summary.num_bad} of {summary.num_records} records cannot be read, more than max_bad {text}; "
-            f"{summary.quarantine} lists them; the output holds the others"
-        )
+    bad = summary.unreadable
+    check_rejected(bad, summary.num_records - sum(bad.values()), limit, summary.quarantine, "the output")
     return 0
 
 
@@ -121,8 +118,8 @@ def _print(summary: "RunSummary", seconds: float) -> None:
             row = f"  {printable(name):<14} {share:>12.2%} of training: "
             print(f"{row}{epochs * tokens:,.0f} tokens, {epochs:.2f} epochs")
     print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
-    if summary.num_bad:
-        print(f"qwen-data: {summary.num_bad:,} records cannot be read: {summary.quarantine}", file=sys.stderr)
+    if num_bad := sum(summary.unreadable.values()):
+        print(f"qwen-data: {num_bad:,} records cannot be read: {summary.quarantine}", file=sys.stderr)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def _line(option: "StageOption") -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does the stage and prints its counts; 1 if more than --max-bad records cannot be read."""
+    """Does the stage and prints its counts; fails if a stream breaks or --max-bad is exceeded."""
     from data_tools.pipeline.single_stage import single_stage
     from data_tools.settings.nodes import assembled, parse_override
     from data_tools.settings.problems import Problems

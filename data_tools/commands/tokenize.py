@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import add_workers_argument, byte_size, positive_int, seed
-from data_tools.errors import DataError
+from data_tools.commands.rejections import check_rejected, rejection_limit
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ _EXAMPLES = """examples:
 
 Records that give no document (broken JSON, no text, empty, ...) are counted and listed with file and line in
 PREFIX.rejected.jsonl; all others are in the corpus. Reasons: not_json, invalid_utf8, lone_surrogate, not_an_object,
-missing_text, text_not_string, empty, too_long, not_encodable, truncated_stream, corrupt_stream.
+missing_text, text_not_string, empty, too_long, not_encodable. A compressed file that is cut short or damaged is named
+(truncated_stream, corrupt_stream) and makes the exit status 1, whatever --max-bad; what comes before is in the corpus.
 
 Finished parts are kept beside the corpus in .NAME.work until it is complete: a run that was killed or interrupted goes
 on from there when it is started again.
@@ -32,12 +33,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "tokenize",
         help="JSON Lines to a shuffled corpus (.bin, .idx, .crc, .json)",
-        description="Encodes the text of JSON Lines files (plain, .gz, .zst) with Qwen's tokenizer and writes a corpus "
-        "in Megatron's indexed format, documents shuffled, each ending with token 151643.",
+        description="Encodes the text of JSON Lines files (plain, .gz, .zst, .bz2, .xz) with Qwen's tokenizer and "
+        "writes a corpus in Megatron's indexed format, documents shuffled, each ending with token 151643.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="JSONL file: plain, gzip or zstd")
+    parser.add_argument(
+        "inputs", nargs="+", type=Path, metavar="INPUT", help="JSONL file: plain, gzip, zstd, bzip2 or xz"
+    )
     parser.add_argument("--output", required=True, metavar="PREFIX", help="path of the corpus without suffix")
     parser.add_argument("--text-key", default="text", metavar="KEY", help="key of the text in a record (text)")
     parser.add_argument("--seed", type=seed, default=1234, help="seed of the document order (1234)")
@@ -74,32 +77,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=run)
 
 
-class RejectionLimit:
-    """How many records may be rejected, as a number or as a share."""
-
-    def __init__(self, text: str) -> None:
-        """Parses "100", "0.1%" or "0.001".
-
-        Raises:
-            ValueError: it is none of these, negative, or a share above 1.
-        """
-        self.text = text
-        self._share: float | None = None
-        self._number = 0
-        if text.endswith("%") or "." in text:
-            self._share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-            if not 0 <= self._share <= 1:
-                raise ValueError
-        else:
-            self._number = int(text)
-            if self._number < 0:
-                raise ValueError
-
-    def exceeded(self, rejected: int, records: int) -> bool:
-        """Whether ``rejected`` of ``records`` is too many."""
-        return rejected > (self._number if self._share is None else self._share * records)
-
-
 def _document_bytes(text: str) -> int:
     value = byte_size(text)
     if value > LARGEST_DOCUMENT_BYTES:
@@ -107,16 +84,8 @@ def _document_bytes(text: str) -> int:
     return value
 
 
-def rejection_limit(text: str) -> RejectionLimit:
-    """The limit that an argument names, a number or a share."""
-    try:
-        return RejectionLimit(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a limit; write a number (100) or a share (0.1%)") from error
-
-
 def run(options: argparse.Namespace) -> int:
-    """Makes the corpus and prints one line about it; 1 if more than --max-bad records were rejected."""
+    """Makes the corpus and prints one line about it; fails if a stream breaks or --max-bad is exceeded."""
     from data_tools.corpus.rejections import rejected_path
     from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
@@ -137,19 +106,15 @@ def run(options: argparse.Namespace) -> int:
         ),
     )
     print(_summary(options.output, sidecar, time.monotonic() - started))
+    rejected = options.rejected or rejected_path(options.output)
     num_rejected = sum(sidecar.rejected.values())
     if num_rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sidecar.rejected.items())
-        rejected = options.rejected or rejected_path(options.output)
         print(
             f"qwen-data: rejected {num_rejected:,} of {sidecar.records_in:,} records ({reasons}): {rejected}",
             file=sys.stderr,
         )
-    if options.max_bad is not None and options.max_bad.exceeded(num_rejected, sidecar.records_in):
-        raise DataError(
-            f"{num_rejected} of {sidecar.records_in} records were rejected, more than --max-bad "
-            f"{options.max_bad.text}; the corpus {options.output} holds the others"
-        )
+    check_rejected(sidecar.rejected, sidecar.num_documents, options.max_bad, rejected, f"the corpus {options.output}")
     return 0
 
 

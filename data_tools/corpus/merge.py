@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,13 @@ _COPY_BYTES = 64 * 1024 * 1024
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
+class _Source(NamedTuple):
+    """A corpus to be merged; none of its files is open."""
+
+    prefix: Path
+    sidecar: Sidecar
+
+
 def merge(prefixes: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> Sidecar:
     """Writes the documents of ``prefixes``, one corpus after the other, as the corpus ``output``.
 
@@ -39,7 +46,8 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, *, overwrite: bool
         DataError: a corpus is missing or damaged, they do not fit together, or the output exists.
         OSError: the disk is full or fails. Nothing is left behind in either case.
     """
-    corpora = [Corpus.open(prefix) for prefix in prefixes]
+    # Opened to see that the files are there, and closed again: there may be more corpora than files may be open.
+    corpora = [_Source(Path(prefix), Corpus.open(prefix).sidecar) for prefix in prefixes]
     if not corpora:
         raise DataError("no corpora to merge; name at least one prefix")
     _check_agreement(corpora)
@@ -56,7 +64,7 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, *, overwrite: bool
     return sidecar
 
 
-def _check_agreement(corpora: Sequence[Corpus]) -> None:
+def _check_agreement(corpora: Sequence[_Source]) -> None:
     first = corpora[0]
     for corpus in corpora[1:]:
         for name in ("dtype", "end_of_document", "tokenizer"):
@@ -68,7 +76,7 @@ def _check_agreement(corpora: Sequence[Corpus]) -> None:
                 )
 
 
-def _write_files(corpora: Sequence[Corpus], folder: Path) -> dict[str, FileDigest]:
+def _write_files(corpora: Sequence[_Source], folder: Path) -> dict[str, FileDigest]:
     target = folder / "corpus"
     total = sum(corpus.sidecar.bin.size_bytes for corpus in corpora)
     with progress_bar("copying", total) as progress, corpus_path(target, "bin").open("wb", buffering=0) as stream:
@@ -134,15 +142,15 @@ def _read_and_write(source: BinaryIO, target: BinaryIO, count: int) -> int:
     return copied
 
 
-def _lengths(corpus: Corpus) -> "np.typing.NDArray[np.int32]":
+def _lengths(corpus: _Source) -> "np.typing.NDArray[np.int32]":
     index = CorpusIndex.open(corpus.prefix)
     index.validate()
-    if index.num_tokens != corpus.num_tokens or index.num_documents != corpus.num_documents:
+    if (index.num_tokens, index.num_documents) != (corpus.sidecar.num_tokens, corpus.sidecar.num_documents):
         raise DataError(f"{index.path}: does not belong to {corpus.prefix}.json; run: qwen-data verify {corpus.prefix}")
     return index.document_lengths().astype(np.int32)
 
 
-def _verified_checksums(corpora: Sequence[Corpus], merged: Path) -> StreamChecksums:
+def _verified_checksums(corpora: Sequence[_Source], merged: Path) -> StreamChecksums:
     """Checksums of the merged file; on the way the bytes of each input are compared with its .crc."""
     checksums = StreamChecksums()
     pieces = read_pieces(merged)
@@ -164,7 +172,7 @@ def _verified_checksums(corpora: Sequence[Corpus], merged: Path) -> StreamChecks
     return checksums
 
 
-def _sidecar(corpora: Sequence[Corpus], digests: dict[str, FileDigest]) -> Sidecar:
+def _sidecar(corpora: Sequence[_Source], digests: dict[str, FileDigest]) -> Sidecar:
     sidecars = [corpus.sidecar for corpus in corpora]
     rejected: Counter[str] = Counter()
     for sidecar in sidecars:

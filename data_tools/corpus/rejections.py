@@ -2,7 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -10,6 +11,8 @@ import orjson
 
 from data_tools.corpus.sidecar import corpus_path
 from data_tools.io.atomic_file import atomic_output
+from data_tools.io.small_json import build, parse_json
+from data_tools.io.streams import BROKEN
 from data_tools.readers.jsonl import Rejection
 
 
@@ -58,3 +61,19 @@ def publish_list(source: Path, path: Path) -> None:
     # Copied, not renamed: the user may have named a file on another disk.
     with source.open("rb") as content, atomic_output(path) as target:
         shutil.copyfileobj(content, target)
+
+
+def broken_streams(path: Path, largest: int) -> list[Rejection]:
+    """The first ``largest`` entries of the list ``path`` that stand for the rest of a damaged file.
+
+    Raises:
+        SmallFileError: the list does not hold rejections.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return list(islice((one for one in _rejections(stream, path) if one.reason in BROKEN), largest))
+
+
+def _rejections(lines: Iterable[bytes], path: Path) -> Iterator[Rejection]:
+    for line in lines:
+        yield build(Rejection, parse_json(line, str(path)), str(path))

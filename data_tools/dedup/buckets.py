@@ -16,6 +16,7 @@ import numpy.typing as npt
 from data_tools.dedup.minhash import DEFAULT, NO_SHINGLE, MinHashConfig, band_keys
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output, atomic_path, open_unfollowed, refuse_link
+from data_tools.io.open_files import allow_open_files
 
 RECORD = np.dtype([("key", "<u8"), ("document", "<u8")])
 
@@ -161,8 +162,10 @@ def read_edges(paths: Iterable[Path]) -> list[Edges]:
     """The edges of several files, mapped into memory.
 
     Raises:
-        DataError: a file is not an array of edges.
+        DataError: a file is not an array of edges, or there are more than may be open.
     """
+    paths = list(paths)
+    allow_open_files(len(paths), f"{len(paths)} files of edges")
     edges = []
     for path in paths:
         try:

@@ -1,20 +1,45 @@
-"""Bytes of plain, gzip and zstd files in bounded pieces; a broken stream gives everything before the break."""
+"""Bytes of plain, gzip, zstd, bzip2 and xz files in bounded pieces; a broken stream gives what is before the break."""
 
 import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 from data_tools.errors import DataError
 
 PIECE_BYTES = 1024 * 1024
 # zstd's best ratio is about 32,000: this much input gives at most some 64 MiB at once.
 _ZSTD_INPUT_BYTES = 2048
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# What a zstd frame (`zstd --long=31`) and an xz stream may declare that they look back; so much is held while one is
+# read. xz counts some 64 KiB of its own with it.
+_ZSTD_WINDOW_BYTES = 2**31
+_XZ_MEMORY_BYTES = 2**31 + 2**20
 
-Compression = Literal["none", "gzip", "zstd"]
+Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
+
+_SUFFIXES: dict[str, Compression] = {
+    ".gz": "gzip",
+    ".gzip": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+}
+_MAGIC: dict[bytes, Compression] = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\0": "xz",
+    # With the mark of the first block: three letters could begin a text.
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+}
+_MAGIC_BYTES = max(map(len, _MAGIC))
+# Compressed files and archives that are refused by name, or every line of them would be a bad record.
+_NOT_READ = (".7z", ".br", ".lz", ".lz4", ".lzma", ".lzo", ".rar", ".snappy", ".sz", ".tar", ".tgz", ".zip")
+
+TRUNCATED, CORRUPT = "truncated_stream", "corrupt_stream"
+# Reasons of rejections that stand for the rest of a file and not for one record.
+BROKEN = (TRUNCATED, CORRUPT)
 
 
 class BrokenStreamError(Exception):
@@ -39,16 +64,17 @@ class InputStream:
         """Opens ``path``.
 
         Raises:
-            DataError: the file is missing, not a regular file, or cannot be opened.
+            DataError: the file is missing, not a regular file, cannot be opened, or is of a kind that is not read.
         """
         self.path = path
+        refuse_unread(path)
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{path}: not a regular file; inputs are files on disk")
             self.size_bytes = status.st_size
             self._stream = path.open("rb", buffering=0)
-            magic = self._stream.read(4)
+            magic = self._stream.read(_MAGIC_BYTES)
             self._stream.seek(0)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -78,7 +104,7 @@ class InputStream:
 
 def compression_of(stream: BinaryIO, path: str) -> Compression:
     """How a seekable stream at its beginning is compressed: by file name, else by the first bytes."""
-    magic = stream.read(4)
+    magic = stream.read(_MAGIC_BYTES)
     stream.seek(0)
     return _compression(PurePath(path), magic)
 
@@ -93,11 +119,27 @@ def decompressed_pieces(stream: BinaryIO, path: str) -> Iterator[bytes]:
 
 
 def _compression(path: PurePath, magic: bytes) -> Compression:
-    if path.suffix in (".gz", ".gzip") or magic.startswith(_GZIP_MAGIC):
-        return "gzip"
-    if path.suffix in (".zst", ".zstd") or magic == _ZSTD_MAGIC:
-        return "zstd"
-    return "none"
+    if path.suffix in _SUFFIXES:
+        return _SUFFIXES[path.suffix]
+    return next((kind for start, kind in _MAGIC.items() if magic.startswith(start)), "none")
+
+
+def name_without_compression(path: PurePath) -> PurePath:
+    """``path`` without the suffix of a compressed file, if it has one."""
+    return path.with_suffix("") if path.suffix in (*_SUFFIXES, *_NOT_READ) else path
+
+
+def refuse_unread(path: PurePath) -> None:
+    """Refuses compressed files and archives of a kind that is not read.
+
+    Raises:
+        DataError: by its name, ``path`` is one.
+    """
+    inner = path.with_suffix("") if path.suffix in _SUFFIXES else path
+    if inner.suffix in _NOT_READ:
+        raise DataError(
+            f"{path}: {inner.suffix} files are not read; unpack it, or compress it with zstd, gzip, bzip2 or xz"
+        )
 
 
 def _plain(stream: BinaryIO) -> Iterator[bytes]:
@@ -113,14 +155,14 @@ def _gunzip(stream: BinaryIO) -> Iterator[bytes]:
             try:
                 piece = member.decompress(data, PIECE_BYTES)
             except zlib.error as error:
-                raise BrokenStreamError("corrupt_stream", f"gzip: {error}") from error
+                raise BrokenStreamError(CORRUPT, f"gzip: {error}") from error
             if piece:
                 yield piece
             data = member.unconsumed_tail
             if not data and not piece and not member.eof:
                 data = stream.read(PIECE_BYTES)
                 if not data:
-                    raise BrokenStreamError("truncated_stream", "the gzip stream ends in the middle of a member")
+                    raise BrokenStreamError(TRUNCATED, "the gzip stream ends in the middle of a member")
         # Further members may follow, and zero bytes as padding.
         data = member.unused_data.lstrip(b"\0")
         while not data:
@@ -135,26 +177,81 @@ def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
 
     data = memoryview(stream.read(PIECE_BYTES))
     if not data:
-        raise BrokenStreamError("truncated_stream", "the zstd file is empty")
-    decompressor = zstandard.ZstdDecompressor()
+        raise BrokenStreamError(TRUNCATED, "the zstd file is empty")
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     while data:
         frame = decompressor.decompressobj()
         while not frame.eof:
             data = data or memoryview(stream.read(PIECE_BYTES))
             if not data:
-                raise BrokenStreamError("truncated_stream", "the zstd stream ends in the middle of a frame")
+                raise BrokenStreamError(TRUNCATED, "the zstd stream ends in the middle of a frame")
             try:
                 output = frame.decompress(data[:_ZSTD_INPUT_BYTES])
             except zstandard.ZstdError as error:
-                raise BrokenStreamError("corrupt_stream", f"zstd: {error}") from error
+                raise BrokenStreamError(CORRUPT, f"zstd: {error}") from error
             data = data[_ZSTD_INPUT_BYTES:]
             for start in range(0, len(output), PIECE_BYTES):
                 yield output[start : start + PIECE_BYTES]
         data = memoryview(frame.unused_data + bytes(data)) or memoryview(stream.read(PIECE_BYTES))
 
 
+class _Decompressor(Protocol):
+    """`bz2.BZ2Decompressor` and `lzma.LZMADecompressor`: one stream of those that a file may be made of."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+def _bunzip2(stream: BinaryIO) -> Iterator[bytes]:
+    import bz2
+
+    return _streams(stream, "bzip2", bz2.BZ2Decompressor, OSError)
+
+
+def _unxz(stream: BinaryIO) -> Iterator[bytes]:
+    import lzma
+
+    def begin() -> _Decompressor:
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+
+    return _streams(stream, "xz", begin, lzma.LZMAError)
+
+
+def _streams(
+    stream: BinaryIO, name: str, begin: Callable[[], _Decompressor], damage: type[Exception]
+) -> Iterator[bytes]:
+    data = stream.read(PIECE_BYTES)
+    if not data:
+        raise BrokenStreamError(TRUNCATED, f"the {name} file is empty")
+    while data:
+        decompressor = begin()
+        while not decompressor.eof:
+            if decompressor.needs_input and not data:
+                data = stream.read(PIECE_BYTES)
+                if not data:
+                    raise BrokenStreamError(TRUNCATED, f"the {name} stream ends too early")
+            try:
+                piece = decompressor.decompress(data, PIECE_BYTES)
+            except damage as error:
+                raise BrokenStreamError(CORRUPT, f"{name}: {error}") from error
+            data = b""
+            if piece:
+                yield piece
+        # Further streams may follow, and zero bytes as padding.
+        data = decompressor.unused_data.lstrip(b"\0")
+        while not data and (more := stream.read(PIECE_BYTES)):
+            data = more.lstrip(b"\0")
+
+
 _DECOMPRESSORS: dict[Compression, Callable[[BinaryIO], Iterator[bytes]]] = {
     "none": _plain,
     "gzip": _gunzip,
     "zstd": _unzstd,
+    "bzip2": _bunzip2,
+    "xz": _unxz,
 }

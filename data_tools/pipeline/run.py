@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,9 +44,10 @@ class RunSummary:
     quarantine: Path
 
     @property
-    def num_bad(self) -> int:
-        """Unreadable records."""
-        return int(sum(sum(stage["rejected"].values()) for stage in self.stages if stage["kind"] == "read"))
+    def unreadable(self) -> Mapping[str, int]:
+        """Reason -> records that could not be read; none if the first stage began with another run's documents."""
+        first = self.stages[0]
+        return dict(first["rejected"]) if first["kind"] == "read" else {}
 
     @property
     def num_records(self) -> int:

@@ -2,18 +2,29 @@
 
 from pathlib import PurePosixPath
 
+from data_tools.errors import DataError
+from data_tools.io.streams import name_without_compression, refuse_unread
 from data_tools.readers.record import Reader
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".warc": "warc"}
-_COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
+# Whole files of these two are given to a library of their own, which knows gzip and zstd, or no compression at all.
+_UNREAD_COMPRESSED = {"parquet": (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz"), "warc": (".bz2", ".xz")}
 
 
 def format_of(path: str) -> str:
-    """The format of a file by its name: jsonl, parquet, warc, or text for any other."""
+    """The format of a file by its name: jsonl, parquet, warc, or text for any other.
+
+    Raises:
+        DataError: the format is read, but not compressed in this way.
+    """
     name = PurePosixPath(path)
-    if name.suffix in _COMPRESSED:
-        name = name.with_suffix("")
-    return _SUFFIXES.get(name.suffix, "text")
+    inner = name_without_compression(name)
+    file_format = _SUFFIXES.get(inner.suffix, "text")
+    if file_format != "text":
+        refuse_unread(name)
+    if inner != name and name.suffix in _UNREAD_COMPRESSED.get(file_format, ()):
+        raise DataError(f"{path}: {file_format} files are not read from {name.suffix}; unpack it")
+    return file_format
 
 
 def reader_of(file_format: str) -> Reader:

@@ -1,10 +1,11 @@
-"""JSON Lines, plain, gzip or zstd; of plain files any byte range."""
+"""JSON Lines, plain or compressed; of plain files any byte range."""
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from data_tools.io.file_range import FileRange
-from data_tools.io.streams import PIECE_BYTES, decompressed_pieces
+from data_tools.io.streams import PIECE_BYTES, decompressed_pieces, refuse_unread
 from data_tools.readers.files import open_input
 from data_tools.readers.jsonl import RejectedRecordError, parse_record, read_lines, text_of_record
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
@@ -12,6 +13,7 @@ from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
 def read_jsonl(part: FileRange, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
     """The records whose line begins in the range; see `record.Reader`."""
+    refuse_unread(PurePosixPath(part.path))
     with open_input(part.path) as stream:
         lines = LineRange(stream, part)
         for line in read_lines(lines, options.max_document_bytes):

@@ -5,6 +5,7 @@ from typing import Any, BinaryIO
 
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
+from data_tools.io.streams import CORRUPT
 from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
@@ -34,7 +35,7 @@ def read_parquet(part: FileRange, options: ReadOptions, count: RangeCount) -> It
                         yield _record(row, values, options)
                         row += 1
         except (pyarrow.ArrowException, OSError) as error:
-            yield BadRecord(row, "corrupt_stream", f"{error}; every row after it is lost")
+            yield BadRecord(row, CORRUPT, f"{error}; every row after it is lost")
         count.lines = row
 
 

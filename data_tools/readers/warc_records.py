@@ -5,6 +5,7 @@ from typing import Any
 
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
+from data_tools.io.streams import CORRUPT
 from data_tools.readers.files import open_input
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
@@ -29,7 +30,7 @@ def read_warc(part: FileRange, options: ReadOptions, count: RangeCount) -> Itera
                 yield _page(record, number, extract, options)
                 number += 1
         except (OSError, ValueError, RuntimeError) as error:
-            yield BadRecord(number, "corrupt_stream", f"{error}; everything after it is lost")
+            yield BadRecord(number, CORRUPT, f"{error}; everything after it is lost")
         count.lines = number
 
 

@@ -27,6 +27,7 @@ from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree, require_plain_name
 from data_tools.io.progress import SilentProgress
 from data_tools.io.small_json import build, read_json
+from data_tools.io.streams import BROKEN
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 from data_tools.settings.records import Count, Seed64, record
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
@@ -118,6 +119,9 @@ class TokenizeStage:
             for number, shard in enumerate(shards)
         ]
         encoded = runner.run(folder / "runs", encode)
+        for shard, manifest in zip(shards, encoded, strict=True):
+            if any(manifest.rejected.get(reason) for reason in BROKEN):
+                raise DataError(f"{shard.path}: the shard is damaged; delete it and run the pipeline again")
         if not any(manifest.records_out for manifest in encoded):
             raise DataError(f"{folder.name}: the encoder refuses all documents; {folder / 'runs'} lists why")
         write_quarantine(folder / QUARANTINE_FILE, encoded)

@@ -95,7 +95,7 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
     the same bytes, whatever the number of workers.
 
     Args:
-        inputs: JSONL files, plain, gzip or zstd, in the order that numbers the documents.
+        inputs: JSONL files, plain or compressed, in the order that numbers the documents.
         prefix: path of the corpus without suffix; its folder is created if need be.
         options: how; the defaults if None.
     Raises:

@@ -42,6 +42,18 @@ VOCAB_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186
 VOCAB_BYTES = 2_561_218
 FINGERPRINT = f"qwen-{VOCAB_SHA256}"
 
+
+def is_of_qwen(tokenizer: str | None, end_of_document: int | None) -> bool:
+    """Whether tokens are Qwen's, as far as can be known.
+
+    Args:
+        tokenizer: fingerprint that the sidecar of a corpus names; None for an imported corpus.
+        end_of_document: id that ends documents, which tells Qwen's from others where the fingerprint does not; None
+            if that is not known either: such tokens are taken for Qwen's.
+    """
+    return tokenizer == FINGERPRINT if tokenizer is not None else end_of_document in (None, END_OF_DOCUMENT)
+
+
 # tiktoken's regular expressions run out of backtracking stack on about a million white-space characters in a row.
 _LONGEST_WHITE_SPACE = 400_000
 

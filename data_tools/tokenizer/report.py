@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.errors import DataError
+from data_tools.io.streams import BROKEN
 from data_tools.readers.files import find_files
 from data_tools.readers.formats import format_of, reader_of
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions
@@ -66,7 +67,7 @@ def compression_by_language(
     Returns:
         language -> counts, the language with most bytes first.
     Raises:
-        DataError: a file cannot be read or no document has text.
+        DataError: a file cannot be read or is damaged, or no document has text.
     """
     encodings = other_vocabularies(vocabularies)
     qwen, detector = QwenTokenizer(), LanguageDetector()
@@ -76,6 +77,8 @@ def compression_by_language(
         documents = 0
         for record in reader_of(format_of(file.path))(file, options, RangeCount()):
             if isinstance(record, BadRecord):
+                if record.reason in BROKEN:
+                    raise DataError(f"{file.path}:{record.line}: {record.detail}; get the file again or leave it out")
                 continue
             text = nfc(record.text)[:_CHARACTERS_USED]
             entry = table.setdefault(detector.detect(text)[0], Compression())

@@ -49,7 +49,7 @@ class CheckpointState:
         train_state: Counters.
         models: The models by name.
         config: The resolved configuration, by section.
-        data: Fingerprint, tokenizer and consumed samples of each source of samples, by name.
+        data: Fingerprint, tokenizer, id that ends documents and consumed samples of each source of samples, by name.
         job: What else the job needs to go on.
         environment: Versions, commit and threads: the terms on which going on is bitwise equal.
         version: Of the file; in version 1 the only model has no name in the keys of tensors.
@@ -140,6 +140,9 @@ def check_values(state: CheckpointState, where: str) -> None:
     for prefix, entry in state.data.items():
         checks[f"data.{prefix}.fingerprint"] = isinstance(entry.get("fingerprint"), str)
         checks[f"data.{prefix}.tokenizer"] = isinstance(entry.get("tokenizer"), str | None)
+        # Checkpoints of earlier versions have none.
+        end = entry.get("end_of_document")
+        checks[f"data.{prefix}.end_of_document"] = end is None or is_count(end)
         checks[f"data.{prefix}.consumed_samples"] = is_count(entry.get("consumed_samples"))
     checks["config.data.blend"] = not state.data or "blend" in state.config.get("data", {})
     for name, is_good in checks.items():

@@ -19,6 +19,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from data_tools.commands.parser import CommandParser
 from data_tools.commands.renamed import with_current_name
 from data_tools.commands.shared_options import add_shared_options, apply_loudness, check_command, complete
 from data_tools.io.plain_text import printable
@@ -99,7 +100,7 @@ def without_compiler(environment: MutableMapping[str, str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="qwen-megatron",
         description="Pretrains Qwen language models on Megatron-Core's parallelism, and converts their checkpoints.",
         epilog=EPILOG,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import signal
+import sys
 from typing import Any
 
 from data_tools.io.plain_text import printable
@@ -12,6 +13,7 @@ from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.summary import summary
+from qwen_megatron.data.pretraining.tokenizers import foreign_corpora
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.held_out import data_plan
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     launch = Launch.of_this_process()
     files, overrides = split_settings(args.settings)
     config, start = prepare_start(files, overrides, launch.world_size, with_sizes=launch.rank == 0)
+    for line in foreign_corpora(config.data.blend, config.model.vocab_size) if launch.rank == 0 else ():
+        print(printable(f"qwen-megatron: warning: {line}"), file=sys.stderr)
     if args.dry_run:
         if launch.rank == 0:
             print(printable("\n".join([summary(config), f"start   {start}", *start.notes])))

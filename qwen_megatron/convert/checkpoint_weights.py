@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from data_tools.tokenizer.qwen import NUM_TOKENS, is_of_qwen
 from qwen_megatron.checkpoint.load import verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import SafeReader
@@ -64,6 +65,7 @@ class CheckpointWeights:
     Attributes:
         model: The architecture it was trained with; `seq_length` is the context it knows, see `with_trained_context`.
         configured_context: `model.seq_length` as the run had it.
+        has_qwen_tokens: Whether the tokens it was trained on are Qwen's, as far as the checkpoint tells.
         has_masters: Whether the optimizer's fp32 master weights are there too.
         prefix: What stands before the names of the tensors that are read.
     Raises:
@@ -83,6 +85,9 @@ class CheckpointWeights:
         configured = saved_model_config(folder, name)
         self.configured_context = configured.seq_length
         self.model = with_trained_context(configured, state)
+        self.has_qwen_tokens = self.model.vocab_size >= NUM_TOKENS and all(
+            is_of_qwen(source["tokenizer"], source.get("end_of_document")) for source in state.data.values()
+        )
         self.key_prefix = state.prefix(name)
         others = tuple(state.prefix(other) for other in state.models if other != name)
         self.reader = SafeReader(folder)

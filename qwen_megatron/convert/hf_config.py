@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.settings.problems import Problems
-from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS
+from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 from qwen_megatron.config.rules.check import check_model
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict
@@ -156,24 +156,27 @@ def rope_theta(file: ConfigFile) -> float:
     return ConfigFile(file.path, values).number(*values)
 
 
-def write_config(model: ModelConfig, hf_format: Format, dtype: torch.dtype) -> dict[str, Any]:
+def write_config(model: ModelConfig, hf_format: Format, dtype: torch.dtype, *, has_qwen_tokens: bool) -> dict[str, Any]:
     """config.json of a model.
 
     Args:
         model: Architecture.
         hf_format: Format to write.
         dtype: Of the weights in the folder.
+        has_qwen_tokens: Whether its tokens are Qwen's; if not, no tokenizer and no token is named.
     Raises:
         CheckpointError: if the format cannot express the architecture.
     """
     config = qwen1_config(model, dtype) if hf_format is Format.QWEN1 else qwen2_config(model)
+    if not has_qwen_tokens:
+        config.pop("tokenizer_class", None)
     return config | {
         "initializer_range": model.init_method_std,
         "tie_word_embeddings": model.tie_word_embeddings,
         "torch_dtype": dtype_name(dtype),
         "use_cache": True,
         "vocab_size": model.vocab_size,
-        **control_tokens(model),
+        **control_tokens(has_qwen_tokens=has_qwen_tokens),
     }
 
 
@@ -244,15 +247,13 @@ def qwen2_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def control_tokens(model: ModelConfig) -> dict[str, int]:
-    """Where a document starts and ends, if the vocabulary is Qwen's."""
-    if model.vocab_size < NUM_TOKENS:
-        return {}
-    return {"bos_token_id": END_OF_DOCUMENT, "eos_token_id": END_OF_DOCUMENT}
+def control_tokens(*, has_qwen_tokens: bool) -> dict[str, int]:
+    """Where a document starts and ends, if the tokens are Qwen's."""
+    return {"bos_token_id": END_OF_DOCUMENT, "eos_token_id": END_OF_DOCUMENT} if has_qwen_tokens else {}
 
 
-def write_generation_config(model: ModelConfig) -> dict[str, Any]:
+def write_generation_config(*, has_qwen_tokens: bool) -> dict[str, Any]:
     """generation_config.json: greedy until the end of the document."""
-    tokens = control_tokens(model)
+    tokens = control_tokens(has_qwen_tokens=has_qwen_tokens)
     padding = {"pad_token_id": tokens["eos_token_id"]} if tokens else {}
     return tokens | padding | {"do_sample": False}

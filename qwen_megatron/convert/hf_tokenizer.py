@@ -17,7 +17,6 @@ from tokenizers.models import BPE
 
 from data_tools.io.atomic_file import write_atomically
 from data_tools.tokenizer.qwen import (
-    NUM_TOKENS,
     PATTERN,
     SPECIAL_TOKENS,
     checked_vocabulary,
@@ -31,20 +30,16 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
 
 
-def write_tokenizer(folder: Path, model: ModelConfig, hf_format: Format) -> bool:
+def write_tokenizer(folder: Path, model: ModelConfig, hf_format: Format) -> None:
     """Writes the tokenizer files of a format.
 
     Args:
         folder: Where to.
-        model: A model whose vocabulary is smaller than Qwen's has another tokenizer; nothing is written for it.
+        model: A model of Qwen's tokens.
         hf_format: qwen1: the released vocabulary file; qwen2: files that transformers reads without custom code.
-    Returns:
-        Whether files were written.
     Raises:
         DataError: if the vocabulary is not installed or not the released one.
     """
-    if model.vocab_size < NUM_TOKENS:
-        return False
     if hf_format is Format.QWEN1:
         write_atomically(folder / "qwen.tiktoken", checked_vocabulary(vocab_path()))
         config: dict[str, Any] = {"model_max_length": model.seq_length, "tokenizer_class": "QWenTokenizer"}
@@ -54,7 +49,6 @@ def write_tokenizer(folder: Path, model: ModelConfig, hf_format: Format) -> bool
         tokenizer.model.save(str(folder))  # vocab.json and merges.txt
         config = qwen2_tokenizer_config(model)
     write_atomically(folder / TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    return True
 
 
 def build_tokenizer() -> Tokenizer:

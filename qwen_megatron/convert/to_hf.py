@@ -12,6 +12,7 @@ import torch
 
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.progress import Progress, progress_bar
+from data_tools.tokenizer.qwen import NUM_TOKENS
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.hf_config import write_config, write_generation_config
@@ -38,7 +39,7 @@ def to_hf(
     name: str | None = None,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Writes a Hugging Face folder: weights, configuration and, for Qwen's vocabulary, the tokenizer.
+    """Writes a Hugging Face folder: weights, configuration and, for a model of Qwen's tokens, the tokenizer.
 
     At most one output file's tensors are in memory.
 
@@ -62,7 +63,8 @@ def to_hf(
         stored = stored.masters()
     source: WeightSource = stored if allow_nonfinite else FiniteWeights(stored, checkpoint)
     target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])
-    config = write_config(source.model, hf_format, target)
+    has_qwen_tokens = stored.has_qwen_tokens
+    config = write_config(source.model, hf_format, target, has_qwen_tokens=has_qwen_tokens)
     warn_of_loss(source.model, hf_format)
     if source.model.seq_length != stored.configured_context:
         log.warning(
@@ -78,9 +80,11 @@ def to_hf(
             write_shards(folder, shards, converted_tensors(source, hf_format, planned, progress))
         write_index(folder, shards, planned)
         write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", write_generation_config(source.model))
-        if not write_tokenizer(folder, source.model, hf_format):
-            log.warning("vocab_size=%d is smaller than Qwen's: no tokenizer files written", source.model.vocab_size)
+        write_json(folder / "generation_config.json", write_generation_config(has_qwen_tokens=has_qwen_tokens))
+        if has_qwen_tokens:
+            write_tokenizer(folder, source.model, hf_format)
+    if not has_qwen_tokens:
+        warn_of_tokenizer(source.model)
 
 
 def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:
@@ -92,6 +96,14 @@ def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:
             " and ".join(lost),
             model.seq_length,
         )
+
+
+def warn_of_tokenizer(model: ModelConfig) -> None:
+    """Says why there are no tokenizer files."""
+    reason = "the corpora it was trained on were not made with Qwen's tokenizer"
+    if model.vocab_size < NUM_TOKENS:
+        reason = f"vocab_size={model.vocab_size} is smaller than Qwen's {NUM_TOKENS}"
+    log.warning("%s: no tokenizer files written; add those of its own tokenizer", reason)
 
 
 def planned_tensors(source: WeightSource, hf_format: Format, dtype: torch.dtype | None) -> dict[str, PlannedTensor]:

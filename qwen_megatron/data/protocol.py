@@ -69,8 +69,9 @@ class Dataset(abc.ABC):
         Args:
             consumed_samples: The cursor.
         Returns:
-            Of each source `fingerprint` of its content, `tokenizer` (None where it is not known) and
-            `consumed_samples`: how many of the run's samples it gave.
+            Of each source `fingerprint` of its content, `tokenizer` (None where it is not known), `end_of_document`
+            (the id that ends documents, where there is one) and `consumed_samples`: how many of the run's samples it
+            gave.
         """
 
     def check_unchanged(self) -> None:  # noqa: B027 - not every source is a file

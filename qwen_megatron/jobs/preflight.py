@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_tools.corpus.reader import Corpus
+from data_tools.corpus.sidecar import Sidecar
 from data_tools.settings.problems import Problems
 from data_tools.settings.words import closest
 from qwen_megatron.config.fill import Sections
@@ -18,6 +19,7 @@ from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.data import DataConfig
 from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.data.pretraining.blending import largest_remainder
+from qwen_megatron.data.pretraining.dataset import reserve_files
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError
 from qwen_megatron.jobs.architecture import read_source, with_architecture
 from qwen_megatron.jobs.blend import open_blend
@@ -116,13 +118,17 @@ def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | No
     if not data.blend:
         return ["data.blend=[]: names no corpus; make one with qwen-data tokenize and use its prefix: [PREFIX]"]
     problems: list[str] = []
-    corpora = opened("data.blend", data.blend, problems)
+    try:
+        reserve_files(len(data.blend))
+    except DataError as error:
+        problems.append(str(error))
+    corpora = sidecars("data.blend", data.blend, problems)
     held_out = held_out_corpora(data, problems)
     if seq_length is not None:
         for key, others in held_out.items():
             problems += check_held_out(key, others, corpora, seq_length)
     everything = corpora | {prefix: corpus for others in held_out.values() for prefix, corpus in others.items()}
-    tokenizers = {name: corpus.sidecar.tokenizer for name, corpus in everything.items() if corpus.sidecar.tokenizer}
+    tokenizers = {name: corpus.tokenizer for name, corpus in everything.items() if corpus.tokenizer}
     problems += differing("tokenizers", tokenizers)
     problems += differing("end-of-document tokens", {name: one.end_of_document for name, one in everything.items()})
     for prefix, corpus in corpora.items():
@@ -136,26 +142,27 @@ def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | No
     return problems
 
 
-def opened(key: str, prefixes: Iterable[str], problems: list[str]) -> dict[str, Corpus]:
-    """The corpora that open, by prefix; what is wrong with the others goes to `problems`."""
-    corpora: dict[str, Corpus] = {}
+def sidecars(key: str, prefixes: Iterable[str], problems: list[str]) -> dict[str, Sidecar]:
+    """Of the corpora that open, by prefix; what is wrong with the others goes to `problems`."""
+    corpora: dict[str, Sidecar] = {}
     for prefix in prefixes:
         try:
-            corpora[prefix] = Corpus.open(prefix)
+            # Not kept open: there may be more corpora than files may be open.
+            corpora[prefix] = Corpus.open(prefix).sidecar
         except DataError as error:
             problems.append(f"{key}={prefix}: {error}")
     return corpora
 
 
-def held_out_corpora(data: DataConfig, problems: list[str]) -> dict[str, dict[str, Corpus]]:
+def held_out_corpora(data: DataConfig, problems: list[str]) -> dict[str, dict[str, Sidecar]]:
     """The corpora of `data.eval_blend` that open, by the setting that names them."""
     named = data.eval_blend.items() if isinstance(data.eval_blend, Mapping) else ()
     keys = {f"data.eval_blend.{name}": prefixes for name, prefixes in named}
-    return {key: opened(key, prefixes, problems) for key, prefixes in keys.items()}
+    return {key: sidecars(key, prefixes, problems) for key, prefixes in keys.items()}
 
 
 def check_held_out(
-    key: str, held_out: Mapping[str, Corpus], corpora: Mapping[str, Corpus], seq_length: int
+    key: str, held_out: Mapping[str, Sidecar], corpora: Mapping[str, Sidecar], seq_length: int
 ) -> list[str]:
     """Corpora that are evaluated on hold a sample each and are not trained on under another name."""
     problems = []

@@ -402,3 +402,36 @@ def test_a_dry_run_names_what_is_evaluated(good: list[str], tmp_path: Path, caps
     assert "0 samples held out; evaluated on other" in capsys.readouterr().out
     assert main(["pretrain", *good, f"data.eval_blend=[{tmp_path}/other]", "training.seq_length=64", "--dry-run"]) == 2
     assert "tokens must be more than training.seq_length(64); use more text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"tokenizer": "qwen-of-another-kind"}, "but qwen-of-another-kind"),
+        ({"tokenizer": None, "end_of_document": 7}, "its documents end with 7"),
+        ({"tokenizer": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_corpus_of_another_tokenizer_is_warned_of(
+    good: list[str],
+    corpus: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    found: str,
+) -> None:
+    for suffix in ("bin", "idx", "crc"):
+        os.link(f"{corpus}.{suffix}", tmp_path / f"other.{suffix}")
+    sidecar = json.loads(Path(f"{corpus}.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(sidecar | change))
+    blend = f"data.blend=[{tmp_path / 'other'}]"
+    assert main(["pretrain", *good, blend, "--dry-run"]) == 0
+    warning = (
+        f"qwen-megatron: warning: {blend.replace('[', '').replace(']', '')}: not made with Qwen's tokenizer ({found})"
+    )
+    assert capfd.readouterr().err.startswith(warning) if found else not capfd.readouterr().err
+    # A model that has no room for Qwen's vocabulary is not taken for one of Qwen's tokens.
+    if "end_of_document" in change:
+        assert main(["pretrain", *good, blend, "model.vocab_size=300", "--dry-run"]) == 0
+        assert capfd.readouterr().err == ""

@@ -79,7 +79,7 @@ def test_the_first_releases_names_mean_the_same(qwen1_mini: Path, tmp_path: Path
 @pytest.mark.parametrize("hf_format", list(Format))
 def test_every_preset_survives_the_round_trip(name: str, hf_format: Format, tmp_path: Path) -> None:
     model = PRESETS[name]
-    written = write_config(model, hf_format, torch.bfloat16)
+    written = write_config(model, hf_format, torch.bfloat16, has_qwen_tokens=True)
     if hf_format is Format.QWEN2:
         model = dataclasses.replace(model, use_dynamic_ntk=False, use_logn_attn=False)
     assert read(written, tmp_path) == (hf_format, model)
@@ -87,7 +87,7 @@ def test_every_preset_survives_the_round_trip(name: str, hf_format: Format, tmp_
 
 
 def test_the_released_qwen1_layout_is_written() -> None:
-    config = write_config(PRESETS["qwen-7b"], Format.QWEN1, torch.bfloat16)
+    config = write_config(PRESETS["qwen-7b"], Format.QWEN1, torch.bfloat16, has_qwen_tokens=True)
     released = {"intermediate_size": 22016, "seq_length": 8192, "max_position_embeddings": 32768, "bf16": True}
     released |= {"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 151936, "no_bias": True, "fp32": False}
     assert released.items() <= config.items()
@@ -98,7 +98,7 @@ def test_transformers_reads_every_value() -> None:
     from transformers import Qwen2Config
 
     model = dataclasses.replace(TINY, num_query_groups=2, kv_channels=12, tie_word_embeddings=True)
-    config = Qwen2Config(**write_config(model, Format.QWEN2, torch.float32))
+    config = Qwen2Config(**write_config(model, Format.QWEN2, torch.float32, has_qwen_tokens=False))
     assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (12, 2, 24)
     assert config.rope_parameters == {"rope_theta": 20000.0, "rope_type": "default"}
     assert (config.rms_norm_eps, config.max_position_embeddings, config.tie_word_embeddings) == (1e-5, 32, True)
@@ -194,5 +194,5 @@ def test_what_qwen1_files_may_not_say(change: dict[str, Any], words: str, tmp_pa
 
 
 def test_generation_stops_at_the_end_of_the_document() -> None:
-    assert write_generation_config(PRESETS["tiny"])["eos_token_id"] == 151643
-    assert "eos_token_id" not in write_generation_config(TINY)
+    assert write_generation_config(has_qwen_tokens=True)["eos_token_id"] == 151643
+    assert "eos_token_id" not in write_generation_config(has_qwen_tokens=False)

@@ -45,7 +45,7 @@ TEXT = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.lists(PIE
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokenizer")
-    assert write_tokenizer(out, PRESETS["tiny"], Format.QWEN2)
+    write_tokenizer(out, PRESETS["tiny"], Format.QWEN2)
     return out
 
 
@@ -133,14 +133,8 @@ def test_a_vocabulary_of_parts_that_cannot_be_joined_is_refused() -> None:
         merges_of({b"a": 0, b"b": 1, b"c": 2, b"abc": 3})
 
 
-def test_another_vocabulary_has_no_tokenizer_files(tmp_path: Path) -> None:
-    small = dataclasses.replace(PRESETS["tiny"], vocab_size=151850)
-    assert not write_tokenizer(tmp_path, small, Format.QWEN2)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_qwen1_gets_the_released_vocabulary(tmp_path: Path) -> None:
-    assert write_tokenizer(tmp_path, PRESETS["tiny"], Format.QWEN1)
+    write_tokenizer(tmp_path, PRESETS["tiny"], Format.QWEN1)
     assert (tmp_path / "qwen.tiktoken").read_bytes() == vocab_path().read_bytes()
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config == {"model_max_length": 256, "tokenizer_class": "QWenTokenizer"}

@@ -1,6 +1,8 @@
 """The command: exit statuses, output, errors without tracebacks."""
 
+import bz2
 import contextlib
+import gzip
 import json
 import os
 import pty
@@ -11,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from data_tools.cli import main
 from data_tools.commands.arguments import byte_size
-from data_tools.commands.tokenize import RejectionLimit
+from data_tools.commands.rejections import RejectionLimit
 from data_tools.corpus.sidecar import Sidecar
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -112,6 +115,27 @@ def test_too_many_bad_records(
     assert Sidecar.read(tmp_path / "c").num_documents == 2
     message = f"2 of 4 records were rejected, more than --max-bad {limit}"
     assert (message in capsys.readouterr().err) == bool(status)
+
+
+def test_a_stream_that_breaks_fails_every_command(
+    tmp_path: Path, write_jsonl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write_jsonl(["a whole file"] * 10)
+    cut = []
+    for suffix, compress in (("gz", gzip.compress), ("zst", zstandard.compress), ("bz2", bz2.compress)):
+        cut.append(tmp_path / f"cut.jsonl.{suffix}")
+        cut[-1].write_bytes(compress(good.read_bytes())[:-1])
+    for command in (["tokenize"], ["stage", "read"]):
+        output = tmp_path / command[0]
+        assert main([*command, *map(str, (good, *cut)), "--output", str(output), "--max-bad", "0"]) == 1
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"qwen-data: error: 3 input files are damaged: {cut[0]} (from line or row ")
+        assert all(str(path) in message for path in cut)
+        assert "get such a file again or leave it out; " in message
+        assert "--max-bad" not in message
+    assert Sidecar.read(tmp_path / "tokenize").num_documents >= 10
+    assert main(["tokenizer-report", str(cut[1])]) == 1
+    assert f"{cut[1]}:1: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "-1", "x", "101%", "1.5", "-0.1", "nan%", "5.5.5"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_tools.corpus.reader import Corpus
+from data_tools.io.open_files import allow_open_files
 from qwen_megatron.data.pretraining.blending import Blend, largest_remainder
 from qwen_megatron.data.pretraining.permutation import KeyedPermutation
 from qwen_megatron.data.protocol import Dataset
@@ -165,6 +166,7 @@ class BlendedDataset(Dataset):
             prefix: {
                 "fingerprint": corpus.fingerprint,
                 "tokenizer": corpus.sidecar.tokenizer,
+                "end_of_document": corpus.end_of_document,
                 "consumed_samples": consumed[prefix],
             }
             for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)
@@ -222,6 +224,16 @@ def common_end(corpora: Mapping[str, Corpus]) -> int:
     return next(iter(ends.values()))
 
 
+def reserve_files(num_corpora: int) -> None:
+    """Lets this process have the files of so many corpora open.
+
+    Raises:
+        DataError: if the limit of open files cannot be raised that far.
+    """
+    # .bin and .crc stay open while training reads, .idx too where documents are looked up.
+    allow_open_files(3 * num_corpora, f"data.blend: its {num_corpora} corpora")
+
+
 def open_dataset(
     blend: Mapping[str, float] | Sequence[str],
     *,
@@ -234,8 +246,10 @@ def open_dataset(
     """Opens the corpora of `data.blend`: prefixes with weights, or prefixes alone for shares by token count.
 
     Raises:
-        DataError: if a corpus is missing, damaged or too small, or the corpora were tokenized in different ways.
+        DataError: if a corpus is missing, damaged or too small, the corpora were tokenized in different ways, or there
+            are more of them than this process may have files open.
     """
+    reserve_files(len(blend))
     corpora = {str(prefix): Corpus.open(Path(prefix)) for prefix in blend}
     weights = list(blend.values()) if isinstance(blend, Mapping) else None
     return BlendedDataset(

@@ -68,7 +68,14 @@ def test_a_bad_record_costs_that_record(tmp_path: Path, capsys: pytest.CaptureFi
         "  - {kind: sample, fractions: {}}\n  - {kind: tokenize, shuffle: false, corpus_per_source: false}\n"
     )
     assert main(["run", str(tmp_path / "p.yaml"), "--max-bad", "20"]) == 1
-    assert "records cannot be read, more than max_bad 20" in capsys.readouterr().err
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("qwen-data: error: 2 input files are damaged: ")
+    for name in ("cut.jsonl.gz", "cut.jsonl.zst"):
+        assert f"{tmp_path}/{name} (from line or row " in message
+    # Streams are no records: of those, these are all.
+    num_bad = sum(map(len, expected.values()))
+    assert f"; {num_bad} of " in message
+    assert "records were rejected, more than --max-bad 20; " in message
     quarantine = [
         orjson.loads(line) for line in (tmp_path / "out/stages/01-read/rejected.jsonl").read_bytes().splitlines()
     ]

@@ -305,7 +305,7 @@ def test_max_bad_and_exit_status(tmp_path: Path, write_pipeline: Callable[..., P
     path = write_pipeline(STAGES)
     result = subprocess.run(command(path, "--max-bad", "0"), capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
-    assert "1 of 21 records cannot be read, more than max_bad 0" in result.stderr
+    assert "1 of 21 records were rejected, more than --max-bad 0" in result.stderr
     assert "rejected.jsonl" in result.stderr
     result = subprocess.run(command(path, "--max-bad", "5%"), capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0

@@ -1,7 +1,9 @@
 """Every kind of bad input costs the record it is in, is named, and nothing else."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import subprocess
 import sys
@@ -137,28 +139,38 @@ def zstd_content(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstd_content}
+def bzip2_content(content: bytes) -> bytes:
+    """Many streams, as parallel bzip2 writes them: one alone gives nothing before its end."""
+    return b"".join(bz2.compress(content[start : start + 4096]) for start in range(0, max(1, len(content)), 4096))
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstd_content,
+    "bz2": bzip2_content,
+    "xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("named", [True, False])
 def test_compressed_files(tmp_path: Path, suffix: str, named: bool) -> None:
     name = f"a.jsonl.{suffix}" if named else "a.jsonl"
     assert [line.content for line in lines_of(written(tmp_path, COMPRESS[suffix](CONTENT), name))] == RECORDS
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", COMPRESS)
 def test_several_members_are_one_stream(tmp_path: Path, suffix: str) -> None:
     compress = COMPRESS[suffix]
     content = compress(CONTENT[:50_001]) + compress(b"") + compress(CONTENT[50_001:])
-    if suffix == "gz":
+    if suffix != "zst":
         content += b"\0" * 3000  # Padding, as tape and block devices leave it.
     else:
         content = b"\x50\x2a\x4d\x18\x05\0\0\0hello" + content  # A skippable frame.
     assert [line.content for line in lines_of(written(tmp_path, content, f"a.{suffix}"))] == RECORDS
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
 def test_truncated_stream_keeps_what_came_before(tmp_path: Path, suffix: str, share: float) -> None:
     content = COMPRESS[suffix](CONTENT)
@@ -171,12 +183,12 @@ def test_truncated_stream_keeps_what_came_before(tmp_path: Path, suffix: str, sh
     assert len(good) >= (share - 0.1) * len(RECORDS)
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", COMPRESS)
 def test_empty_compressed_file_is_truncated(tmp_path: Path, suffix: str) -> None:
     assert [line.reason for line in lines_of(written(tmp_path, b"", f"a.{suffix}"))] == ["truncated_stream"]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", COMPRESS)
 def test_damaged_stream_is_reported(tmp_path: Path, suffix: str) -> None:
     content = bytearray(COMPRESS[suffix](CONTENT))
     content[-3] ^= 0x40  # In the checksum of the whole.
@@ -184,6 +196,44 @@ def test_damaged_stream_is_reported(tmp_path: Path, suffix: str) -> None:
     assert lines[-1].reason == "corrupt_stream"
     lines = lines_of(written(tmp_path, CONTENT, f"a.{suffix}"))
     assert [line.reason for line in lines] == ["corrupt_stream"]
+
+
+# A frame that says it looks back 256 MiB, as `zstd --long=28` writes it; the descriptor of the window is byte 5.
+LONG_WINDOW = bytes.fromhex("28b52ffd0090d90000") + b'{"text": "a valid record"}\n'
+
+
+def test_zstd_windows_up_to_two_gigabytes_are_read(tmp_path: Path) -> None:
+    for number, exponent in enumerate((27, 28, 31)):
+        content = LONG_WINDOW[:5] + bytes([(exponent - 10) << 3]) + LONG_WINDOW[6:]
+        lines = lines_of(written(tmp_path, content, f"{number}.jsonl.zst"))
+        assert [line.content for line in lines] == [b'{"text": "a valid record"}'], exponent
+    larger = LONG_WINDOW[:5] + bytes([(32 - 10) << 3]) + LONG_WINDOW[6:]
+    (broken,) = lines_of(written(tmp_path, larger, "larger.jsonl.zst"))
+    assert (broken.reason, "too much memory" in broken.detail) == ("corrupt_stream", True)
+
+
+def test_a_text_is_not_taken_for_a_compressed_file(tmp_path: Path) -> None:
+    for level in (1, 9):
+        packed = InputStream(written(tmp_path, bz2.compress(CONTENT, level)))
+        assert packed.compression == "bzip2"
+        packed.close()
+    assert [line.content for line in lines_of(written(tmp_path, b"BZh is a letter"))] == [b"BZh is a letter"]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_pieces_are_bounded(tmp_path: Path, suffix: str) -> None:
+    compress = bz2.compress if suffix == "bz2" else COMPRESS[suffix]
+    stream = InputStream(written(tmp_path, compress(bytes(5 * 2**20)), f"a.{suffix}"))
+    sizes = [len(piece) for piece in stream.pieces()]
+    stream.close()
+    assert (sum(sizes), max(sizes) <= 2**20) == (5 * 2**20, True)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.lz4", "a.zip", "a.tar", "a.tar.gz"])
+def test_other_compressions_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"{name}: \.\w+ files are not read; unpack it"):
+        InputStream(written(tmp_path, b"content", name))
+    InputStream(written(tmp_path, b"content", "a.br.jsonl")).close()  # A language, not a compression.
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])

@@ -187,6 +187,16 @@ def test_warc_pages(tmp_path: Path) -> None:
     assert [(record.line, record.reason) for record in bad] == [(1, "empty")]
 
 
+def test_formats_refuse_what_their_readers_cannot_unpack() -> None:
+    assert [format_of(f"a.jsonl.{suffix}") for suffix in ("gz", "zst", "bz2", "xz")] == ["jsonl"] * 4
+    assert [format_of(f"a.warc.{suffix}") for suffix in ("gz", "zst")] == ["warc"] * 2
+    # A text tree may hold anything; such a file is one bad document of it.
+    assert [format_of(name) for name in ("a.zip", "a.txt.lz4")] == ["text"] * 2
+    for name in ("a.jsonl.lz4", "a.warc.xz", "a.warc.bz2", "a.parquet.gz"):
+        with pytest.raises(DataError, match=rf"{name}: .*not read.*; unpack it"):
+            format_of(name)
+
+
 def test_files_behind_urls() -> None:
     import fsspec
 
