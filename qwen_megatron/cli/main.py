@@ -46,8 +46,8 @@ EPILOG = """examples:
   qwen-megatron pretrain examples/qwen-7b.yaml data.blend=[data/corpus] checkpoint.directory=runs/7b --dry-run
   torchrun --nproc-per-node 8 -m qwen_megatron pretrain examples/demo.yaml training.train_iters=20
 
-`qwen-megatron COMMAND --help` tells more; docs/configuration.md lists every setting. To complete commands and settings in
-the shell, install argcomplete and put this into ~/.bashrc: eval "$(register-python-argcomplete qwen-megatron qwen-data)"
+`qwen-megatron COMMAND --help` tells more; docs/configuration.md lists every setting. For completion in the shell
+install argcomplete and put this into ~/.bashrc: eval "$(register-python-argcomplete qwen-megatron qwen-data)"
 """
 
 
