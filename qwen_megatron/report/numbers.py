@@ -32,19 +32,19 @@ def numbers(run: RunFiles) -> dict[str, Any]:
     memory = values(run.steps, "peak_memory_bytes")
     return {
         "run": str(run.directory),
-        "steps": last(curve(run.steps, "step")),
-        "planned_steps": number(section(config, "training").get("train_iters")),
+        "steps": whole(last(curve(run.steps, "step"))),
+        "planned_steps": whole(number(section(config, "training").get("train_iters"))),
         "loss": last(losses),
         "lowest_loss": min((value for _, value in losses), default=None),
         "held_out_loss": {name: last(points) for name, points in held_out_curves(run).items()},
-        "tokens": clock.tokens[-1] if clock.tokens else None,
+        "tokens": whole(clock.tokens[-1]) if clock.tokens else None,
         "tokens_per_second": median(values(run.steps, "tokens_per_second")),
         "model_flops_utilization": median(values(run.steps, "model_flops_utilization")),
-        "peak_memory_bytes": max(memory, default=None),
+        "peak_memory_bytes": whole(max(memory, default=None)),
         "training_seconds": clock.seconds[-1] if clock.seconds else None,
         "evaluation_seconds": sum(values(run.evaluations, "eval_seconds")),
         "corpora": {
-            name: {"tokens": tokens, "epochs": epochs}
+            name: {"tokens": whole(tokens), "epochs": epochs}
             for name, (tokens, epochs) in tokens_by_corpus(run, clock).items()
         },
         "events": counted,
@@ -69,6 +69,11 @@ def values(rows: Iterable[Row], name: str) -> list[float]:
 def last(points: Sequence[Point]) -> float | None:
     """The value of the last step."""
     return points[-1][1] if points else None
+
+
+def whole(value: float | None) -> int | None:
+    """A count as a whole number; None stays None."""
+    return None if value is None else round(value)
 
 
 def median(found: Sequence[float]) -> float | None:
