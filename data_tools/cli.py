@@ -1,10 +1,9 @@
 """The command ``qwen-data``.
 
-Exit status: 0 done, 1 the data or the disk is at fault (one message on stderr), 2 the command line is, 130 Ctrl-C.
+Exit statuses: `data_tools.commands.outcome`.
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,11 +23,8 @@ from data_tools.commands import (
     tokenizer_report,
     verify,
 )
+from data_tools.commands.outcome import EXIT_TERMINATED, exit_status
 from data_tools.commands.renamed import with_current_name
-from data_tools.errors import DataError
-from data_tools.io.plain_text import printable
-
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
 
 # Old name of a command -> its name.
 _RENAMED = {"adopt": "import-corpus"}
@@ -48,23 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status; a wrong command line exits with 2 by itself.
     """
-    options = _parser().parse_args(with_current_name(sys.argv[1:] if arguments is None else arguments, _RENAMED))
+    return exit_status("qwen-data", sys.argv[1:] if arguments is None else arguments, _run)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(with_current_name(arguments, _RENAMED))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
         return status
-    except DataError as error:
-        return _failed(str(error))
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error, but nothing more can be written to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except OSError as error:
-        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        print("qwen-data: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -108,8 +96,3 @@ class _Version(argparse.Action):
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     # An exception, so that temporary files are removed on the way out.
     raise SystemExit(EXIT_TERMINATED)
-
-
-def _failed(message: str) -> int:
-    print(f"qwen-data: error: {printable(message)}", file=sys.stderr)
-    return EXIT_FAILED

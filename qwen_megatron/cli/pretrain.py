@@ -9,7 +9,7 @@ from typing import Any
 from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.summary import summary
-from qwen_megatron.errors import ConfigError
+from qwen_megatron.errors import ConfigError, PlatformError
 from qwen_megatron.jobs.launcher import Launch
 from qwen_megatron.jobs.preflight import prepare_config
 
@@ -68,5 +68,11 @@ def run(args: argparse.Namespace) -> int:
     # Only now: importing torch and Megatron-Core takes seconds on every rank.
     from qwen_megatron.jobs.pretrain import pretrain
 
-    pretrain(config)
+    try:
+        pretrain(config)
+    except BrokenPipeError as error:
+        raise PlatformError(
+            "standard output: whoever read it has gone; write it to a file (> run.log) and start again: the run goes "
+            "on from its newest checkpoint"
+        ) from error
     return 0

@@ -36,7 +36,7 @@ def test_export_and_verify(
     count = {"qwen1": 27, "qwen2": 39}[hf_format]
     assert f"tensors: {count} of {count} equal bit for bit" in printed
     assert "verified: both are the same model" in printed
-    assert main(export) == 1
+    assert main(export) == 2
     assert f"{out}: exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
     assert main([*export, "--overwrite"]) == 0
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_fails_in_one_line(
 ) -> None:
     assert main(["convert", "to-hf", str(tmp_path / "nothing"), str(tmp_path / "out"), "--format", "qwen2"]) == 1
     message = capsys.readouterr().err
-    assert f"qwen-megatron: {tmp_path / 'nothing' / 'manifest.json'}: missing" in message
+    assert f"qwen-megatron: error: {tmp_path / 'nothing' / 'manifest.json'}: missing" in message
     assert "Traceback" not in message
     assert list(tmp_path.iterdir()) == []
 
