@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from data_tools.io.progress import Progress, progress_bar
+from qwen_megatron.checkpoint.load import existing
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
 from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState, environment
 from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem
@@ -44,7 +45,7 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False, allow_nonfinite
         CheckpointError: if the folder is incomplete, damaged or of another architecture, or `out` exists.
     """
     check_replaceable(out, overwrite=overwrite)
-    source = HfFolder(folder)
+    source = HfFolder(existing(folder))
     write_weights(source if allow_nonfinite else FiniteWeights(source, folder), out, overwrite=overwrite)
 
 

@@ -20,7 +20,7 @@ from qwen_megatron.errors import CheckpointError, OutputRefused
 CHECKPOINT_FILES = re.compile(r"manifest\.json|state\.json|metadata\.json|\.metadata|__\d+_\d+\.distcp")
 HF_FILES = re.compile(
     r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-    r"|tokenizer\.json|tokenizer_config\.json|vocab\.json|merges\.txt|qwen\.tiktoken"
+    r"|tokenizer\.json|tokenizer_config\.json|vocab\.json|merges\.txt|qwen\.tiktoken|README\.md"
 )
 WEIGHTS_SUFFIX = ".safetensors"
 
