@@ -1,10 +1,9 @@
 """The command ``qwen-data``.
 
-Exit status: 0 done, 1 the data or the disk is at fault (one message on stderr), 2 the command line is, 130 Ctrl-C.
+Exit statuses: `data_tools.commands.outcome`.
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,13 +23,10 @@ from data_tools.commands import (
     tokenizer_report,
     verify,
 )
+from data_tools.commands.outcome import EXIT_TERMINATED, exit_status
 from data_tools.commands.parser import CommandParser
 from data_tools.commands.renamed import with_current_name
 from data_tools.commands.shared_options import add_shared_options, apply_loudness, check_command, complete
-from data_tools.errors import DataError
-from data_tools.io.plain_text import printable
-
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 130, 143
 
 _COMMANDS = {
     "run": run,
@@ -64,29 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status; a wrong command line exits with 2 by itself.
     """
-    options = _parse(with_current_name(sys.argv[1:] if arguments is None else arguments, _RENAMED))
+    return exit_status("qwen-data", sys.argv[1:] if arguments is None else arguments, _run)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parse(with_current_name(arguments, _RENAMED))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
         return status
-    except DataError as error:
-        return _failed(str(error))
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error, but nothing more can be written to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except OSError as error:
-        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        print("qwen-data: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
+    parser = build_parser()
     complete(parser)
     check_command(parser, arguments, _COMMANDS)
     options = parser.parse_args(arguments)
@@ -94,7 +82,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
     parser = CommandParser(
         prog="qwen-data",
         description="Offline corpus tools: text to the token files that training reads.",
@@ -111,8 +100,3 @@ def _parser() -> argparse.ArgumentParser:
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     # An exception, so that temporary files are removed on the way out.
     raise SystemExit(EXIT_TERMINATED)
-
-
-def _failed(message: str) -> int:
-    print(f"qwen-data: error: {printable(message)}", file=sys.stderr)
-    return EXIT_FAILED

@@ -1,4 +1,4 @@
-"""The error that corpus tools raise for bad input; everything else is a bug."""
+"""The errors that corpus tools raise for bad input; everything else is a bug."""
 
 
 class DataError(Exception):
@@ -6,6 +6,17 @@ class DataError(Exception):
 
     The message names the file (and line), the rule that is broken and what to change.
     """
+
+
+class Refusal(Exception):
+    """What is asked for is refused before anything is done: a retry fails until the command or a setting changes.
+
+    The exit status is then 2, in both programs.
+    """
+
+
+class RefusedError(Refusal, DataError):
+    """An output that may not be replaced, or an input that cannot be meant."""
 
 
 class PathError(DataError):

@@ -55,10 +55,11 @@ def relinked(markdown: str, folder: str) -> str:
 def commands_page() -> str:
     """The help of both programs and of each of their commands."""
     os.environ["COLUMNS"] = "100"
+    from data_tools import cli as data
     from qwen_megatron.cli import main as engine
 
     lines = ["# Commands", "", "What `--help` says of each."]
-    for parser in (engine.build_parser(),):
+    for parser in (data.build_parser(), engine.build_parser()):
         for name, command in commands(parser):
             lines += ["", f"## {name}", "", "```text", command.format_help().rstrip(), "```"]
     return "\n".join(lines) + "\n"

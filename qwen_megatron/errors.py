@@ -4,7 +4,7 @@ Each message names the file or key, the rule that is broken, the operands and wh
 `DataError` belongs to `data_tools`, which does not know this package; it is re-exported for convenience.
 """
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, Refusal
 from data_tools.settings.problems import SettingsError
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "NonFiniteError",
+    "OutputRefused",
     "PlatformError",
     "ReaderDataError",
     "ReaderFailed",
@@ -34,7 +35,11 @@ class UnseenCheckpoint(CheckpointError):
     """A rank does not see the checkpoint that others see; it may when the job is started again."""
 
 
-class ChangesRefused(CheckpointError):
+class OutputRefused(Refusal, CheckpointError):
+    """A conversion would write over what it must not; nothing was done."""
+
+
+class ChangesRefused(Refusal, CheckpointError):
     """A run would go on with other settings or data than its checkpoint's; starting it again does not help."""
 
 

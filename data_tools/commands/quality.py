@@ -1,6 +1,7 @@
 """``qwen-data quality train`` and ``qwen-data quality score``."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import positive_int
 from data_tools.commands.rejections import RejectionLimit, check_rejected, rejection_limit
-from data_tools.errors import DataError
+from data_tools.errors import RefusedError
 
 if TYPE_CHECKING:
     from data_tools.corpus.rejections import RejectionLog
@@ -148,7 +149,13 @@ def run_train(options: argparse.Namespace) -> int:
         # Listed first: when too few texts are left, the list says why.
         log.publish(options.output / "rejected.jsonl")
         model = train(examples, config, options.threads)
-        model.save(options.output)
+        try:
+            model.save(options.output)
+        except OSError:
+            # Of a full disk not even an empty folder is left.
+            with contextlib.suppress(OSError):
+                options.output.rmdir()
+            raise
         _print_model(options.output, model, time.monotonic() - started)
         return _status(log, len(examples), options.output / "rejected.jsonl", options.max_bad)
 
@@ -203,7 +210,7 @@ def run_score(options: argparse.Namespace) -> int:
 
 def _refuse_existing(path: Path, options: argparse.Namespace) -> None:
     if path.exists() and not options.overwrite:
-        raise DataError(f"{path}: is there already; choose another output or give --overwrite")
+        raise RefusedError(f"{path}: is there already; choose another output or give --overwrite")
 
 
 def _status(log: "RejectionLog", num_good: int, listed: Path, limit: RejectionLimit | None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.commands.arguments import add_workers_argument
-from data_tools.errors import DataError
+from data_tools.errors import RefusedError
 from data_tools.io.plain_text import printable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
     try:
         limit = RejectionLimit(text) if text is not None else None
     except ValueError as error:
-        raise DataError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
+        raise RefusedError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
     executor = _executor(options)
     try:
         summary = run_pipeline(pipeline, executor, Share(*options.shard) if options.shard else None, parts)

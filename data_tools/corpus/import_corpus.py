@@ -10,7 +10,7 @@ from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.lock import corpus_lock
 from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
 from data_tools.corpus.token_scan import common_last_tokens, scan_tokens
-from data_tools.errors import DataError
+from data_tools.errors import DataError, RefusedError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.checksums import sha256_of_file
 from data_tools.io.progress import progress_bar
@@ -50,7 +50,7 @@ def import_corpus(
     sidecar_path, bin_path = corpus_path(prefix, "json"), corpus_path(prefix, "bin")
     with corpus_lock(prefix):
         if sidecar_path.exists() and not overwrite:
-            raise DataError(f"{sidecar_path}: already there; use --overwrite to check the corpus and write it again")
+            raise RefusedError(f"{sidecar_path}: already there; use --overwrite to check the corpus and write it again")
         index = CorpusIndex.open(prefix)
         index.validate()
         size = _checked_size(bin_path, index)
@@ -79,7 +79,12 @@ def import_corpus(
             tool_version=version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        sidecar.write(sidecar_path)
+        try:
+            sidecar.write(sidecar_path)
+        except BaseException:
+            # Without a sidecar nobody knows what it is of.
+            corpus_path(prefix, "crc").unlink(missing_ok=True)
+            raise
     return Imported(sidecar, scan.unended_documents)
 
 

@@ -17,8 +17,9 @@ def corpus_lock(prefix: str | Path, *, shared: bool = False) -> Iterator[FileLoc
         prefix: what is written.
         shared: whether others that share it too may work at the same time; the file then stays.
     Raises:
-        DataError: another process holds it (named by host and process id, or as a run with ``--shard``), it is a
-            symbolic link, or the folder cannot be written to.
+        DataError: another process holds it (named by host and process id, or as a run with ``--shard``), or it is a
+            symbolic link.
+        OSError: the folder is missing or cannot be written to, or another user's lock is in it.
     """
     path = corpus_path(prefix, "lock")
     try:
@@ -26,10 +27,6 @@ def corpus_lock(prefix: str | Path, *, shared: bool = False) -> Iterator[FileLoc
     except HeldError as error:
         raise DataError(
             f"{path}: {error.holder} is writing this corpus; wait for it or choose another prefix"
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be created or locked: {error.strerror}; the folder must exist and be writable"
         ) from error
     try:
         yield lock

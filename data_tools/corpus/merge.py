@@ -16,11 +16,12 @@ from data_tools.corpus.index import DTYPE_CODES, CorpusIndex
 from data_tools.corpus.lock import corpus_lock
 from data_tools.corpus.reader import Corpus
 from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
-from data_tools.corpus.writer import publish, scratch_folder
-from data_tools.errors import DataError
+from data_tools.corpus.writer import prepare_place, publish, require_absent, scratch_folder
+from data_tools.errors import DataError, RefusedError
 from data_tools.io.atomic_file import sync_file, write_atomically
 from data_tools.io.checksums import BlockCrcs, StreamChecksums, read_pieces, sha256_of_file
 from data_tools.io.progress import Progress, progress_bar
+from data_tools.io.system_errors import naming
 from data_tools.version import version
 
 _COPY_BYTES = 64 * 1024 * 1024
@@ -52,12 +53,10 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, *, overwrite: bool
         raise DataError("no corpora to merge; name at least one prefix")
     _check_agreement(corpora)
     if any(Path(prefix).absolute() == Path(output).absolute() for prefix in prefixes):
-        raise DataError(f"{output}: is one of the corpora to merge; choose another output")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    present = [str(path) for suffix in ("json", "bin", "idx", "crc") if (path := corpus_path(output, suffix)).exists()]
-    if present and not overwrite:
-        raise DataError(f"{', '.join(present)}: already there; use --overwrite to replace it, or another output")
-    with corpus_lock(output), scratch_folder(output) as folder:
+        raise RefusedError(f"{output}: is one of the corpora to merge; choose another output")
+    prepare_place(output)
+    require_absent(output, overwrite=overwrite)
+    with corpus_lock(output), scratch_folder(output) as folder, naming(corpus_path(output, "bin")):
         digests = _write_files(corpora, folder)
         sidecar = _sidecar(corpora, digests)
         publish(folder, output, sidecar)

@@ -13,6 +13,7 @@ from data_tools.corpus.sidecar import corpus_path
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.small_json import build, parse_json
 from data_tools.io.streams import BROKEN
+from data_tools.io.system_errors import naming
 from data_tools.readers.jsonl import Rejection
 
 
@@ -39,17 +40,20 @@ class RejectionLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with naming(self._temporary):
+            self._stream.close()
 
     def add(self, rejections: Sequence[Rejection]) -> None:
         """Appends rejections, in the order of the input."""
         for rejection in rejections:
             self.counts[rejection.reason] += 1
-            self._stream.write(orjson.dumps(rejection, option=orjson.OPT_APPEND_NEWLINE))
+            with naming(self._temporary):
+                self._stream.write(orjson.dumps(rejection, option=orjson.OPT_APPEND_NEWLINE))
 
     def publish(self, path: Path) -> None:
         """Gives the list its name; see `publish_list`."""
-        self._stream.close()
+        with naming(self._temporary):
+            self._stream.close()
         publish_list(self._temporary, path)
 
 

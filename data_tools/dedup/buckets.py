@@ -17,6 +17,7 @@ from data_tools.dedup.minhash import DEFAULT, NO_SHINGLE, MinHashConfig, band_ke
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output, atomic_path, open_unfollowed, refuse_link
 from data_tools.io.open_files import allow_open_files
+from data_tools.io.system_errors import naming
 
 RECORD = np.dtype([("key", "<u8"), ("document", "<u8")])
 
@@ -104,8 +105,8 @@ class BucketWriter:
             self._flush()
 
     def _flush(self) -> None:
-        for temporary, pending in zip(self._temporary, self._pending, strict=True):
-            with os.fdopen(open_unfollowed(temporary, os.O_WRONLY | os.O_APPEND), "ab") as stream:
+        for path, temporary, pending in zip(self._paths, self._temporary, self._pending, strict=True):
+            with naming(path), os.fdopen(open_unfollowed(temporary, os.O_WRONLY | os.O_APPEND), "ab") as stream:
                 for records in pending:
                     stream.write(records.tobytes())
             pending.clear()

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from data_tools.errors import PathError
+from data_tools.errors import PathError, RefusedError
+from data_tools.io.system_errors import naming
 
 _SYNCS_AT_ONCE = 8
 
@@ -70,7 +71,7 @@ def append_line(path: Path, line: str) -> None:
         PathError: ``path`` is a symbolic link or no plain file.
         OSError: it cannot be written.
     """
-    with append_stream(path) as stream:
+    with naming(path), append_stream(path) as stream:
         end = os.fstat(stream.fileno()).st_size
         torn = end > 0 and os.pread(stream.fileno(), 1, end - 1) != b"\n"
         stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
@@ -82,7 +83,8 @@ def sync_directory(directory: Path) -> None:
     """Makes renames and removals in ``directory`` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with naming(directory):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -91,7 +93,8 @@ def sync_file(path: Path) -> None:
     """Waits until the bytes of ``path`` are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -118,11 +121,12 @@ def atomic_output(path: Path, *, sync: bool = True, replace: bool = True) -> Ite
         replace: False: the first one stays.
     Raises:
         FileExistsError: ``path`` is there and must not be replaced.
+        RefusedError: ``path`` is a folder.
         OSError: the folder cannot be written to or the disk is full; ``path`` is then as it was before.
     """
     descriptor, temporary = temporary_file(path)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with naming(path), os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             if sync:
@@ -148,13 +152,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     whatever the writer thinks (safetensors and everything else that goes through a temporary file make it private).
 
     Raises:
+        RefusedError: ``path`` is a folder.
         OSError: the folder cannot be written to, or what was to be written is not there.
     """
     descriptor, temporary = temporary_file(path)
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     os.close(descriptor)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
         sync_file(temporary)
@@ -175,11 +181,18 @@ def temporary_file(path: Path) -> tuple[int, Path]:
     """A new file beside ``path``, `.NAME.XXXXXXXX.tmp`, open for writing, as widely readable as the user's files are.
 
     Raises:
+        RefusedError: ``path`` is a folder, which nothing would replace in the end.
         OSError: the folder cannot be written to.
     """
+    if path.is_dir() and not path.is_symlink():
+        raise RefusedError(f"{path}: is a folder; name a file")
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
         except FileExistsError:
             continue
+        except OSError as error:
+            # Nobody knows the temporary name.
+            error.filename = str(path)
+            raise

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.io.system_errors import naming
+
 BLOCK_BYTES = 4096
 # Of corpora whose sidecar does not say: those of earlier versions.
 UNSTATED_BLOCK_BYTES = 65536
@@ -90,7 +92,7 @@ class StreamChecksums(BlockCrcs):
 
 def read_pieces(path: Path) -> Iterator[bytes]:
     """The content of ``path`` in pieces of 8 MiB, whole blocks except for the last."""
-    with path.open("rb", buffering=0) as stream:
+    with naming(path), path.open("rb", buffering=0) as stream:
         while piece := stream.read(READ_BYTES):
             # A raw read may come back short (network file systems); block positions need whole pieces.
             while len(piece) < READ_BYTES and (more := stream.read(READ_BYTES - len(piece))):

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from data_tools.io.atomic_file import open_unfollowed
+from data_tools.io.system_errors import naming
 
 _HOLDER_BYTES = 200
 
@@ -41,8 +42,9 @@ class FileLock:
         self._descriptor = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         holder = holder or f"process {os.getpid()} on {socket.gethostname()}"
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, holder.encode(), 0)
+            with naming(path):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, holder.encode(), 0)
         except OSError:
             self.release()
             raise
@@ -73,7 +75,8 @@ def _acquire(path: Path, kind: int) -> int:
     while True:
         descriptor = open_unfollowed(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            with naming(path):
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(descriptor, _HOLDER_BYTES, 0).decode("utf-8", errors="replace")
             os.close(descriptor)

@@ -11,7 +11,7 @@ import orjson
 import yaml
 
 from data_tools.engine.task import STAGE_FILE, Manifest, read_manifest
-from data_tools.errors import DataError
+from data_tools.errors import DataError, RefusedError
 from data_tools.io.owned_paths import require_below, require_plain_name
 from data_tools.io.small_json import SmallFileError, fits, read_object
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
@@ -86,9 +86,9 @@ def single_stage(
     """
     earlier = [path for path in inputs if Path(path, SUMMARY).is_file()]
     if earlier and len(inputs) > 1:
-        raise DataError(f"{earlier[0]}: the output of a run must be the only input; of several name their shards")
+        raise RefusedError(f"{earlier[0]}: the output of a run must be the only input; of several name their shards")
     if earlier and Path(earlier[0]).resolve() == output.resolve():
-        raise DataError(f"{output}: is the input too; choose another folder for --output")
+        raise RefusedError(f"{output}: is the input too; choose another folder for --output")
     parts = finished_parts(Path(earlier[0]), corpora=kind == "mixture") if earlier else []
     kinds = [kind]
     if kind in NEEDS and not (kind == "mixture" and parts):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.errors import DataError
+from data_tools.errors import RefusedError
 from data_tools.io.progress import Progress, SilentProgress
 from data_tools.readers.files import find_files
 from data_tools.readers.formats import format_of, reader_of
@@ -96,14 +96,15 @@ def total_bytes(patterns: Sequence[str]) -> int:
     """Size of all files that the patterns name; refuses a file that two of them name.
 
     Raises:
-        DataError: there is none, or one is named twice.
+        DataError: there is none.
+        RefusedError: one is named twice.
     """
     total = 0
     seen: set[str] = set()
     for pattern in patterns:
         for file in find_files(pattern):
             if file.path in seen:
-                raise DataError(f"{file.path}: named by two of the inputs; every file is read once")
+                raise RefusedError(f"{file.path}: named by two of the inputs; every file is read once")
             seen.add(file.path)
             total += file.size_bytes
     return total

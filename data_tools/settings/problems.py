@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterable
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, Refusal
 from data_tools.settings.words import show
 
 # Looking for the nearest known key takes milliseconds, and nobody reads more of them.
 MOST_SUGGESTIONS = 50
 
 
-class SettingsError(DataError):
+class SettingsError(Refusal, DataError):
     """Settings break one or more rules; all of them are in the message.
 
     Attributes:

@@ -11,7 +11,7 @@ from data_tools.engine.planning import SPLIT_BYTES, plan_parts
 from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import QUARANTINE_FILE, Manifest, Task, TaskResult
-from data_tools.errors import DataError
+from data_tools.errors import RefusedError
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import PLAIN_NAME_RULE, is_plain_name
@@ -88,7 +88,7 @@ def _refuse_files_read_twice(tasks: Sequence[Task]) -> None:
     for task in tasks:
         for one in task.inputs:
             if (one.path, one.start) in seen:
-                raise DataError(f"{one.path}: named by two of the inputs; every file is read once")
+                raise RefusedError(f"{one.path}: named by two of the inputs; every file is read once")
             seen.add((one.path, one.start))
 
 

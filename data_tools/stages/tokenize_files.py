@@ -5,6 +5,7 @@ killed goes on from there. Memory does not grow with the text or with its longes
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -13,15 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from data_tools.corpus.lock import corpus_lock
 from data_tools.corpus.rejections import publish_list, rejected_path
-from data_tools.corpus.sidecar import InputFile, Sidecar, corpus_path
+from data_tools.corpus.sidecar import InputFile, Sidecar
+from data_tools.corpus.writer import prepare_place, require_absent
 from data_tools.engine.executor import InProcessExecutor, ProcessExecutor
 from data_tools.engine.planning import plan_parts
 from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import QUARANTINE_FILE, Task
-from data_tools.errors import DataError, PathError
+from data_tools.errors import DataError, PathError, RefusedError
 from data_tools.io.atomic_file import refuse_link, write_atomically
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree
@@ -38,6 +42,10 @@ _PARTS = 1024
 _SMALLEST_PART_BYTES = 16 * 1024 * 1024
 _LARGEST_PART_BYTES = 256 * 1024 * 1024
 _PUBLISHING = "publishing"
+_OTHER_INPUTS = (
+    "this command takes JSON Lines; folders, patterns, plain text, Parquet and WARC are read by `qwen-data stage read "
+    "INPUT --output DIR`, whose parts (DIR/stages/01-read/part-*.jsonl.zst) it takes"
+)
 # What a folder .NAME.work holds.
 _OWN_WORK = re.compile(
     r"runs|buckets|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
@@ -108,10 +116,13 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
     options = options or TokenizeOptions()
     if not inputs:
         raise DataError("no input files; name at least one JSONL file")
-    _require_file_name(prefix)
+    prepare_place(prefix)
     if options.rejected is not None and not options.rejected.absolute().parent.is_dir():
-        raise DataError(f"{options.rejected}: its folder does not exist; create it or name another file")
+        raise RefusedError(f"{options.rejected}: its folder does not exist; create it or name another file")
+    if options.rejected is not None and options.rejected.is_dir():
+        raise RefusedError(f"{options.rejected}: is a folder; name a file")
     input_files = tuple(_input_file(Path(path)) for path in inputs)
+    _refuse_files_named_twice(input_files)
     with corpus_lock(prefix):
         return _tokenize(input_files, Path(prefix), options)
 
@@ -122,7 +133,7 @@ def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: Tokeniz
     tasks = _encode_tasks(work / "runs", input_files, options)
     # Killed while it gave its files their names: they are not somebody else's.
     was_publishing = _content(work / _PUBLISHING) == _plan_key(tasks)
-    _require_absent(prefix, options.overwrite or was_publishing)
+    require_absent(prefix, overwrite=options.overwrite or was_publishing)
     executor = InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
     try:
         try:
@@ -210,17 +221,6 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _require_file_name(prefix: str | Path) -> None:
-    if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".", ".."):
-        raise DataError(f"{prefix}: names a folder; a corpus needs a file name too, as in {Path(prefix) / 'corpus'}")
-    try:
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(
-            f"{prefix}: cannot be in {error.filename}, which is a file and not a folder; choose another --output"
-        ) from error
-
-
 def _require_own_work(work: Path) -> None:
     """Lets pass what an earlier call left, or nothing: the folder is removed in the end.
 
@@ -238,21 +238,27 @@ def _require_own_work(work: Path) -> None:
         )
 
 
-def _require_absent(prefix: str | Path, overwrite: bool) -> None:
-    present = [str(path) for suffix in ("json", "bin", "idx", "crc") if (path := corpus_path(prefix, suffix)).exists()]
-    if present and not overwrite:
-        raise DataError(f"{', '.join(present)}: already there; use --overwrite to replace it, or another --output")
-
-
 def _input_file(path: Path) -> InputFile:
     """Size and time of an input, found to be readable before any work is done."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from error
+    if path.is_dir() or (glob.has_magic(str(path)) and not path.exists()):
+        raise RefusedError(f"{path}: must be one file; {_OTHER_INPUTS}")
     InputStream(path).close()
     status = path.stat()
     return InputFile(path=str(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+def _refuse_files_named_twice(files: Sequence[InputFile]) -> None:
+    """Every document would be in the corpus twice."""
+    seen: set[str] = set()
+    for file in files:
+        real = os.path.realpath(file.path)
+        if real in seen:
+            raise RefusedError(f"{file.path}: is named twice; name every file once")
+        seen.add(real)
 
 
 def _no_documents(inputs: Sequence[InputFile], rejected: Counter[str], list_path: Path) -> str:
@@ -260,7 +266,14 @@ def _no_documents(inputs: Sequence[InputFile], rejected: Counter[str], list_path
     if not rejected:
         return f"{names}: no records; the input is empty"
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    with list_path.open("rb") as lines:
+        first = orjson.loads(lines.readline())
+    hint = ""
+    if rejected["missing_text"] or rejected["text_not_string"]:
+        hint = "; --text-key names the key of the text"
+    elif rejected["not_json"] or rejected["invalid_utf8"]:
+        hint = f"; {_OTHER_INPUTS}"
     return (
-        f"{names}: none of {rejected.total()} records gave a document ({reasons}); {list_path} lists them (--text-key "
-        "names the key of the text)"
+        f"{names}: none of {rejected.total()} records gave a document ({reasons}); {list_path} lists them, the first: "
+        f"line {first['line']}, {first['reason']}, {first['detail']}{hint}"
     )

@@ -22,6 +22,7 @@ from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output, open_unfollowed
 from data_tools.io.checksums import read_pieces
+from data_tools.io.system_errors import naming
 from data_tools.stages.tokenize_encode import ENTRY
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
@@ -132,9 +133,10 @@ def gather_bucket(task: Task) -> TaskResult:
     target = Path(task.folder).parent / options["target"]
     descriptor = open_unfollowed(target, os.O_WRONLY | os.O_CREAT)
     try:
-        if os.fstat(descriptor).st_size < 4 * options["total"]:
-            os.ftruncate(descriptor, 4 * options["total"])
-        edges = _write_range(descriptor, 4 * options["start"], bucket.pieces())
+        with naming(target):
+            if os.fstat(descriptor).st_size < 4 * options["total"]:
+                os.ftruncate(descriptor, 4 * options["total"])
+            edges = _write_range(descriptor, 4 * options["start"], bucket.pieces())
     finally:
         os.close(descriptor)
     contents = {f"{task.name}.lengths": bucket.lengths().tobytes(), f"{task.name}.edges": b"".join(edges)}

@@ -17,6 +17,7 @@ from data_tools.engine.task import Manifest
 from data_tools.io.atomic_file import atomic_output, open_unfollowed, sync_file
 from data_tools.io.checksums import StreamChecksums, read_pieces, sha256_of_file
 from data_tools.io.progress import Progress
+from data_tools.io.system_errors import naming
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT, FINGERPRINT
 from data_tools.version import version
 
@@ -56,7 +57,7 @@ def seal(
         corpus = folder / "corpus"
         with atomic_output(corpus_path(corpus, "crc")) as stream:
             stream.write(checksums.crc_bytes())
-        with (folder / "lengths").open("wb") as stream:
+        with naming(folder / "lengths"), (folder / "lengths").open("wb") as stream:
             for manifest in gathered:
                 stream.write(manifest.path(f"{manifest.name}.lengths").read_bytes())
         lengths = np.memmap(folder / "lengths", dtype=np.int32, mode="r")
@@ -95,7 +96,8 @@ def _put_in_edges(target: Path, gathered: Sequence[Manifest]) -> None:
         for manifest in gathered:
             edges = manifest.path(f"{manifest.name}.edges").read_bytes()
             head, tail = edges[: manifest.values["head"]], edges[manifest.values["head"] :]
-            os.pwrite(descriptor, head, manifest.values["start"])
-            os.pwrite(descriptor, tail, manifest.values["stop"] - len(tail))
+            with naming(target):
+                os.pwrite(descriptor, head, manifest.values["start"])
+                os.pwrite(descriptor, tail, manifest.values["stop"] - len(tail))
     finally:
         os.close(descriptor)

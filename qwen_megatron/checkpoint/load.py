@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qwen_megatron.checkpoint.choice import agree_on, choose_newest
+from qwen_megatron.checkpoint.manifest import MANIFEST, list_checkpoints
 from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
 from qwen_megatron.checkpoint.state import CheckpointState, check_continuable, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import load_tensors
@@ -14,6 +16,33 @@ from qwen_megatron.errors import CheckpointError
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
+
+log = logging.getLogger(__name__)
+
+
+def existing(path: Path) -> Path:
+    """The path, if there is something.
+
+    Raises:
+        CheckpointError: if there is nothing.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder; check the name")
+    return path
+
+
+def checkpoint_in(path: Path) -> Path:
+    """A checkpoint's folder as it is; of a run's folder its newest checkpoint, which is told. Nothing is verified.
+
+    Raises:
+        CheckpointError: if there is no such path.
+    """
+    checkpoints = [] if (existing(path) / MANIFEST).exists() else list_checkpoints(path)
+    if not checkpoints:
+        # What it lacks is said by whoever reads it.
+        return path
+    log.warning("taking %s, the newest checkpoint of this run", checkpoints[0])
+    return checkpoints[0]
 
 
 def verify_checkpoint(folder: Path) -> None:

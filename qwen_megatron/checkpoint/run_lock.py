@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_tools.errors import PathError
 from data_tools.io.lock import FileLock, HeldError
+from data_tools.io.system_errors import explained
 from qwen_megatron.errors import CheckpointError
 
 LOCK = "lock"
@@ -29,9 +30,7 @@ def run_lock(directory: Path) -> Iterator[FileLock]:
     except PathError as error:
         raise CheckpointError(str(error)) from error
     except OSError as error:
-        raise CheckpointError(
-            f"{directory / LOCK}: cannot be created or locked: {error.strerror}; the folder must be writable"
-        ) from error
+        raise CheckpointError(explained(error)) from error
     try:
         yield lock
     finally:

@@ -15,7 +15,7 @@ from qwen_megatron.cli.settings import add_model
 
 EPILOG = """examples:
   export what was trained, for transformers:
-    qwen-megatron convert to-hf runs/first/iter_0001000 exports/first --format qwen2
+    qwen-megatron convert to-hf runs/first exports/first
   compare the export with the checkpoint:
     qwen-megatron convert verify runs/first/iter_0001000 exports/first
   make a checkpoint of a Hugging Face folder, to go on training from its weights (checkpoint.init_from):
@@ -24,7 +24,7 @@ EPILOG = """examples:
 exit status: 0 done, 1 the conversion or the comparison failed, 2 wrong usage, 130 interrupted
 """
 TO_HF_EXAMPLES = """examples:
-  qwen-megatron convert to-hf runs/first/iter_0001000 exports/first --format qwen2
+  qwen-megatron convert to-hf runs/first exports/first
   qwen-megatron convert to-hf runs/first/iter_0001000 exports/first --format qwen2 --dtype fp32 --max-shard-size 2GB
 """
 FROM_HF_EXAMPLES = """examples:
@@ -33,6 +33,7 @@ FROM_HF_EXAMPLES = """examples:
 VERIFY_EXAMPLES = """examples:
   qwen-megatron convert verify runs/first/iter_0001000 exports/first
 """
+CHECKPOINT_HELP = "an iter_NNNNNNN folder, or a run's folder, whose newest checkpoint is taken"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -61,13 +62,13 @@ def add_to_hf(actions: Any) -> None:
         epilog=TO_HF_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an iter_NNNNNNN folder")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=CHECKPOINT_HELP)
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
     parser.add_argument(
         "--format",
-        required=True,
         choices=("qwen2", "qwen1"),
-        help="qwen2: Qwen2ForCausalLM of transformers; qwen1: the layout of the first Qwen series",
+        help="qwen2: Qwen2ForCausalLM of transformers; qwen1: the layout of the first Qwen series (default: qwen1 for "
+        "models with dynamic NTK or LogN scaling, which only that can express, else qwen2)",
     )
     parser.add_argument(
         "--dtype",
@@ -114,7 +115,7 @@ def add_verify(actions: Any) -> None:
         epilog=VERIFY_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an iter_NNNNNNN folder")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=CHECKPOINT_HELP)
     parser.add_argument("folder", metavar="HF_DIR", type=Path, help="a Hugging Face folder")
     parser.add_argument(
         "--tolerance",
@@ -152,17 +153,17 @@ def run_to_hf(args: argparse.Namespace) -> int:
     from qwen_megatron.convert.name_map import Format
     from qwen_megatron.convert.to_hf import to_hf
 
-    to_hf(
+    written = to_hf(
         args.checkpoint,
         args.out,
-        hf_format=Format(args.format),
+        hf_format=None if args.format is None else Format(args.format),
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
         name=args.model,
         allow_nonfinite=args.allow_nonfinite,
     )
-    print(f"wrote {args.out}")
+    print(f"wrote {args.out} ({written.value})")
     return 0
 
 

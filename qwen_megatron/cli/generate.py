@@ -23,10 +23,12 @@ def add_parser(subparsers: Any) -> None:
         description="Continues a text with the most likely token, again and again, up to the end of the document. "
         "Works in one process on a checkpoint of any layout or on a Hugging Face folder. Prints the prompt and what "
         "follows.",
-        epilog="examples:\n  qwen-megatron generate runs/first/iter_0001000 --prompt 'def main(' --max-new-tokens 40\n",
+        epilog="examples:\n  qwen-megatron generate runs/first --prompt 'def main(' --max-new-tokens 40\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="a checkpoint or a Hugging Face folder")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="a checkpoint, a run's folder or a Hugging Face folder"
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="ordinary text; control tokens are not special")
     parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="tokens to add at most (64)")
     add_model(parser)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = """examples:
   python -c 'import numpy; numpy.save("ids.npy", numpy.array([[9707, 1879]]))'
-  qwen-megatron logits runs/first/iter_0001000 --input-ids ids.npy --output logits.npy
+  qwen-megatron logits runs/first --input-ids ids.npy --output logits.npy
 """
 
 
@@ -31,7 +31,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="a checkpoint or a Hugging Face folder")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="a checkpoint, a run's folder or a Hugging Face folder"
+    )
     parser.add_argument("--input-ids", required=True, type=Path, metavar="IDS.npy", help="int64 [batch, seq]")
     parser.add_argument("--output", required=True, type=Path, metavar="LOGITS.npy", help="fp32 [batch, seq, vocab]")
     add_model(parser)

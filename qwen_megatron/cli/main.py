@@ -4,7 +4,8 @@ A subcommand is a module of this package with `add_parser(subparsers)`, which ca
 `run(args) -> int`. Its top level imports nothing heavy: `--help` and configuration errors need neither torch nor
 Megatron-Core.
 
-Exit statuses: 0 done; 1 a run failed; 2 wrong usage or configuration; 130 interrupted.
+Exit statuses: 0 done; 1 a run failed; 2 refused: wrong usage or configuration, an output that exists; 130 interrupted.
+They and the messages are made in one place for both programs, `data_tools.commands.outcome`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from data_tools.commands.outcome import EXIT_REFUSED, exit_status
 from data_tools.commands.parser import CommandParser
 from data_tools.commands.renamed import with_current_name
 from data_tools.commands.shared_options import add_shared_options, apply_loudness, check_command, complete
@@ -27,7 +29,6 @@ from qwen_megatron.cli.settings import setting_meant
 from qwen_megatron.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     PlatformError,
     TrainingError,
 )
@@ -73,19 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     without_compiler(os.environ)
+    arguments = sys.argv[1:] if argv is None else argv
+    return exit_status("qwen-megatron", arguments, run, (CheckpointError, PlatformError, TrainingError))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a subcommand; of a wrong configuration one process of a job tells.
+
+    Raises:
+        CheckpointError, DataError, PlatformError, TrainingError, OSError: from the subcommand.
+    """
+    args = parse(build_parser(), with_current_name(argv, RENAMED))
     try:
-        args = parse(build_parser(), with_current_name(sys.argv[1:] if argv is None else argv, RENAMED))
         apply_loudness(args)
         return cast(int, args.run(args))
     except ConfigError as error:
         report(error, os.environ)
-        return 2
-    except (CheckpointError, DataError, PlatformError, TrainingError) as error:
-        print(f"qwen-megatron: {printable(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("qwen-megatron: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_REFUSED
 
 
 def without_compiler(environment: MutableMapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from qwen_megatron.cli.settings import add_settings, split_settings
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.summary import summary
 from qwen_megatron.data.pretraining.tokenizers import foreign_corpora
-from qwen_megatron.errors import ConfigError
+from qwen_megatron.errors import ConfigError, PlatformError
 from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.held_out import data_plan
 from qwen_megatron.jobs.launcher import Launch, let_waiting_threads_sleep
@@ -83,7 +83,13 @@ def run(args: argparse.Namespace) -> int:
     # Only now: importing torch and Megatron-Core takes seconds on every rank.
     from qwen_megatron.jobs.pretrain import pretrain
 
-    reason = pretrain(config)
+    try:
+        reason = pretrain(config)
+    except BrokenPipeError as error:
+        raise PlatformError(
+            "standard output: whoever read it has gone; write it to a file (> run.log) and start again: the run goes "
+            "on from its newest checkpoint"
+        ) from error
     # A launcher would take any other status than 0 for a failure, and start the run again.
     return INTERRUPTED if reason == signal.SIGINT.name and launch.world_size is None else 0
 

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from data_tools.io.progress import Progress, progress_bar
 from qwen_megatron.checkpoint.environment import environment
+from qwen_megatron.checkpoint.load import existing
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
 from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState
 from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem
@@ -45,7 +46,7 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False, allow_nonfinite
         CheckpointError: if the folder is incomplete, damaged or of another architecture, or `out` exists.
     """
     check_replaceable(out, overwrite=overwrite)
-    source = HfFolder(folder)
+    source = HfFolder(existing(folder))
     write_weights(source if allow_nonfinite else FiniteWeights(source, folder), out, overwrite=overwrite)
 
 

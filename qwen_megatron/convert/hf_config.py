@@ -185,6 +185,14 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def fitting_format(model: ModelConfig) -> Format:
+    """The format that loses nothing: qwen1 for what only that has, dynamic NTK and LogN scaling; else qwen2."""
+    same_heads = model.num_query_groups == model.num_attention_heads
+    same_width = model.num_attention_heads * model.kv_channels == model.hidden_size
+    needs_qwen1 = model.use_dynamic_ntk or model.use_logn_attn
+    return Format.QWEN1 if needs_qwen1 and same_heads and same_width else Format.QWEN2
+
+
 def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """What only the first series' file holds, in its released layout."""
     if model.num_query_groups != model.num_attention_heads:

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from data_tools.io.atomic_file import write_atomically
+from data_tools.io.system_errors import naming_foreign
 from data_tools.tokenizer.qwen import (
     PATTERN,
     SPECIAL_TOKENS,
@@ -45,8 +46,9 @@ def write_tokenizer(folder: Path, model: ModelConfig, hf_format: Format) -> None
         config: dict[str, Any] = {"model_max_length": model.seq_length, "tokenizer_class": "QWenTokenizer"}
     else:
         tokenizer = build_tokenizer()
-        tokenizer.save(str(folder / "tokenizer.json"))
-        tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+        with naming_foreign(folder / "tokenizer.json"):
+            tokenizer.save(str(folder / "tokenizer.json"))
+            tokenizer.model.save(str(folder))  # vocab.json and merges.txt
         config = qwen2_tokenizer_config(model)
     write_atomically(folder / TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 

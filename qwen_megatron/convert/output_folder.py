@@ -14,13 +14,13 @@ from data_tools.errors import PathError
 from data_tools.io.atomic_file import sync_directory, sync_file
 from data_tools.io.lock import FileLock, HeldError
 from qwen_megatron.checkpoint.manifest import MANIFEST
-from qwen_megatron.errors import CheckpointError
+from qwen_megatron.errors import CheckpointError, OutputRefused
 
 # What the converters write. A folder is a model that may be replaced if it holds the marks and nothing but such files.
 CHECKPOINT_FILES = re.compile(r"manifest\.json|state\.json|metadata\.json|\.metadata|__\d+_\d+\.distcp")
 HF_FILES = re.compile(
     r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-    r"|tokenizer\.json|tokenizer_config\.json|vocab\.json|merges\.txt|qwen\.tiktoken"
+    r"|tokenizer\.json|tokenizer_config\.json|vocab\.json|merges\.txt|qwen\.tiktoken|README\.md"
 )
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -33,8 +33,11 @@ def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         out: The folder to make; its parent is made too.
         overwrite: Replace a model that is already there.
     Raises:
-        CheckpointError: if `out` exists and may not be replaced, or another process is making it.
+        OutputRefused: if `out` exists and may not be replaced.
+        CheckpointError: if another process is making it.
+        OSError: if the disk is full or the parent cannot be written to.
     """
+    out = Path(os.path.abspath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     with held(out):
         remove_leftovers(out)
@@ -58,14 +61,17 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     """Refuses to write over anything the user did not mean.
 
     Raises:
-        CheckpointError: if there is something, and it is no model or more than one, or `overwrite` is not given.
+        OutputRefused: if there is something, and it is no model or more than one, or `overwrite` is not given.
     """
+    if Path.cwd().is_relative_to(os.path.abspath(out)):
+        # Replacing it would leave every shell that is in it in a folder that is gone.
+        raise OutputRefused(f"{out}: is the current folder or holds it; name a folder of its own, such as ./export")
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise CheckpointError(f"{out}: exists; choose another name, or replace it with --overwrite")
+        raise OutputRefused(f"{out}: exists; choose another name, or replace it with --overwrite")
     if out.is_symlink() or not out.is_dir():
-        raise CheckpointError(f"{out}: is not a folder, --overwrite does not replace it; choose another name")
+        raise OutputRefused(f"{out}: is not a folder, --overwrite does not replace it; choose another name")
     names = sorted(path.name for path in out.iterdir())
     if not names:
         return
@@ -74,11 +80,11 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     elif "config.json" in names and any(name.endswith(WEIGHTS_SUFFIX) for name in names):
         own = HF_FILES
     else:
-        raise CheckpointError(f"{out}: does not hold a model, --overwrite does not replace it; choose another name")
+        raise OutputRefused(f"{out}: does not hold a model, --overwrite does not replace it; choose another name")
     for name in names:
         path = out / name
         if not own.fullmatch(name) or path.is_symlink() or not path.is_file():
-            raise CheckpointError(
+            raise OutputRefused(
                 f"{path}: is no part of the model in that folder, which --overwrite would remove; move it away, or "
                 "choose another name for the output"
             )

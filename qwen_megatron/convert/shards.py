@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from data_tools.io.atomic_file import atomic_path, write_atomically
+from data_tools.io.system_errors import naming_foreign
 from qwen_megatron.convert.hf_folder import INDEX, SINGLE_FILE
 
 
@@ -66,7 +67,7 @@ def write_shards(folder: Path, shards: dict[str, list[str]], tensors: Iterable[t
             if name != expected:
                 raise RuntimeError(f"{name} came where {expected} was planned")
             content[name] = tensor.contiguous()
-        with atomic_path(folder / file) as temporary:
+        with atomic_path(folder / file) as temporary, naming_foreign(folder / file):
             save_file(content, temporary, metadata={"format": "pt"})
 
 

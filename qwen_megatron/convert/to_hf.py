@@ -13,10 +13,12 @@ import torch
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.progress import Progress, progress_bar
 from data_tools.tokenizer.qwen import NUM_TOKENS
+from qwen_megatron.checkpoint.load import checkpoint_in
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
-from qwen_megatron.convert.hf_config import write_config, write_generation_config
+from qwen_megatron.convert.hf_config import fitting_format, write_config, write_generation_config
 from qwen_megatron.convert.hf_tokenizer import write_tokenizer
+from qwen_megatron.convert.model_card import CARD, model_card
 from qwen_megatron.convert.name_map import TABLE, Format, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
 from qwen_megatron.convert.shards import PlannedTensor, plan_shards, write_index, write_shards
@@ -32,33 +34,38 @@ def to_hf(
     checkpoint: Path,
     out: Path,
     *,
-    hf_format: Format,
+    hf_format: Format | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
     name: str | None = None,
     allow_nonfinite: bool = False,
-) -> None:
-    """Writes a Hugging Face folder: weights, configuration and, for a model of Qwen's tokens, the tokenizer.
+) -> Format:
+    """Writes a Hugging Face folder: weights, configuration, model card and, for Qwen's tokens, the tokenizer.
 
     At most one output file's tensors are in memory.
 
     Args:
-        checkpoint: An `iter_NNNNNNN` folder; every byte is verified first.
+        checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken; every byte is
+            verified first.
         out: The folder to make.
-        hf_format: Format to write.
+        hf_format: Format to write; None for the one that fits the architecture (`fitting_format`).
         dtype: `bf16`: the model's weights; `fp32`: the master weights of the optimizer where the checkpoint has them;
             None: the model's weights in the dtype they are stored in.
         max_shard_bytes: Most bytes of tensors in a file.
         overwrite: Replace a model that is already in `out`.
         name: Of the model, where the checkpoint holds several.
         allow_nonfinite: Take weights that hold NaN or infinity too.
+    Returns:
+        The format that was written.
     Raises:
         CheckpointError: if the checkpoint is damaged, the format cannot express the model, or `out` exists.
         DataError: if the vocabulary for the tokenizer files is not installed.
     """
     check_replaceable(out, overwrite=overwrite)
+    checkpoint = checkpoint_in(checkpoint)
     stored = CheckpointWeights(checkpoint, name)
+    hf_format = hf_format or fitting_format(stored.model)
     if dtype == "fp32" and stored.has_masters:
         stored = stored.masters()
     source: WeightSource = stored if allow_nonfinite else FiniteWeights(stored, checkpoint)
@@ -81,10 +88,12 @@ def to_hf(
         write_index(folder, shards, planned)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", write_generation_config(has_qwen_tokens=has_qwen_tokens))
+        write_atomically(folder / CARD, model_card(checkpoint, out.name, source.model, hf_format).encode())
         if has_qwen_tokens:
             write_tokenizer(folder, source.model, hf_format)
     if not has_qwen_tokens:
         warn_of_tokenizer(source.model)
+    return hf_format
 
 
 def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:

@@ -16,6 +16,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
+from qwen_megatron.checkpoint.load import checkpoint_in, existing
 from qwen_megatron.checkpoint.sharded_state import sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.config.sections.model import ModelConfig
@@ -93,7 +94,7 @@ def verify(
     the native context, where all formats mean the same. One model at a time is in memory.
 
     Args:
-        checkpoint: An `iter_NNNNNNN` folder.
+        checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken.
         folder: A Hugging Face folder; no code in it is run.
         groups: Of one process.
         tolerance: Largest absolute difference of a logit that is good.
@@ -101,7 +102,8 @@ def verify(
     Raises:
         CheckpointError: if one of the two cannot be read, or they describe different architectures.
     """
-    hf = HfFolder(folder)
+    hf = HfFolder(existing(folder))
+    checkpoint = checkpoint_in(checkpoint)
     source = CheckpointWeights(checkpoint, name)
     check_same_architecture(source.model, hf, checkpoint)
     first = next(parts(hf.model)).entry

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from qwen_megatron.checkpoint.finite import check_weights
-from qwen_megatron.checkpoint.load import load_model, verify_checkpoint
+from qwen_megatron.checkpoint.load import checkpoint_in, load_model, verify_checkpoint
 from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.hf_paths import is_hf_folder
@@ -45,19 +45,21 @@ def load_for_inference(
     """The model of a checkpoint or of a Hugging Face folder, in evaluation mode.
 
     Args:
-        source: An `iter_NNNNNNN` folder, written on any layout, or a folder with config.json and safetensors.
+        source: An `iter_NNNNNNN` folder, written on any layout, a run's folder, whose newest checkpoint is taken, or a
+            folder with config.json and safetensors.
         groups: As from `single_process`.
         precision: `fp32` or `bf16`.
         name: Of the model, where a checkpoint holds several.
         allow_nonfinite: Take weights that hold NaN or infinity too.
     Raises:
-        CheckpointError: if the source is damaged or neither of the two, or its weights are no numbers.
+        CheckpointError: if the source is missing, damaged or none of these, or its weights are no numbers.
     """
     if is_hf_folder(source):
         folder = HfFolder(source)
         model = build_model(folder.model, groups, precision=precision)
         load_hf_weights(folder, unwrapped(model))
     else:
+        source = checkpoint_in(source)
         verify_checkpoint(source)
         # Kernels are a matter of this machine, not of the one that trained; nothing is dropped here.
         saved = saved_model_config(source, name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +38,7 @@ def test_export_and_verify(
     count = {"qwen1": 27, "qwen2": 39}[hf_format]
     assert f"tensors: {count} of {count} equal bit for bit" in printed
     assert "verified: both are the same model" in printed
-    assert main(export) == 1
+    assert main(export) == 2
     assert f"{out}: exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
     assert main([*export, "--overwrite"]) == 0
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
@@ -64,16 +66,57 @@ def test_a_damaged_checkpoint_fails_in_one_line(
 ) -> None:
     assert main(["convert", "to-hf", str(tmp_path / "nothing"), str(tmp_path / "out"), "--format", "qwen2"]) == 1
     message = capsys.readouterr().err
-    assert f"qwen-megatron: {tmp_path / 'nothing' / 'manifest.json'}: missing" in message
+    assert message == f"qwen-megatron: error: {tmp_path / 'nothing'}: no such folder; check the name\n"
     assert "Traceback" not in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_does_not_exist_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing, other = str(tmp_path / "nothing"), str(tmp_path / "other")
+    np.save(tmp_path / "ids.npy", np.zeros((1, 2), dtype=np.int64))
+    for command in (
+        ["convert", "to-hf", nothing, other],
+        ["convert", "from-hf", nothing, other],
+        ["convert", "verify", nothing, str(FIXTURE)],
+        ["convert", "verify", str(FIXTURE), nothing],
+        ["generate", nothing, "--prompt", "a"],
+        ["logits", nothing, "--input-ids", str(tmp_path / "ids.npy"), "--output", other],
+    ):
+        assert main(command) == 1
+        assert capsys.readouterr().err == f"qwen-megatron: error: {nothing}: no such folder; check the name\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.npy"]
+
+
+def test_of_a_run_the_newest_checkpoint_is_taken(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, out, newest = tmp_path / "run", tmp_path / "hf", tmp_path / "run" / "iter_0000010"
+    shutil.copytree(checkpoint, newest)
+    (run / "iter_0000002").mkdir()
+    np.save(tmp_path / "ids.npy", np.zeros((1, 2), dtype=np.int64))
+    # The fixture has dynamic NTK and LogN scaling.
+    assert main(["convert", "to-hf", str(run), str(out)]) == 0
+    assert f"wrote {out} (qwen1)" in capfd.readouterr().out
+    assert main(["convert", "verify", str(run), str(out)]) == 0
+    ids, logits = str(tmp_path / "ids.npy"), tmp_path / "logits.npy"
+    assert main(["logits", str(run), "--input-ids", ids, "--output", str(logits)]) == 0
+    assert main(["generate", str(run), "--prompt", "a"]) == 1
+    assert f"{run}: its vocabulary has 160 rows" in capfd.readouterr().err
+    told = [message for message in caplog.messages if message.startswith("taking")]
+    assert told == [f"taking {newest}, the newest checkpoint of this run"] * 4
+    # What was exported can be replaced, card included.
+    assert "Its weights were imported" in (out / "README.md").read_text()
+    assert main(["convert", "to-hf", str(run), str(out), "--overwrite", "--format", "qwen2"]) == 0
+    shutil.rmtree(newest)
+    assert main(["convert", "to-hf", str(run), str(tmp_path / "other")]) == 1
+    assert "is not a complete checkpoint" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["convert"], "the following arguments are required: ACTION"),
-        (["convert", "to-hf", "a", "b"], "the following arguments are required: --format"),
+        (["convert", "to-hf", "a"], "the following arguments are required: OUT"),
         (["convert", "to-hf", "a", "b", "--format", "gguf"], "invalid choice: 'gguf'"),
         (["convert", "to-hf", "a", "b", "--format", "qwen2", "--dtype", "fp8"], "invalid choice: 'fp8'"),
         (["convert", "to-hf", "a", "b", "--format", "qwen2", "--max-shard-size", "0GB"], "'0GB' is not a size"),

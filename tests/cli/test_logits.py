@@ -89,7 +89,7 @@ def test_bad_ids_are_refused_by_name(checkpoint: Path, tmp_path: Path, capsys: p
         (tmp_path / "logits").mkdir(exist_ok=True)
         assert run(checkpoint, path, tmp_path / "logits" / "out.npy") == 1, problem
         message = capsys.readouterr().err
-        assert f"qwen-megatron: {path}: " in message, problem
+        assert f"qwen-megatron: error: {path}: " in message, problem
         assert words in message, problem
     assert list((tmp_path / "logits").iterdir()) == []
     assert not (tmp_path / "canary").exists()

@@ -71,7 +71,7 @@ def test_a_source_that_is_a_path_is_refused_at_load(
 ) -> None:
     path = write_pipeline(source.format(out=bystander), TOKENIZE)
     before = tree(bystander)
-    assert main(["run", str(path)]) == 1
+    assert main(["run", str(path)]) == 2
     assert "stages[0].inputs[0].source=" in capsys.readouterr().err
     assert tree(bystander) == before
     assert not (tmp_path / "out").exists()

@@ -164,7 +164,7 @@ def test_outputs_of_runs_as_inputs(tmp_path: Path, source: Path, capsys: pytest.
         ([output, str(source), "--output", str(tmp_path / "out")], "must be the only input"),
         ([output, "--output", output], "is the input too; choose another folder for --output"),
     ):
-        assert main(["stage", "normalise", *arguments]) == 1
+        assert main(["stage", "normalise", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert main(["stage", "mixture", output, "--output", str(tmp_path / "mix")]) == 1
     assert "no stage of this run left corpora; tokenize its documents first" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from data_tools.corpus import document_order
 from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.reader import Corpus
 from data_tools.corpus.sidecar import Sidecar
-from data_tools.errors import DataError
+from data_tools.errors import DataError, RefusedError
 from data_tools.sources.python_stdlib import collect
 from data_tools.stages import tokenize_encode
 from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
@@ -288,3 +288,27 @@ def test_no_sources_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Python sources there"):
         collect(tmp_path / "out.jsonl", tmp_path / "empty")
     assert visible_and_hidden(tmp_path) == {"empty"}
+
+
+def test_inputs_that_are_no_json_lines_are_sent_to_the_stage_that_reads_them(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    text = write_jsonl([b"a line", b"another"], "a.txt")
+    reads = "read by `qwen-data stage read INPUT --output DIR`"
+    with pytest.raises(DataError, match=rf"a.txt: none of 2 records .*line 1, not_json, .*{reads}"):
+        tokenize([text], tmp_path / "c")
+    for path in (tmp_path, tmp_path / "*.txt"):
+        with pytest.raises(RefusedError, match=f"must be one file; .*{reads}"):
+            tokenize([path], tmp_path / "c")
+    keys = write_jsonl([b'{"id": 1, "body": "x"}'], "b.jsonl")
+    with pytest.raises(DataError, match=r"line 1, missing_text, .*'id', 'body'.*; --text-key names"):
+        tokenize([keys], tmp_path / "c")
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl(["a"])
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for again in (source, tmp_path / "." / source.name, tmp_path / "link.jsonl"):
+        with pytest.raises(RefusedError, match="is named twice"):
+            tokenize([source, again], tmp_path / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.jsonl", "link.jsonl"]
