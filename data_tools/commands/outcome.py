@@ -4,6 +4,7 @@ Exit statuses: 0 done; 1 data, machine or run at fault; 2 refused before anythin
 line, a configuration or what stands in the way; 130 interrupted; 143 terminated.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ def exit_status(
     Returns:
         the exit status.
     """
+    mendable: tuple[type[Exception], ...] = (DataError, Refusal, *failures)
     for stream in (sys.stdout, sys.stderr):
         _show_all_characters(stream)
     try:
@@ -41,7 +43,7 @@ def exit_status(
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
-    except (DataError, Refusal, *failures) as error:
+    except mendable as error:
         return _failed(program, str(error), EXIT_REFUSED if isinstance(error, Refusal) else EXIT_FAILED)
     except OSError as error:
         if error.filename is None and not _can_print():
@@ -91,7 +93,7 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 def _show_all_characters(stream: TextIO | None) -> None:
     """What a terminal's encoding does not have is shown as \\u4f60 instead of ending the command."""
-    if hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
 
