@@ -1,0 +1,111 @@
+"""Wrong uses of qwen-data: exit status, a word of the message, once, and nothing left behind but lists of bad records.
+
+Those of tokenize's inputs: stages/test_tokenize_files.py; of stage's arguments: pipeline/test_stage_command.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_tools.cli import main
+
+PIPELINE = "output: out\nstages:\n  - kind: read\n    inputs:\n      - path: t.jsonl\n        source: web\n"
+
+# Command line, in a folder with what `prepared` puts there; exit status; words of the message.
+WRONG_USES = [
+    # Pipelines.
+    ("run nope.yaml", 2, ["nope.yaml: no such file"]),
+    ("run kind.yaml", 2, ["stages[0].kind=reed", "read", "stages[1].rules.c5", "c4"]),
+    ("run list.yaml", 2, ["list.yaml: must be a mapping"]),
+    ("run good.yaml --shard 9/8", 2, ["'9/8' is not a shard"]),
+    ("run good.yaml --workers many", 2, ["'many' is not a whole number"]),
+    ("run good.yaml --workers 0", 2, ["0 must be at least 1"]),
+    ("run good.yaml --max-bad some", 2, ["max_bad='some' is not a limit"]),
+    ("stage nothing t.jsonl --output out", 2, ["'nothing' is no stage; choose one of"]),
+    ("stage filter t.jsonl --output out rules.c5=null", 2, ["rules.c5", "c4"]),
+    # Tokenization.
+    ("tokenize none.jsonl --output out", 1, ["none.jsonl: cannot be read: No such file"]),
+    ("tokenize empty.jsonl --output out --workers 1", 1, ["empty.jsonl: no records; the input is empty"]),
+    ("tokenize t.jsonl --output c", 2, ["c.json", "already there; use --overwrite"]),
+    ("tokenize t.jsonl --output folder/", 2, ["names a folder"]),
+    ("tokenize t.jsonl t.jsonl --output out", 2, ["t.jsonl: is named twice"]),
+    ("tokenize folder --output out", 2, ["must be one file", "qwen-data stage read"]),
+    ("tokenize *.jsonl --output out", 2, ["must be one file", "qwen-data stage read"]),
+    ("tokenize t.jsonl --output out --rejected folder", 2, ["folder: is a folder; name a file"]),
+    ("tokenize t.jsonl --output t.jsonl/out", 2, ["t.jsonl, which is a file and not a folder"]),
+    # Corpora.
+    ("inspect none", 1, ["none.json"]),
+    ("inspect c --document 999", 1, ["document 999 does not exist, there are 2"]),
+    ("inspect c --document -1", 2, ["-1 must be at least 0"]),
+    ("verify none", 1, ["none.json"]),
+    ("verify damaged", 1, ["damaged.bin", "block 0"]),
+    ("merge c none --output out", 1, ["none.json"]),
+    ("merge c other --output out", 1, ["end_of_document", "only corpora of one tokenizer can be merged"]),
+    ("merge c --output c", 2, ["is one of the corpora to merge"]),
+    ("merge c --output other", 2, ["already there; use --overwrite"]),
+    ("import-corpus c", 2, ["c.json: already there; use --overwrite"]),
+    ("report folder", 1, ["folder"]),
+    # No command, and one that is none.
+    ("", 2, ["the following arguments are required: COMMAND"]),
+    ("tokenise t.jsonl", 2, ["invalid choice: 'tokenise'"]),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "t.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (folder / "empty.jsonl").write_bytes(b"")
+    (folder / "fake.jsonl.gz").write_bytes(gzip.compress(b"{}")[:9])
+    (folder / "folder").mkdir()
+    (folder / "good.yaml").write_text(PIPELINE)
+    (folder / "kind.yaml").write_text(
+        PIPELINE.replace("kind: read", "kind: reed") + "  - kind: filter\n    rules:\n      c5: null\n"
+    )
+    (folder / "list.yaml").write_text("- a\n")
+    for name in ("c", "damaged", "other"):
+        assert main(["tokenize", str(folder / "t.jsonl"), "--output", str(folder / name), "--workers", "1"]) == 0
+    content = bytearray((folder / "damaged.bin").read_bytes())
+    content[0] ^= 1
+    (folder / "damaged.bin").write_bytes(content)
+    other = ["import-corpus", str(folder / "other"), "--overwrite", "--end-of-document", "151643"]
+    assert main(other) == 0
+    sidecar = (folder / "other.json").read_text().replace("151643", "151645")
+    (folder / "other.json").write_text(sidecar)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but lists of rejected records."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith("rejected.jsonl")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize(("command", "status", "words"), WRONG_USES, ids=[use[0] or "nothing" for use in WRONG_USES])
+def test_wrong_use(
+    command: str,
+    status: int,
+    words: list[str],
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(prepared, here)
+    monkeypatch.chdir(here)
+    before = content(here)
+    try:
+        found = main(command.split())
+    except SystemExit as stop:
+        found = int(str(stop.code))
+    shown = capsys.readouterr().err
+    assert found == status, shown
+    for word in words:
+        assert word in shown, shown
+    assert shown.count(": error: ") == 1, shown
+    assert content(here) == before
