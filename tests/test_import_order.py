@@ -19,6 +19,7 @@ LAYERS = (
     "data_tools",
     "errors",
     "recipes",
+    "libraries",
     "config",
     "platforms",
     "parallel",
@@ -32,10 +33,11 @@ LAYERS = (
     "jobs",
     "planning",
     "report",
+    "api",
     "cli",
     "__main__",
 )
-WITHOUT_TORCH = ("data_tools", "errors", "recipes", "config")
+WITHOUT_TORCH = ("data_tools", "errors", "recipes", "libraries", "config")
 SHIMS = "qwen_megatron.platforms.shims"
 LAUNCHER = "qwen_megatron.jobs.launcher"
 UNPICKLER = "qwen_megatron.checkpoint.unpickler"

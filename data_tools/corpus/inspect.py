@@ -9,7 +9,7 @@ from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.reader import Corpus
 from data_tools.corpus.sidecar import corpus_path
 from data_tools.errors import DataError
-from data_tools.tokenizer.qwen import FINGERPRINT, QwenTokenizer
+from data_tools.tokenizer.qwen import QwenTokenizer, is_of_qwen
 
 _SAMPLE_TOKENS = 64
 
@@ -124,7 +124,7 @@ def _text(corpus: Corpus, tokens: list[int]) -> str | None:
     """The tokens as text; None if the vocabulary is another one, as far as can be known."""
     if tokens and tokens[-1] == corpus.end_of_document:
         tokens = tokens[:-1]
-    if corpus.sidecar.tokenizer not in (None, FINGERPRINT):
+    if not is_of_qwen(corpus.sidecar.tokenizer, corpus.end_of_document):
         return None
     try:
         return QwenTokenizer().decode(tokens)

@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.cli.settings import add_settings
+from qwen_megatron.config.load import split_settings
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.parity import DEFAULT_LAYOUTS, TOLERANCE, largest_differences, parse_layout, train_layouts
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from data_tools.io.plain_text import printable
 from qwen_megatron.cli.nonfinite import add_allow_nonfinite
-from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model
+from qwen_megatron.libraries import silence_libraries
 
 EPILOG = """examples:
   export what was trained, for transformers:

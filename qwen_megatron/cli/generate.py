@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.io.plain_text import printable
-from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS, QwenTokenizer
 from qwen_megatron.cli.nonfinite import add_allow_nonfinite
-from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model
-from qwen_megatron.errors import CheckpointError, ConfigError
+from qwen_megatron.errors import ConfigError
+from qwen_megatron.libraries import silence_libraries
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,20 +51,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if not args.prompt:
         raise ConfigError("--prompt='': must have at least one character")
-    tokenizer = QwenTokenizer()
-    prompt = tokenizer.encode(args.prompt)
     silence_libraries()
-    from qwen_megatron.inference.generate import generate_greedy
-    from qwen_megatron.inference.loading import load_for_inference, single_process
+    from qwen_megatron.inference.continuation import continue_text
 
-    with single_process() as groups:
-        model = load_for_inference(args.source, groups, name=args.model, allow_nonfinite=args.allow_nonfinite)
-        if model.num_tokens_in_vocabulary < NUM_TOKENS:
-            raise CheckpointError(
-                f"{args.source}: its vocabulary has {model.num_tokens_in_vocabulary} rows, Qwen's tokenizer "
-                f"{NUM_TOKENS} tokens; text needs a model with Qwen's vocabulary"
-            )
-        new = generate_greedy(model, prompt, args.max_new_tokens, stop=(END_OF_DOCUMENT,))
-    text = tokenizer.decode([*prompt, *new])
+    text = continue_text(
+        args.source, args.prompt, args.max_new_tokens, name=args.model, allow_nonfinite=args.allow_nonfinite
+    )
     print(printable(text) if sys.stdout.isatty() else text)
     return 0

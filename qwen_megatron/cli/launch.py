@@ -11,7 +11,8 @@ import sys
 from typing import Any
 
 from qwen_megatron.cli import pretrain
-from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.cli.settings import add_settings
+from qwen_megatron.config.load import split_settings
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.preflight import prepare_config, prepare_start
 from qwen_megatron.jobs.slurm import slurm_script

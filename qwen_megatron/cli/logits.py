@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_megatron.cli.nonfinite import add_allow_nonfinite
-from qwen_megatron.cli.quiet import silence_libraries
 from qwen_megatron.cli.settings import add_model
 from qwen_megatron.errors import ConfigError, DataError
+from qwen_megatron.libraries import silence_libraries
 
 if TYPE_CHECKING:
     import numpy as np

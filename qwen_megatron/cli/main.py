@@ -16,8 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from data_tools.commands.outcome import EXIT_REFUSED, exit_status
@@ -33,10 +32,10 @@ from qwen_megatron.errors import (
     TrainingError,
 )
 from qwen_megatron.jobs.launcher import Launch, MachineError
+from qwen_megatron.libraries import without_compiler
 
 # How long a rank without a message waits for the one that has it.
 PATIENCE_SECONDS = 5.0
-GPU_DRIVER = Path("/dev/nvidiactl")
 
 COMMANDS = (
     "launch",
@@ -91,16 +90,6 @@ def run(argv: Sequence[str]) -> int:
     except ConfigError as error:
         report(error, os.environ)
         return EXIT_REFUSED
-
-
-def without_compiler(environment: MutableMapping[str, str]) -> None:
-    """Where there is no GPU, keeps torch.compile from loading its compiler.
-
-    Megatron-Core hands it functions while it is imported, and Inductor alone takes as long to import as all of torch.
-    On the CPU none of these functions is used. A value that the user has set stays.
-    """
-    if not GPU_DRIVER.exists():
-        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 from data_tools.io.plain_text import printable
-from qwen_megatron.cli.quiet import silence_libraries
-from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.cli.settings import add_settings
+from qwen_megatron.config.load import split_settings
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.summary import summary
 from qwen_megatron.data.pretraining.tokenizers import foreign_corpora
@@ -19,6 +19,7 @@ from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.held_out import data_plan
 from qwen_megatron.jobs.launcher import Launch, let_waiting_threads_sleep
 from qwen_megatron.jobs.preflight import prepare_start
+from qwen_megatron.libraries import silence_libraries
 
 EPILOG = """examples:
   check without training:

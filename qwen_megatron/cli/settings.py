@@ -59,8 +59,3 @@ def setting_meant(option: str, arguments: Sequence[str]) -> str | None:
         keys = [last[found] for found in difflib.get_close_matches(name[:100], last, n=1, cutoff=0.75)]
     words = join_or(tuple(f"{key}={value}" for key in keys)) if keys else ""
     return f"settings have no dashes: did you mean {words}?" if keys else None
-
-
-def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The configuration files and the overrides."""
-    return [text for text in settings if "=" not in text], [text for text in settings if "=" in text]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qwen_megatron.cli.settings import add_settings, split_settings
+from qwen_megatron.cli.settings import add_settings
+from qwen_megatron.config.load import split_settings
 from qwen_megatron.config.reference import reference
 from qwen_megatron.config.summary import as_json, as_yaml
 from qwen_megatron.jobs.preflight import prepare_config

@@ -88,6 +88,11 @@ def typed(item: Given, node: yaml.Node, problems: Problems) -> Any:
     return result
 
 
+def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The configuration files and the overrides."""
+    return [text for text in settings if "=" not in text], [text for text in settings if "=" in text]
+
+
 def named(files: Files) -> Sequence[str | Path]:
     """The files in their order."""
     if files is None:

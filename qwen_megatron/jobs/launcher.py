@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.libraries import without_compiler
 
 # How long OpenMP's threads spin while they wait for work: of the standard, of GNU's library, of Intel's.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -100,6 +101,12 @@ def let_waiting_threads_sleep(environment: MutableMapping[str, str] = os.environ
     """
     if not any(name in environment for name in WAITING):
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def settle_environment() -> None:
+    """Sets for this process, before torch is imported, how its libraries start; what the user has set stays."""
+    without_compiler(os.environ)
+    let_waiting_threads_sleep()
 
 
 def environment_for_children(**changes: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.train.job import Job, StepOutcome
 from qwen_megatron.train.objective import NextTokenLoss, Objective
-from qwen_megatron.train.run import Run
+from qwen_megatron.train.run import Hook, Run
 from qwen_megatron.train.schedule import learning_rate
 from qwen_megatron.train.state import TrainState
 from qwen_megatron.train.step import evaluate, train_step
@@ -165,9 +165,12 @@ def tell_of_data(job: Pretraining) -> None:
             log.warning("%s", warning)
 
 
-def pretrain(config: ResolvedConfig) -> str | None:
+def pretrain(config: ResolvedConfig, more_hooks: Sequence[Hook] = ()) -> str | None:
     """Runs a configuration on this rank, from the newest checkpoint where there is one.
 
+    Args:
+        config: Resolved configuration.
+        more_hooks: Called before the configured ones.
     Returns:
         Why it left early and in order, such as the name of a signal; None if it came to its end.
     Raises:
@@ -175,6 +178,7 @@ def pretrain(config: ResolvedConfig) -> str | None:
     """
     with session(config) as job:
         run = build_run(config, job.groups, job.platform, job.timers, job.lock)
+        run.hooks = [*more_hooks, *run.hooks]
         job.train(run)
         return run.stopping
 

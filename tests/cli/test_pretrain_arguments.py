@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from data_tools.stages.tokenize_files import tokenize
-from qwen_megatron.cli.main import main, without_compiler
+from qwen_megatron.cli.main import main
 from qwen_megatron.errors import CheckpointError, ConfigError, DataError, PlatformError, TrainingError
 from qwen_megatron.jobs.launcher import Launch
+from qwen_megatron.libraries import without_compiler
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -359,9 +360,9 @@ def test_without_a_gpu_no_compiler_is_loaded(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from qwen_megatron.cli import main\n"
-        f"main.GPU_DRIVER = Path({str(tmp_path / 'none')!r})\n"
-        "main.without_compiler(os.environ)\n"
+        "from qwen_megatron import libraries\n"
+        f"libraries.GPU_DRIVER = Path({str(tmp_path / 'none')!r})\n"
+        "libraries.without_compiler(os.environ)\n"
         "import megatron.core.transformer\n"
         "sys.exit('torch._inductor.compile_fx' in sys.modules)\n"
     )
@@ -372,7 +373,7 @@ def test_without_a_gpu_no_compiler_is_loaded(tmp_path: Path) -> None:
 def test_with_a_gpu_the_compiler_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = tmp_path / "nvidiactl"
     driver.touch()
-    monkeypatch.setattr("qwen_megatron.cli.main.GPU_DRIVER", driver)
+    monkeypatch.setattr("qwen_megatron.libraries.GPU_DRIVER", driver)
     environment: dict[str, str] = {}
     without_compiler(environment)
     assert environment == {}

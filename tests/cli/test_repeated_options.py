@@ -11,7 +11,7 @@ import data_tools.cli
 import qwen_megatron.cli.main
 from data_tools.commands.parser import CommandParser
 
-PROGRAMS = {"qwen-data": data_tools.cli._parser, "qwen-megatron": qwen_megatron.cli.main.build_parser}
+PROGRAMS = {"qwen-data": data_tools.cli.build_parser, "qwen-megatron": qwen_megatron.cli.main.build_parser}
 # Of options whose type refuses "1".
 VALUES = {"--shard": "0/4"}
 

@@ -52,7 +52,7 @@ WRONG_USES = [
     ("check-parity model.preset=tiny --layouts tp2-xx", 2, ["xx"]),
     # No command, and one that is none.
     ("", 2, ["the following arguments are required: COMMAND"]),
-    ("train", 2, ["invalid choice: 'train'"]),
+    ("train", 2, ["train: no such command; did you mean pretrain?"]),
 ]
 
 

@@ -51,7 +51,7 @@ WRONG_USES = [
     ("report folder", 1, ["folder"]),
     # No command, and one that is none.
     ("", 2, ["the following arguments are required: COMMAND"]),
-    ("tokenise t.jsonl", 2, ["invalid choice: 'tokenise'"]),
+    ("tokenise t.jsonl", 2, ["tokenise: no such command; did you mean tokenize?"]),
 ]
 
 
