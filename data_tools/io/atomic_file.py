@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from data_tools.errors import PathError, RefusedError
+from data_tools.errors import PathError
 from data_tools.io.system_errors import naming
 
 _SYNCS_AT_ONCE = 8
@@ -121,7 +121,7 @@ def atomic_output(path: Path, *, sync: bool = True, replace: bool = True) -> Ite
         replace: False: the first one stays.
     Raises:
         FileExistsError: ``path`` is there and must not be replaced.
-        RefusedError: ``path`` is a folder.
+        IsADirectoryError: ``path`` is a folder.
         OSError: the folder cannot be written to or the disk is full; ``path`` is then as it was before.
     """
     descriptor, temporary = temporary_file(path)
@@ -152,7 +152,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     whatever the writer thinks (safetensors and everything else that goes through a temporary file make it private).
 
     Raises:
-        RefusedError: ``path`` is a folder.
+        IsADirectoryError: ``path`` is a folder.
         OSError: the folder cannot be written to, or what was to be written is not there.
     """
     descriptor, temporary = temporary_file(path)
@@ -181,11 +181,10 @@ def temporary_file(path: Path) -> tuple[int, Path]:
     """A new file beside ``path``, `.NAME.XXXXXXXX.tmp`, open for writing, as widely readable as the user's files are.
 
     Raises:
-        RefusedError: ``path`` is a folder, which nothing would replace in the end.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or ``path`` is a folder, which nothing would replace in the end.
     """
     if path.is_dir() and not path.is_symlink():
-        raise RefusedError(f"{path}: is a folder; name a file")
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:

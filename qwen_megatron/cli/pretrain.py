@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         print(printable(f"qwen-megatron: warning: {line}"), file=sys.stderr)
     if args.dry_run:
         if launch.rank == 0:
-            print(printable("\n".join([summary(config), f"start   {start}", *start.notes])))
-            print_data_plan(config)
+            lines = [summary(config), *data_lines(config), f"start   {start}", *start.notes]
+            print(printable("\n".join(lines)))
         return 0
     if config.world_size > 1 and launch.world_size is None:
         command = f"qwen-megatron launch {shlex.join(args.settings)}"
@@ -95,8 +95,7 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if reason == signal.SIGINT.name and launch.world_size is None else 0
 
 
-def print_data_plan(config: ResolvedConfig) -> None:
-    """Prints what the run takes of each corpus, with a warning of too many epochs."""
+def data_lines(config: ResolvedConfig) -> list[str]:
+    """What the run takes of each corpus, with a warning of too many epochs."""
     lines, warnings = data_plan(config, open_blend(config))
-    for line in [*lines, *(f"warning: {warning}" for warning in warnings)]:
-        print(f"        {line}")
+    return [f"        {line}" for line in [*lines, *(f"warning: {warning}" for warning in warnings)]]

@@ -64,6 +64,7 @@ class RandomPretraining(Pretraining):
 
     def __init__(self, config: ResolvedConfig, loader: Any, objective: Objective | None = None):
         self.config, self.loader = config, loader
+        self.held_out = {}
         self.objective = objective or NextTokenLoss()
         self.guard = StepGuard()
         self.batches = None
