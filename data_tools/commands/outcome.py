@@ -52,7 +52,8 @@ def exit_status(
                 # The reader of our output went away (`| head`), which is no error.
                 return EXIT_OK
             error.filename = "standard output"
-        return _failed(program, explained(error))
+        # A folder in the place of a file is found before anything is written.
+        return _failed(program, explained(error), EXIT_REFUSED if isinstance(error, IsADirectoryError) else EXIT_FAILED)
     except KeyboardInterrupt:
         _say(f"{program}: interrupted")
         return EXIT_INTERRUPTED
