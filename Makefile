@@ -47,8 +47,8 @@ endif
 demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
 	$(PY) examples/demo.py
 
-# Two workers have pools of ranks, and share what needs none (tests/conftest.py); more have nothing to do for long.
-# WORKERS=0 runs one test after the other in this process.
+# One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
+# for long. WORKERS=0 runs one test after the other in this process.
 WORKERS ?= 2
 
 test: setup ## the whole test suite on two cores; WORKERS=0 for one test after the other

@@ -28,10 +28,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Modules about whole jobs.
-JOBS = ("tests/faults/", "tests/jobs/", "tests/checkpoint/")
-
-
 @cache
 def uses_the_pool(path: Path) -> bool:
     """Whether a module has tests on the pool of ranks, or launches that are forked from the same process."""
@@ -46,9 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives the modules that use a pool to two workers, which build one each, and each other module to one.
-
-    Those that kill, stop and time ranks stay together; the others train beside them.
+    """Gives all modules that use the pool to one worker, which builds it once, and each other module to one.
 
     Marks of groups do not do it: pytest-xdist 3.8 writes them into the names of tests, which pytest 9.2 does not read.
     """
@@ -57,9 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class PoolScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
-            if not uses_the_pool(config.rootpath / module):
-                return module
-            return "pool of jobs" if module.startswith(JOBS) else "pool"
+            return "pool" if uses_the_pool(config.rootpath / module) else module
 
     return PoolScheduling(config, log)
 
