@@ -19,7 +19,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from qwen_megatron.checkpoint.load import checkpoint_in, existing
 from qwen_megatron.checkpoint.sharded_state import sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
-from qwen_megatron.config.sections.model import ModelConfig
+from qwen_megatron.config.sections.model import SHAPE, STRETCHES, ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_folder import CONFIG, GENERATION_CONFIG, HfFolder
@@ -35,20 +35,7 @@ NUM_SEQUENCES = 2
 LONGEST_SEQUENCE = 64
 
 # What both sides must agree on; what a format has no place for is left out.
-ARCHITECTURE = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "vocab_size",
-    "seq_length",
-    "rotary_base",
-    "layernorm_epsilon",
-    "tie_word_embeddings",
-)
-EVALUATION = ("use_dynamic_ntk", "use_logn_attn")
+ARCHITECTURE = (*SHAPE, "seq_length", "rotary_base", "layernorm_epsilon")
 
 # What each step of a forward pass gave, in order: fp32 [b, s, h], for "logits" [b, s, v].
 Activations = dict[str, torch.Tensor]
@@ -131,7 +118,7 @@ def check_same_architecture(model: ModelConfig, hf: HfFolder, checkpoint: Path) 
     Raises:
         CheckpointError: naming the settings that differ.
     """
-    names = ARCHITECTURE + (EVALUATION if hf.hf_format is Format.QWEN1 else ())
+    names = ARCHITECTURE + (STRETCHES if hf.hf_format is Format.QWEN1 else ())
     different = [
         f"model.{name} is {getattr(model, name)} in {checkpoint} and {getattr(hf.model, name)} in {hf.path}"
         for name in names

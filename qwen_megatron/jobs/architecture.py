@@ -13,24 +13,12 @@ from data_tools.settings.words import show
 from qwen_megatron.checkpoint.manifest import listed_files
 from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.config.schema import Settings
-from qwen_megatron.config.sections.model import ModelConfig
+from qwen_megatron.config.sections.model import SHAPE, STRETCHES, ModelConfig
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_format import Format
 from qwen_megatron.convert.hf_paths import CONFIG, inside, is_hf_folder
 from qwen_megatron.errors import CheckpointError
 
-# Of the weights.
-SHAPE = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "vocab_size",
-    "tie_word_embeddings",
-)
-STRETCHES = ("use_dynamic_ntk", "use_logn_attn")
 # What no shape tells, but the weights were trained with.
 SEMANTICS = ("seq_length", "rotary_base", *STRETCHES, "layernorm_epsilon")
 

@@ -11,8 +11,8 @@ from data_tools.settings.words import show
 from qwen_megatron.checkpoint.state import CheckpointState, config_sections
 from qwen_megatron.config.fill import schedule_lengths
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.config.sections.model import SHAPE
 from qwen_megatron.errors import ChangesRefused
-from qwen_megatron.jobs.architecture import SHAPE
 
 # How long and how fast a run goes, and how often it looks: they change nothing in what a step computes, but for the
 # order of sums. Layout, saving and logging are free for the same reason. `train_iters` is free because the schedule of

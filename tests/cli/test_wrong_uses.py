@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qwen_megatron.cli.main import main
+from tests.support.wrong_uses import WrongUse, names_of, said_by
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "qwen1-mini"
 
@@ -70,32 +70,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(("command", "status", "words"), WRONG_USES, ids=[use[0] or "nothing" for use in WRONG_USES])
+@pytest.mark.parametrize("use", WRONG_USES, ids=names_of(WRONG_USES))
 def test_wrong_use(
-    command: str,
-    status: int,
-    words: list[str],
+    use: WrongUse,
     prepared: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here = tmp_path / "here"
-    shutil.copytree(prepared, here)
-    monkeypatch.chdir(here)
-    before = content(here)
-    try:
-        found = main(command.split())
-    except SystemExit as stop:
-        found = int(str(stop.code))
-    shown = capsys.readouterr().err
-    assert found == status, shown
-    for word in words:
-        assert word in shown, shown
+    shown = said_by(main, use, prepared, tmp_path / "here", capsys, monkeypatch)
     assert len(re.findall(r"^qwen-megatron[ a-z-]*: (?:error|[0-9]+ problems?)", shown, re.MULTILINE)) == 1, shown
-    assert content(here) == before

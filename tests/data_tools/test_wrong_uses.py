@@ -6,12 +6,12 @@ Those of tokenize's inputs: stages/test_tokenize_files.py; of stage's arguments:
 from __future__ import annotations
 
 import gzip
-import shutil
 from pathlib import Path
 
 import pytest
 
 from data_tools.cli import main
+from tests.support.wrong_uses import WrongUse, names_of, said_by
 
 PIPELINE = "output: out\nstages:\n  - kind: read\n    inputs:\n      - path: t.jsonl\n        source: web\n"
 
@@ -79,33 +79,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but lists of rejected records."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith("rejected.jsonl")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-@pytest.mark.parametrize(("command", "status", "words"), WRONG_USES, ids=[use[0] or "nothing" for use in WRONG_USES])
+@pytest.mark.parametrize("use", WRONG_USES, ids=names_of(WRONG_USES))
 def test_wrong_use(
-    command: str,
-    status: int,
-    words: list[str],
+    use: WrongUse,
     prepared: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here = tmp_path / "here"
-    shutil.copytree(prepared, here)
-    monkeypatch.chdir(here)
-    before = content(here)
-    try:
-        found = main(command.split())
-    except SystemExit as stop:
-        found = int(str(stop.code))
-    shown = capsys.readouterr().err
-    assert found == status, shown
-    for word in words:
-        assert word in shown, shown
+    shown = said_by(main, use, prepared, tmp_path / "here", capsys, monkeypatch, left="rejected.jsonl")
     assert shown.count(": error: ") == 1, shown
-    assert content(here) == before

@@ -11,8 +11,9 @@ import pytest
 from qwen_megatron.checkpoint.state import CheckpointState, config_sections
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
+from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.errors import ChangesRefused
+from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.changes import Change, check_changes
 from qwen_megatron.train.state import TrainState
 from tests.support.corpora import write_byte_corpus
@@ -37,19 +38,9 @@ def resolved_config(blend: str, *overrides: str) -> ResolvedConfig:
     return resolve(load_config(None, [*given, f"data.blend={blend}", *overrides]))
 
 
-def open_data(config: ResolvedConfig) -> BlendedDataset:
-    return open_dataset(
-        config.data.blend,
-        seq_length=config.training.seq_length,
-        seed=config.training.seed,
-        eval_samples=config.data.eval_samples,
-        vocab_size=config.model.vocab_size,
-    )
-
-
 def saved_by(config: ResolvedConfig) -> CheckpointState:
     """What a run saves after 800 samples."""
-    dataset = open_data(config)
+    dataset = open_blend(config)
     data = dataset.sources(CONSUMED)
     state = TrainState(iteration=100, consumed_samples=CONSUMED, consumed_tokens=CONSUMED * 64)
     return CheckpointState(train_state=state, models={}, config=config_sections(config), data=data, environment={})
@@ -57,7 +48,7 @@ def saved_by(config: ResolvedConfig) -> CheckpointState:
 
 def changes(saved: CheckpointState, config: ResolvedConfig, dataset: BlendedDataset | None = None) -> list[Change]:
     """What differs and is allowed when a run goes on with this configuration and these data."""
-    sources = (dataset or open_data(config)).sources(CONSUMED)
+    sources = (dataset or open_blend(config)).sources(CONSUMED)
     return check_changes(saved, config, sources, FOLDER)
 
 
@@ -144,7 +135,7 @@ def test_another_tokenizer_is_refused_even_for_the_same_tokens(two: dict[str, Pa
             found = super().sources(consumed_samples)
             return {prefix: {**source, "tokenizer": "a" * 64} for prefix, source in found.items()}
 
-    dataset = open_data(config)
+    dataset = open_blend(config)
     known = Known(
         dict(zip(dataset.prefixes, dataset.corpora, strict=True)), None, seq_length=64, seed=1234, eval_samples=8
     )

@@ -8,6 +8,20 @@ from annotated_types import Interval
 
 from data_tools.settings.records import record
 
+# Names of settings: the shape of the weights.
+SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+# What stretches the context in evaluation; only the format of the first Qwen series has a place for it.
+STRETCHES = ("use_dynamic_ntk", "use_logn_attn")
+
 
 @record
 class ModelConfig:
