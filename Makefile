@@ -10,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(ENV)/.qwen-megatron-setup
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
@@ -40,7 +40,7 @@ else
 	@echo "setup: installing the other $$(grep -c == requirements/cpu.txt) pinned packages and the development tools"
 	@$(PY) -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
 endif
-	@echo "setup: building the C++ extension"
+	@echo "setup: building the C++ extensions"
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
