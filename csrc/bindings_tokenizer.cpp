@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -76,8 +77,17 @@ qwen_data::MergeLearner merge_learner(const qwen_data::BytePairs& base, const qw
     if (min_count == 0) {
         throw py::value_error("min_count must be at least 1");
     }
+    // Ctrl-C, which Python only hears of on the thread that it called from.
+    const auto check = [caller = std::this_thread::get_id()] {
+        if (std::this_thread::get_id() == caller) {
+            const py::gil_scoped_acquire acquire;
+            if (PyErr_CheckSignals() != 0) {
+                throw py::error_already_set();
+            }
+        }
+    };
     py::gil_scoped_release release;
-    return {base, counts, factors_view, {min_count, max_token_bytes, threads}};
+    return {base, counts, factors_view, {min_count, max_token_bytes, threads}, check};
 }
 
 std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>> merges(const qwen_data::MergeLearner& learner) {

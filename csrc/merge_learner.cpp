@@ -16,6 +16,8 @@ struct Nothing {};
 
 // Words that a thread encodes at a time.
 constexpr std::size_t kWordsAtOnce = 4096;
+// Places that it looks at between two calls of `check`.
+constexpr std::uint32_t kPlacesAtOnce = 1 << 18;
 
 struct EncodedWords {
     std::vector<std::uint32_t> ids;
@@ -24,13 +26,14 @@ struct EncodedWords {
 
 // The base's tokens of every pre-token, kWordsAtOnce of them in each item.
 std::vector<EncodedWords> encoded(const BytePairs& base, const std::vector<CountedPretoken>& pretokens,
-                                  std::size_t threads) {
+                                  std::size_t threads, const std::function<void()>& check) {
     struct Scratch {
         BytePairs::Scratch encoder;
         std::vector<std::uint32_t> ids;
     };
     std::vector<EncodedWords> blocks((pretokens.size() + kWordsAtOnce - 1) / kWordsAtOnce);
     parallel_for<Scratch>(blocks.size(), threads, [&](std::size_t number, Scratch& scratch) {
+        check();
         const std::size_t end = std::min(pretokens.size(), (number + 1) * kWordsAtOnce);
         for (std::size_t word = number * kWordsAtOnce; word < end; ++word) {
             base.encode(pretokens[word].text, scratch.ids, scratch.encoder);
@@ -44,16 +47,16 @@ std::vector<EncodedWords> encoded(const BytePairs& base, const std::vector<Count
 }  // namespace
 
 MergeLearner::MergeLearner(const BytePairs& base, const PretokenCounts& counts, View<const std::uint64_t> factors,
-                           const LearningRules& rules)
+                           const LearningRules& rules, const std::function<void()>& check)
     : rules_(rules), lengths_(base.lengths()), num_tokens_(factors.size) {
-    encode_words(base, counts, factors);
+    encode_words(base, counts, factors, check);
     fresh_left_.assign(lengths_.size(), kNone);
     fresh_right_.assign(lengths_.size(), kNone);
-    count_pairs();
+    count_pairs(check);
 }
 
 void MergeLearner::encode_words(const BytePairs& base, const PretokenCounts& counts,
-                                View<const std::uint64_t> factors) {
+                                View<const std::uint64_t> factors, const std::function<void()>& check) {
     const std::vector<CountedPretoken> pretokens = counts.all();
     constexpr auto most = std::numeric_limits<std::int64_t>::max();
     double total = 0;
@@ -68,7 +71,7 @@ void MergeLearner::encode_words(const BytePairs& base, const PretokenCounts& cou
         throw std::invalid_argument("bytes times factors are more than 64 bits can count");
     }
     std::size_t word = 0;
-    for (const EncodedWords& block : encoded(base, pretokens, rules_.threads)) {
+    for (const EncodedWords& block : encoded(base, pretokens, rules_.threads, check)) {
         const std::uint32_t* ids = block.ids.data();
         for (const std::uint32_t size : block.sizes) {
             const CountedPretoken& pretoken = pretokens[word++];
@@ -91,7 +94,7 @@ void MergeLearner::encode_words(const BytePairs& base, const PretokenCounts& cou
     }
 }
 
-void MergeLearner::count_pairs() {
+void MergeLearner::count_pairs(const std::function<void()>& check) {
     // Each part looks at all places and counts the pairs that are its own: no part waits for another, and the places of
     // every pair are found in ascending order.
     const std::size_t num_parts = std::max<std::size_t>(rules_.threads, 1);
@@ -101,6 +104,9 @@ void MergeLearner::count_pairs() {
         std::vector<Pair>& pairs = parts[part];
         const auto for_each_place = [&](const auto& visit) {
             for (std::uint32_t place = 0; place < symbols_.size(); ++place) {
+                if (place % kPlacesAtOnce == 0) {
+                    check();
+                }
                 if (next_[place] != kNone) {
                     const std::uint32_t left = symbols_[place];
                     const std::uint32_t right = symbols_[next_[place]];

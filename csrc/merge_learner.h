@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "byte_pairs.h"
@@ -27,10 +28,11 @@ struct LearningRules {
 // of it is integers: nothing depends on threads or on the order of pre-tokens.
 class MergeLearner {
   public:
-    // `factors` has one for each group, at least 1. Copies what it needs of `counts`. Throws std::invalid_argument if a
-    // group has no factor, or if there is too much text to count.
+    // `factors` has one for each group, at least 1. Copies what it needs of `counts`. Calls `check` now and then, on any
+    // of its threads; what that throws is thrown here. Throws std::invalid_argument if a group has no factor, or if there
+    // is too much text to count.
     MergeLearner(const BytePairs& base, const PretokenCounts& counts, View<const std::uint64_t> factors,
-                 const LearningRules& rules);
+                 const LearningRules& rules, const std::function<void()>& check);
 
     // Learns up to `most` merges, and returns how many; fewer: no pair is left that may be joined.
     std::size_t learn(std::size_t most);
@@ -77,8 +79,9 @@ class MergeLearner {
         }
     };
 
-    void encode_words(const BytePairs& base, const PretokenCounts& counts, View<const std::uint64_t> factors);
-    void count_pairs();
+    void encode_words(const BytePairs& base, const PretokenCounts& counts, View<const std::uint64_t> factors,
+                      const std::function<void()>& check);
+    void count_pairs(const std::function<void()>& check);
     void keep(Pair&& pair);
     void join(Pair pair);
     void gain(std::vector<std::uint32_t>& numbers, std::uint32_t neighbour, std::uint32_t left, std::uint32_t right,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
+from data_tools import _native
 from data_tools.errors import DataError, RefusedError
 from data_tools.text.normalization import nfc
 from data_tools.tokenizer.augment import Augmented, CorpusCounts, LearningOptions, augment, factors
@@ -224,6 +227,33 @@ def test_a_very_long_word_takes_no_quadratic_time(base: list[bytes]) -> None:
     assert len(row) == -(-500_000 // 64) + bin(500_000 % 64).count("1") - (500_000 % 64 > 0)
 
 
+def test_signals_are_heard_while_the_corpus_is_encoded() -> None:
+    letters = "abcdefghijklmnopqrst"
+    corpus = counted({"x": [" ".join(map("".join, itertools.product(letters, repeat=4)))]})
+    heard = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    pairs = byte_pairs(BYTES, "v")
+
+    def make() -> None:
+        _native.MergeLearner(pairs, corpus.pretokens, np.ones(1, dtype=np.uint64), 1, 128, 2)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    previous = signal.signal(signal.SIGALRM, hear)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    try:
+        # Those that come while nobody listens are heard as one, after the call.
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
 def test_mistakes(base: list[bytes]) -> None:
     with pytest.raises(RefusedError, match="--size 700 must be above the 700 tokens of the base"):
         augmented(base, {"x": ["a"]}, 700)
@@ -234,8 +264,6 @@ def test_mistakes(base: list[bytes]) -> None:
 
 
 def test_wrong_calls_of_the_kernel() -> None:
-    from data_tools import _native
-
     corpus = counted({"x": ["ab ab"], "y": ["b"]})
     pairs = byte_pairs(BYTES, "v")
     one, two = np.ones(1, dtype=np.uint64), np.ones(2, dtype=np.uint64)
