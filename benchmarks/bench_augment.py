@@ -51,10 +51,10 @@ def write_texts(inputs: Sequence[str], path: Path, tenths: int = 10) -> int:
                 if not isinstance(record, Record):
                     continue
                 for piece in pieces(nfc(record.text)):
-                    number += 1
                     if number * 7 % 10 < tenths:
                         num_bytes += len(piece.encode())
                         stream.write(orjson.dumps([language, piece], option=orjson.OPT_APPEND_NEWLINE))
+                    number += 1
     return num_bytes
 
 

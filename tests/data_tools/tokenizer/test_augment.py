@@ -63,7 +63,7 @@ def made(base: list[bytes], texts: dict[str, list[str]]) -> Augmented:
 SMALL_TEXT = st.text("aab e\u0301你\n1'", max_size=30)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     st.lists(SMALL_TEXT, max_size=4),
     st.lists(st.tuples(SMALL_TEXT, st.sampled_from(["x", "y"])), min_size=1, max_size=5),
