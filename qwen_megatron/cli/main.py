@@ -48,6 +48,7 @@ COMMANDS = (
     "convert",
     "logits",
     "generate",
+    "perplexity",
 )
 
 # Old name of a command -> its name.
