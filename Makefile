@@ -75,6 +75,9 @@ bench-augment: setup ## compression and time of a continued vocabulary against o
 bench-save: setup ## waiting time of asynchronous and synchronous saves, into docs/benchmarks.md
 	$(PY) benchmarks/bench_save.py --write
 
+bench-infer: setup ## speed of generation against transformers, into docs/benchmarks.md
+	$(PY) benchmarks/bench_infer.py --write
+
 docs: setup ## the documentation as a site in build/site; any warning is an error
 	$(PY) -m pip install --quiet -r requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
+
+from results import machine_line
 
 from training_step.contestants import FFN, HEADS, HIDDEN, LAYERS, MEMORY_BATCH, SEQUENCE, SPEED_BATCH, VOCAB
 from training_step.processes import Block
@@ -63,16 +60,9 @@ def memory_lines(measured: Mapping[str, Block]) -> list[str]:
 
 
 def machine_lines(busy_before: float) -> list[str]:
-    """Where and when, and whether other work ran beside; ``busy_before``: per cent of all cores."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":")[1].strip() if names else model
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "megatron-core"))
-    cores = len(os.sched_getaffinity(0))
-    state = "otherwise idle" if busy_before < 5 else f"BUSY with other work ({busy_before:.0f} % before the start)"
+    """Where and when, whether other work ran beside, and what a step is; ``busy_before``: per cent of all cores."""
     return [
-        f"{datetime.now(UTC):%Y-%m-%d}; {model}, {cores} cores, machine {state}; {versions}.",
+        machine_line(busy_before),
         f"hidden {HIDDEN}, {LAYERS} layers, ffn {FFN}, {HEADS} heads, sequence {SEQUENCE}, vocabulary {VOCAB:,},",
         f"{SPEED_BATCH * SEQUENCE} tokens a step unless said otherwise, not tied, clipping, AdamW. Contestants take",
         "turns; a round counts the fastest of its steps, a ratio is the median over rounds.",
