@@ -66,9 +66,10 @@ def add_to_hf(actions: Any) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
     parser.add_argument(
         "--format",
-        choices=("qwen2", "qwen1"),
-        help="qwen2: Qwen2ForCausalLM of transformers; qwen1: the layout of the first Qwen series (default: qwen1 for "
-        "models with dynamic NTK or LogN scaling, which only that can express, else qwen2)",
+        choices=("qwen3", "qwen2", "qwen1"),
+        help="qwen3, qwen2: Qwen3ForCausalLM and Qwen2ForCausalLM of transformers; qwen1: the layout of the first Qwen "
+        "series (default: qwen3 for models with model.qk_layernorm, qwen1 for those with dynamic NTK or LogN scaling, "
+        "which only that can express, else qwen2)",
     )
     parser.add_argument(
         "--dtype",
@@ -94,8 +95,8 @@ def add_from_hf(actions: Any) -> None:
     parser = actions.add_parser(
         "from-hf",
         help="make a checkpoint of a Hugging Face folder",
-        description="Makes a checkpoint that holds the weights of a Qwen1 or Qwen2 folder (safetensors only; no code "
-        "in it is run).",
+        description="Makes a checkpoint that holds the weights of a folder of Qwen, Qwen1.5, Qwen2, Qwen2.5 or "
+        "Qwen3, dense (safetensors only; no code in it is run).",
         epilog=FROM_HF_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -99,10 +99,11 @@ def to_hf(
 def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:
     """Says what a format has no place for."""
     lost = [name for name in ("use_dynamic_ntk", "use_logn_attn") if getattr(model, name)]
-    if hf_format is Format.QWEN2 and lost:
+    if lost and not hf_format.has_stretches:
         log.warning(
-            "%s cannot be expressed in the qwen2 format: beyond %d tokens its model will differ from this one",
+            "%s cannot be expressed in the %s format: beyond %d tokens its model will differ from this one",
             " and ".join(lost),
+            hf_format.value,
             model.seq_length,
         )
 

@@ -75,10 +75,10 @@ def verify(
 ) -> Report:
     """Compares a checkpoint with a Hugging Face folder.
 
-    A qwen2 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is imported
-    again and run by our model. Both sides compute in fp32, from the weights as the folder holds them: rounded to its
-    dtype; the master weights if it has fp32 weights and the model was trained in bf16. Sequences are not longer than
-    the native context, where all formats mean the same. One model at a time is in memory.
+    A qwen2 or qwen3 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is
+    imported again and run by our model. Both sides compute in fp32, from the weights as the folder holds them: rounded
+    to its dtype; the master weights if it has fp32 weights and the model was trained in bf16. Sequences are not longer
+    than the native context, where all formats mean the same. One model at a time is in memory.
 
     Args:
         checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken.
@@ -99,7 +99,7 @@ def verify(
     different = tuple(different_tensors(source, hf))
     ids_bs = sample_ids(hf.model).to(groups.device)
     ours = run_checkpoint(source, hf, groups, ids_bs)
-    theirs = run_transformers(hf, groups, ids_bs) if hf.hf_format is Format.QWEN2 else run_import(hf, groups, ids_bs)
+    theirs = run_import(hf, groups, ids_bs) if hf.hf_format is Format.QWEN1 else run_transformers(hf, groups, ids_bs)
     difference = (ours["logits"] - theirs["logits"]).abs().max().item()
     # Written so that a NaN on either side is a failure.
     agree = difference <= tolerance
@@ -118,7 +118,7 @@ def check_same_architecture(model: ModelConfig, hf: HfFolder, checkpoint: Path) 
     Raises:
         CheckpointError: naming the settings that differ.
     """
-    names = ARCHITECTURE + (STRETCHES if hf.hf_format is Format.QWEN1 else ())
+    names = ARCHITECTURE + (STRETCHES if hf.hf_format.has_stretches else ())
     different = [
         f"model.{name} is {getattr(model, name)} in {checkpoint} and {getattr(hf.model, name)} in {hf.path}"
         for name in names
@@ -191,7 +191,7 @@ def run_ours(qwen: QwenModel, ids_bs: torch.Tensor) -> Activations:
 
 @torch.no_grad()
 def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
-    """Activations of transformers' model of a qwen2 folder."""
+    """Activations of transformers' model of a qwen2 or qwen3 folder."""
     import transformers
 
     # It reads these by itself, and takes them as they are.
@@ -199,7 +199,8 @@ def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Acti
         if path.exists():
             read_json(path)
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.Qwen2ForCausalLM.from_pretrained(
+    kind = transformers.Qwen3ForCausalLM if hf.hf_format is Format.QWEN3 else transformers.Qwen2ForCausalLM
+    model = kind.from_pretrained(
         hf.path,
         dtype=torch.float32,
         attn_implementation="sdpa",

@@ -17,17 +17,23 @@ from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.convert.verify import Report, verify
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.inference.loading import single_process
-from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.random_weights import TINY, TINY3, RandomWeights
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint and its exports."""
+    """A folder with checkpoints and their exports."""
     folder = tmp_path_factory.mktemp("pair")
     write_weights(RandomWeights(TINY), folder / "checkpoint")
+    write_weights(RandomWeights(TINY3), folder / "checkpoint3")
     for hf_format in Format:
-        to_hf(folder / "checkpoint", folder / hf_format, hf_format=hf_format)
+        to_hf(checkpoint_of(folder, hf_format), folder / hf_format, hf_format=hf_format)
     return folder
+
+
+def checkpoint_of(pair: Path, hf_format: Format) -> Path:
+    """The checkpoint that the export of a format was made of."""
+    return pair / ("checkpoint3" if hf_format is Format.QWEN3 else "checkpoint")
 
 
 def report_after(pair: Path, copy: Path, hf_format: Format, name: str, change: Callable[..., torch.Tensor]) -> Report:
@@ -37,17 +43,19 @@ def report_after(pair: Path, copy: Path, hf_format: Format, name: str, change: C
     tensors[name] = change(tensors[name])
     save_file(tensors, copy / "model.safetensors")
     with single_process("cpu") as groups:
-        return verify(pair / "checkpoint", copy, groups)
+        return verify(checkpoint_of(pair, hf_format), copy, groups)
 
 
 @pytest.mark.parametrize("hf_format", list(Format))
 def test_an_export_is_the_same_model(hf_format: Format, pair: Path) -> None:
     with single_process("cpu") as groups:
-        report = verify(pair / "checkpoint", pair / hf_format, groups)
+        report = verify(checkpoint_of(pair, hf_format), pair / hf_format, groups)
     assert report.is_good
     assert (report.different_tensors, report.first_difference) == ((), None)
     assert report.max_difference < 1e-5
-    assert report.num_tensors == {Format.QWEN1: 8 * 2 + 3, Format.QWEN2: 12 * 2 + 3}[hf_format]
+    assert (
+        report.num_tensors == {Format.QWEN1: 8 * 2 + 3, Format.QWEN2: 12 * 2 + 3, Format.QWEN3: 11 * 2 + 3}[hf_format]
+    )
 
 
 @pytest.mark.parametrize(
