@@ -43,7 +43,7 @@ def to_hf(
 ) -> Format:
     """Writes a Hugging Face folder: weights, configuration, model card and, for Qwen's tokens, the tokenizer.
 
-    At most one output file's tensors are in memory.
+    One layer's weight, or one matrix outside of the layers, is in memory at a time.
 
     Args:
         checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken; every byte is
@@ -84,7 +84,7 @@ def to_hf(
     with output_folder(out, overwrite=overwrite) as folder:
         total = sum(tensor.size_bytes for tensor in planned.values())
         with progress_bar(f"writing {out.name}", total) as progress:
-            write_shards(folder, shards, converted_tensors(source, hf_format, planned, progress))
+            write_shards(folder, shards, planned, converted_tensors(source, hf_format, planned, progress))
         write_index(folder, shards, planned)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", write_generation_config(has_qwen_tokens=has_qwen_tokens))
@@ -135,8 +135,7 @@ def converted_tensors(
             tensor = tensor.to(planned[name].dtype)
             # Before it is handed out: whoever takes the last one does not ask for another.
             progress.advance(planned[name].size_bytes)
-            # A view would keep its neighbours in memory until the file is written.
-            yield name, tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            yield name, tensor
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -235,8 +235,7 @@ def make_safetensors(folder: Path) -> bytes:
 
 
 def read_safetensors(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    hf_folder.read_headers({path: hf_folder.open_safetensors(path)})
+    hf_folder.open_safetensors(folder / "model.safetensors")
 
 
 def make_ids(folder: Path) -> bytes:
