@@ -125,6 +125,12 @@ def add_verify(actions: Any) -> None:
         metavar="X",
         help="largest absolute difference of a logit that is good (1e-4)",
     )
+    parser.add_argument(
+        "--layer-by-layer",
+        action="store_true",
+        default=None,
+        help="hold one layer of either side in memory (default: only where the model in fp32 does not fit)",
+    )
     add_model(parser)
     parser.set_defaults(run=run_verify)
 
@@ -181,16 +187,28 @@ def run_from_hf(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Runs `convert verify`."""
     silence_libraries()
+    from qwen_megatron.convert.hf_paths import CONFIG
     from qwen_megatron.convert.verify import verify
     from qwen_megatron.inference.loading import single_process
 
     with single_process() as groups:
-        report = verify(args.checkpoint, args.folder, groups, tolerance=args.tolerance, name=args.model)
+        report = verify(
+            args.checkpoint,
+            args.folder,
+            groups,
+            tolerance=args.tolerance,
+            name=args.model,
+            by_layers=args.layer_by_layer,
+        )
     equal = report.num_tensors - len(report.different_tensors)
-    print(f"tensors: {equal} of {report.num_tensors} equal bit for bit")
+    print(f"tensors: {equal} of {report.num_tensors} equal bit for bit; names and shapes as {CONFIG} says")
     for name in report.different_tensors[:10]:
         print(f"  differs: {printable(name)}")
-    print(f"logits: largest difference {report.max_difference:.3g}, tolerance {report.tolerance:g}")
+    how = "layer by layer" if report.by_layers else "in whole models"
+    print(
+        f"logits: largest difference {report.max_difference:.3g}, tolerance {report.tolerance:g}; "
+        f"{report.num_tokens} tokens in fp32, {how}"
+    )
     if report.first_difference is not None:
         print(f"  first difference: {report.first_difference}")
     print("verified: both are the same model" if report.is_good else "FAILED: these are different models")

@@ -14,7 +14,7 @@ from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_paths import CONFIG, inside
 from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts, tied_copies
-from qwen_megatron.convert.safetensors_file import DTYPES, SafetensorsFile, StoredTensor
+from qwen_megatron.convert.safetensors_file import DTYPES, SafetensorsFile, StoredTensor, size_bytes
 from qwen_megatron.convert.weights import Box
 from qwen_megatron.errors import CheckpointError
 
@@ -60,6 +60,11 @@ class HfFolder:
         )
         self.dtypes = self.check_dtypes()
         self.check_tied_copy()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(size_bytes(tensor) for tensor in self.tensors.values())
 
     def check_dtypes(self) -> dict[str, torch.dtype]:
         """The dtype of each entry, by key; all layers of a tensor must have the same.

@@ -23,6 +23,7 @@ from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv
 LAYERS = "decoder.layers."
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
+FINAL_NORM = "decoder.final_layernorm.weight"
 QKV_BIAS = "decoder.layers.self_attention.linear_qkv.bias"
 QUERY_NORM = "decoder.layers.self_attention.q_layernorm.weight"
 KEY_NORM = "decoder.layers.self_attention.k_layernorm.weight"
@@ -262,7 +263,7 @@ TABLE: tuple[Entry, ...] = (
         axes="HF",
     ),
     Rename(
-        key="decoder.final_layernorm.weight",
+        key=FINAL_NORM,
         qwen1=("transformer.ln_f.weight",),
         qwen2=("model.norm.weight",),
         axes="H",
