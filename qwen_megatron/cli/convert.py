@@ -33,6 +33,9 @@ FROM_HF_EXAMPLES = """examples:
 VERIFY_EXAMPLES = """examples:
   qwen-megatron convert verify runs/first/iter_0001000 exports/first
 """
+TO_SAFETENSORS_EXAMPLES = """examples:
+  qwen-megatron convert to-safetensors downloads/old downloads/old-safetensors
+"""
 CHECKPOINT_HELP = "an iter_NNNNNNN folder, or a run's folder, whose newest checkpoint is taken"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -51,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
     add_to_hf(actions)
     add_from_hf(actions)
     add_verify(actions)
+    add_to_safetensors(actions)
 
 
 def add_to_hf(actions: Any) -> None:
@@ -135,6 +139,22 @@ def add_verify(actions: Any) -> None:
     parser.set_defaults(run=run_verify)
 
 
+def add_to_safetensors(actions: Any) -> None:
+    """Registers `convert to-safetensors`."""
+    parser = actions.add_parser(
+        "to-safetensors",
+        help="write a Hugging Face folder of pickles (.bin) with safetensors",
+        description="Reads pytorch_model*.bin with torch's reader of plain tensors, which refuses everything else, and "
+        "writes the folder with safetensors. Other commands never open a pickle.",
+        epilog=TO_SAFETENSORS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a Hugging Face folder with pickled weights")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    parser.set_defaults(run=run_to_safetensors)
+
+
 def byte_size(text: str) -> int:
     """A number of bytes such as 500MB."""
     match = re.fullmatch(r"([0-9]{1,15})(|KB|MB|GB)", text.upper())
@@ -180,6 +200,16 @@ def run_from_hf(args: argparse.Namespace) -> int:
     from qwen_megatron.convert.from_hf import from_hf
 
     from_hf(args.folder, args.out, overwrite=args.overwrite, allow_nonfinite=args.allow_nonfinite)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def run_to_safetensors(args: argparse.Namespace) -> int:
+    """Runs `convert to-safetensors`."""
+    silence_libraries()
+    from qwen_megatron.convert.pickled_folder import to_safetensors
+
+    to_safetensors(args.folder, args.out, overwrite=args.overwrite)
     print(f"wrote {args.out}")
     return 0
 

@@ -161,8 +161,8 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(
-                f"{folder / pickles[0]}: is a pickle, which can run code when it is read; convert the folder to "
-                "safetensors first"
+                f"{folder / pickles[0]}: is a pickle, which can run code when it is read; make safetensors of "
+                f"the folder first: qwen-megatron convert to-safetensors {folder} OUT"
             )
         raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX}")
     path = inside(folder, INDEX)

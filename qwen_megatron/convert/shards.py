@@ -46,9 +46,14 @@ def plan_shards(tensors: Mapping[str, PlannedTensor], max_bytes: int) -> dict[st
             filled = 0
         shards[-1].append(name)
         filled += tensor.size_bytes
-    if len(shards) == 1:
-        return {SINGLE_FILE: shards[0]}
-    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+    return dict(zip(file_names(len(shards)), shards, strict=True))
+
+
+def file_names(count: int) -> list[str]:
+    """Names of so many files of weights; a single one has its own usual name."""
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def write_shards(
