@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save
+.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-convert
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -67,6 +67,9 @@ bench-train: setup ## speed and memory of a training step against transformers, 
 bench-data: setup ## speed of text kernels and tokenization against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write
 	$(PY) benchmarks/bench_tokenize.py --write
+
+bench-convert: setup ## conversion of random models: time, memory, the check by layers, into docs/benchmarks.md
+	$(PY) benchmarks/bench_conversion.py --write
 
 bench-save: setup ## waiting time of asynchronous and synchronous saves, into docs/benchmarks.md
 	$(PY) benchmarks/bench_save.py --write

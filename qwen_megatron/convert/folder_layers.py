@@ -84,7 +84,7 @@ class TransformersLayers(FolderLayers):
 
     def last_norm(self, hidden_bsh: torch.Tensor) -> torch.Tensor:
         self.norm.load_state_dict(self.weights("model.norm."), strict=True)
-        return self.norm(hidden_bsh)  # type: ignore[no-any-return]
+        return self.norm(hidden_bsh)
 
 
 class PlainLayers(FolderLayers):

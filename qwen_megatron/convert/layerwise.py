@@ -200,7 +200,7 @@ class CheckpointLayers:
     def last_norm(self, part: Part, hidden_bsh: torch.Tensor) -> torch.Tensor:
         """The norm at the end of the stack."""
         self.load([part])
-        return self.qwen.decoder.final_layernorm(hidden_bsh)  # type: ignore[no-any-return]
+        return self.qwen.decoder.final_layernorm(hidden_bsh)
 
     def load(self, loaded: Iterable[Part]) -> None:
         """Reads weights into the model, rounded to the precision they have in the folder."""
