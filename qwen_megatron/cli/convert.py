@@ -37,6 +37,7 @@ TO_SAFETENSORS_EXAMPLES = """examples:
   qwen-megatron convert to-safetensors downloads/old downloads/old-safetensors
 """
 CHECKPOINT_HELP = "an iter_NNNNNNN folder, or a run's folder, whose newest checkpoint is taken"
+DEFAULT_TOLERANCE = 1e-4
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -89,6 +90,7 @@ def add_to_hf(actions: Any) -> None:
         help="largest weight file, such as 500MB (5GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    add_check(parser)
     add_model(parser)
     add_allow_nonfinite(parser)
     parser.set_defaults(run=run_to_hf)
@@ -107,8 +109,16 @@ def add_from_hf(actions: Any) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="a Hugging Face folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint's folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUT")
+    add_check(parser)
     add_allow_nonfinite(parser)
     parser.set_defaults(run=run_from_hf)
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """An option of what writes a model."""
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the two afterwards, as `convert verify` does (status 1 if not)"
+    )
 
 
 def add_verify(actions: Any) -> None:
@@ -125,7 +135,7 @@ def add_verify(actions: Any) -> None:
     parser.add_argument(
         "--tolerance",
         type=tolerance,
-        default=1e-4,
+        default=DEFAULT_TOLERANCE,
         metavar="X",
         help="largest absolute difference of a logit that is good (1e-4)",
     )
@@ -191,7 +201,7 @@ def run_to_hf(args: argparse.Namespace) -> int:
         allow_nonfinite=args.allow_nonfinite,
     )
     print(f"wrote {args.out} ({written.value})")
-    return 0
+    return compare(args.checkpoint, args.out, name=args.model) if args.verify else 0
 
 
 def run_from_hf(args: argparse.Namespace) -> int:
@@ -201,7 +211,7 @@ def run_from_hf(args: argparse.Namespace) -> int:
 
     from_hf(args.folder, args.out, overwrite=args.overwrite, allow_nonfinite=args.allow_nonfinite)
     print(f"wrote {args.out}")
-    return 0
+    return compare(args.out, args.folder) if args.verify else 0
 
 
 def run_to_safetensors(args: argparse.Namespace) -> int:
@@ -217,19 +227,26 @@ def run_to_safetensors(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Runs `convert verify`."""
     silence_libraries()
+    return compare(
+        args.checkpoint, args.folder, tolerance=args.tolerance, name=args.model, by_layers=args.layer_by_layer
+    )
+
+
+def compare(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    name: str | None = None,
+    by_layers: bool | None = None,
+) -> int:
+    """Compares as `convert verify` does and prints the evidence; the exit status."""
     from qwen_megatron.convert.hf_paths import CONFIG
     from qwen_megatron.convert.verify import verify
     from qwen_megatron.inference.loading import single_process
 
     with single_process() as groups:
-        report = verify(
-            args.checkpoint,
-            args.folder,
-            groups,
-            tolerance=args.tolerance,
-            name=args.model,
-            by_layers=args.layer_by_layer,
-        )
+        report = verify(checkpoint, folder, groups, tolerance=tolerance, name=name, by_layers=by_layers)
     equal = report.num_tensors - len(report.different_tensors)
     print(f"tensors: {equal} of {report.num_tensors} equal bit for bit; names and shapes as {CONFIG} says")
     for name in report.different_tensors[:10]:

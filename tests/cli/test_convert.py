@@ -45,7 +45,10 @@ def test_export_and_verify(
     assert "48 tokens in fp32, layer by layer" in printed
     assert main(export) == 2
     assert f"{out}: exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
-    assert main([*export, "--overwrite"]) == 0
+    assert main([*export, "--overwrite", "--verify"]) == 0
+    assert "verified: both are the same model" in capsys.readouterr().out
+    assert main(["convert", "from-hf", str(out), str(tmp_path / "back"), "--verify"]) == 0
+    assert "verified: both are the same model" in capsys.readouterr().out
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
 
 
