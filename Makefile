@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-augment
+.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -71,6 +71,9 @@ bench-data: setup ## speed of text kernels and tokenization against installed pe
 # TEXTS="zh=zh.jsonl en=en/*.jsonl ...": what a vocabulary is learned from, and measured on.
 bench-augment: setup ## compression and time of a continued vocabulary against one from nothing, on your TEXTS
 	$(PY) benchmarks/bench_augment.py --write $(TEXTS)
+
+bench-convert: setup ## conversion of random models: time, memory, the check by layers, into docs/benchmarks.md
+	$(PY) benchmarks/bench_conversion.py --write
 
 bench-save: setup ## waiting time of asynchronous and synchronous saves, into docs/benchmarks.md
 	$(PY) benchmarks/bench_save.py --write

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_tools.io.background_sync import BackgroundSync
 from qwen_megatron.checkpoint.manifest import FileEntry
 from qwen_megatron.errors import CheckpointError
 
 # Hashing and writing leave the interpreter lock; below this, handing over takes longer than hashing.
 WORTH_A_THREAD_BYTES = 1 << 19
-PIECE_BYTES = 8 << 20
-# The kernel would keep hundreds of megabytes to itself, and the wait for the disk would begin after the last of them.
-SYNC_BYTES = 64 << 20
+PIECE_BYTES = BackgroundSync.piece_bytes
 
 
 class Digest(Protocol):
@@ -30,7 +29,7 @@ class Digest(Protocol):
 
 
 class HashedFile:
-    """Writes strictly forward; a second thread hashes while this one writes and waits for the disk.
+    """Writes strictly forward; other threads hash and wait for the disk while this one writes.
 
     Args:
         path: Created, or cut to nothing.
@@ -46,12 +45,12 @@ class HashedFile:
         self.size = 0
         self.digest = new_digest()
         self.hasher = ThreadPoolExecutor(1)
-        self.unsynced = 0
         self.error: CheckpointError | None = None
         try:
             self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self.failure(error) from error
+        self.sync = BackgroundSync(self.descriptor)
 
     def write(self, data: Any) -> int:
         """Appends the bytes of any buffer; all of them have been hashed and written when it returns."""
@@ -75,11 +74,8 @@ class HashedFile:
             while piece:
                 count = os.write(self.descriptor, piece)
                 self.size += count
-                self.unsynced += count
+                self.sync.wrote(count)
                 piece = piece[count:]
-            if self.unsynced >= SYNC_BYTES:
-                self.unsynced = 0
-                os.fdatasync(self.descriptor)
         except OSError as error:
             raise self.failure(error) from error
 
@@ -101,6 +97,7 @@ class HashedFile:
         if self.descriptor < 0:
             return
         try:
+            self.sync.wait()
             os.fsync(self.descriptor)
         except OSError as error:
             raise self.failure(error) from error
@@ -110,6 +107,7 @@ class HashedFile:
     def abandon(self) -> None:
         """Gives up the file as it is."""
         if self.descriptor >= 0:
+            self.sync.end()
             os.close(self.descriptor)
             self.descriptor = -1
             self.hasher.shutdown()

@@ -142,6 +142,19 @@ class CheckpointWeights:
         """The dtype in which the entry's tensors are stored."""
         return self.tensors[self.prefix + entry.key].properties.dtype
 
+    def stored_rows(self, entry: Entry) -> list[slice]:
+        """How the rows of a matrix outside of the layers lie in the checkpoint's files, each a piece read at once."""
+        last = entry.shape(self.model)[0]
+        chunks = self.tensors[self.prefix + entry.key].chunks
+        ranges = sorted({(chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]) for chunk in chunks})
+        # Masters are rectangles of any kind: rows that overlap are read with the first that has them.
+        found, begin = [], 0
+        for start, stop in ranges:
+            if min(stop, last) > max(start, begin):
+                found.append(slice(max(start, begin), min(stop, last)))
+                begin = found[-1].stop
+        return found
+
     def read(self, part: Part, rows: slice | None = None) -> torch.Tensor:
         """One part; see `WeightSource.read`."""
         shape = part.entry.shape(self.model)

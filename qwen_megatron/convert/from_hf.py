@@ -38,7 +38,7 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False, allow_nonfinite
     The model is not built; one layer's weight is in memory at a time. Nothing in the folder is run.
 
     Args:
-        folder: safetensors and config.json of a Qwen1 or Qwen2 model.
+        folder: safetensors and config.json of a qwen1, qwen2 or qwen3 model.
         out: The checkpoint's folder.
         overwrite: Replace a model that is already in `out`.
         allow_nonfinite: Take weights that hold NaN or infinity too.

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of both Hugging Face formats, from and to our description of a model."""
+"""config.json and generation_config.json of the Hugging Face formats, from and to our description of a model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.settings.problems import Problems
+from data_tools.settings.words import show
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 from qwen_megatron.config.rules.check import check_model
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict
 from qwen_megatron.convert.config_file import ConfigFile, read_json
+from qwen_megatron.convert.config_keys import check_keys
 from qwen_megatron.convert.hf_format import Format
 from qwen_megatron.errors import CheckpointError, ConfigError
 
-# Of transformers' Qwen2Config.
+# Of transformers' Qwen2Config and Qwen3Config; a head of the latter does not follow from the hidden size.
 DEFAULT_MAX_WINDOW_LAYERS = 28
+DEFAULT_QWEN3_HEAD = 128
+
+MODEL_TYPES = {"qwen": Format.QWEN1, "qwen2": Format.QWEN2, "qwen3": Format.QWEN3}
+# What each format has: norms of queries and keys, biases of queries, keys and values.
+HAS = {Format.QWEN1: (False, True), Format.QWEN2: (False, True), Format.QWEN3: (True, False)}
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +36,15 @@ def read_config(path: Path) -> tuple[Format, ModelConfig]:
     """
     file = ConfigFile(path, read_json(path))
     kind = file.content.get("model_type")
-    if kind not in ("qwen", "qwen2"):
-        raise file.problem("model_type", kind, "must be qwen (the first series) or qwen2 (Qwen1.5 and later)")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        raise file.problem(
+            "model_type", kind, "must be qwen (the first series), qwen2 (Qwen1.5, Qwen2, Qwen2.5) or qwen3, dense"
+        )
     file.require("quantization_config", None, "the weights are not plain numbers; convert the unquantized model")
-    hf_format = Format.QWEN1 if kind == "qwen" else Format.QWEN2
-    values = qwen1_values(file) if hf_format is Format.QWEN1 else qwen2_values(file)
+    hf_format = MODEL_TYPES[kind]
+    check_keys(file, hf_format)
+    values = qwen1_values(file) if hf_format is Format.QWEN1 else later_values(file, hf_format)
+    values["qk_layernorm"], values["add_qkv_bias"] = HAS[hf_format]
     try:
         model = from_dict(ModelConfig, values, "model")
     except ConfigError as error:
@@ -56,6 +67,8 @@ def qwen1_values(file: ConfigFile) -> dict[str, Any]:
     file.require("pos_emb", "rotary", "positions are rotary")
     file.require("activation", "swiglu", "the feed-forward layer is SwiGLU")
     file.require("apply_residual_connection_post_layernorm", False, "residuals start before the norm")
+    for name in ("emb_dropout_prob", "embd_pdrop", "resid_pdrop"):
+        file.require(name, 0.0, "only attention has a dropout in the file; set model.hidden_dropout where you train")
     width = file.integer("intermediate_size", "ffn_hidden_size")
     if width % 2:
         raise file.problem("intermediate_size", width, "must be even, it counts both feed-forward branches")
@@ -88,19 +101,25 @@ def qwen1_values(file: ConfigFile) -> dict[str, Any]:
     return model
 
 
-def qwen2_values(file: ConfigFile) -> dict[str, Any]:
-    """Fields of `ModelConfig` from the file of a `Qwen2ForCausalLM`."""
+def later_values(file: ConfigFile, hf_format: Format) -> dict[str, Any]:
+    """Fields of `ModelConfig` from the file of a `Qwen2ForCausalLM` or `Qwen3ForCausalLM`."""
     file.require("hidden_act", "silu", "the feed-forward layer is SwiGLU")
+    file.require("is_causal", True, "each token sees those before it, not those after")
+    file.require("use_mrope", False, "positions are those of text alone")
+    file.require("partial_rotary_factor", 1.0, "all channels of a head are rotated")
+    if hf_format is Format.QWEN3:
+        file.require("attention_bias", False, "queries, keys, values and the attention's output have no biases")
     refuse_sliding_layers(file)
     hidden_size = file.integer("hidden_size")
     heads = file.integer("num_attention_heads")
+    head_size = DEFAULT_QWEN3_HEAD if hf_format is Format.QWEN3 else hidden_size // max(heads, 1)
     return {
         "num_layers": file.integer("num_hidden_layers"),
         "hidden_size": hidden_size,
         "ffn_hidden_size": file.integer("intermediate_size"),
         "num_attention_heads": heads,
         "num_query_groups": file.integer("num_key_value_heads", default=heads),
-        "kv_channels": file.integer("head_dim", default=hidden_size // max(heads, 1)),
+        "kv_channels": file.integer("head_dim", default=head_size),
         "vocab_size": file.integer("vocab_size"),
         "seq_length": file.integer("max_position_embeddings"),
         "rotary_base": rope_theta(file),
@@ -152,6 +171,9 @@ def rope_theta(file: ConfigFile) -> float:
         neutral = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
         if not isinstance(rope, dict) or any(rope.get(key, plain) != plain for key, plain in neutral.items()):
             raise file.problem(name, rope, "scaled or partial rotary positions are not supported")
+        unknown = rope.keys() - neutral.keys() - {"rope_theta"}
+        if unknown:
+            raise file.problem(name, rope, f"{', '.join(sorted(unknown))} is not supported; positions are plain rotary")
         values[f"{name}.rope_theta"] = rope.get("rope_theta")
     return ConfigFile(file.path, values).number(*values)
 
@@ -167,7 +189,8 @@ def write_config(model: ModelConfig, hf_format: Format, dtype: torch.dtype, *, h
     Raises:
         CheckpointError: if the format cannot express the architecture.
     """
-    config = qwen1_config(model, dtype) if hf_format is Format.QWEN1 else qwen2_config(model)
+    check_expressible(model, hf_format)
+    config = qwen1_config(model, dtype) if hf_format is Format.QWEN1 else later_config(model, hf_format)
     if not has_qwen_tokens:
         config.pop("tokenizer_class", None)
     return config | {
@@ -186,15 +209,39 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def fitting_format(model: ModelConfig) -> Format:
-    """The format that loses nothing: qwen1 for what only that has, dynamic NTK and LogN scaling; else qwen2."""
+    """The format that loses nothing: qwen3 and qwen1 for what only they have, else qwen2.
+
+    Only qwen3 has norms of queries and keys and no biases; only qwen1 has dynamic NTK and LogN scaling.
+    """
+    if model.qk_layernorm or not model.add_qkv_bias:
+        return Format.QWEN3
     same_heads = model.num_query_groups == model.num_attention_heads
     same_width = model.num_attention_heads * model.kv_channels == model.hidden_size
     needs_qwen1 = model.use_dynamic_ntk or model.use_logn_attn
     return Format.QWEN1 if needs_qwen1 and same_heads and same_width else Format.QWEN2
 
 
-def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """What only the first series' file holds, in its released layout."""
+def as_settings(qk_layernorm: bool, add_qkv_bias: bool) -> str:
+    """What `HAS` says of a format, in the words of the settings."""
+    return f"qk_layernorm={show(qk_layernorm)}, add_qkv_bias={show(add_qkv_bias)}"
+
+
+def check_expressible(model: ModelConfig, hf_format: Format) -> None:
+    """Refuses what a format has no place for.
+
+    Raises:
+        CheckpointError: naming the setting, and the format that has it.
+    """
+    given = model.qk_layernorm, model.add_qkv_bias
+    if given != HAS[hf_format]:
+        advice = "no Hugging Face format has both as the model has them"
+        if given in HAS.values():
+            advice = f"use --format {fitting_format(model).value}"
+        raise CheckpointError(
+            f"{as_settings(*given)}: the {hf_format.value} format has {as_settings(*HAS[hf_format])}; {advice}"
+        )
+    if hf_format is not Format.QWEN1:
+        return
     if model.num_query_groups != model.num_attention_heads:
         raise CheckpointError(
             f"num_query_groups={model.num_query_groups}: the qwen1 format has as many key/value heads as query heads "
@@ -205,6 +252,10 @@ def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
             f"num_attention_heads={model.num_attention_heads} x kv_channels={model.kv_channels}: must be "
             f"hidden_size={model.hidden_size} in the qwen1 format; use --format qwen2"
         )
+
+
+def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What only the first series' file holds, in its released layout."""
     return {
         "architectures": ["QWenLMHeadModel"],
         "attn_dropout_prob": model.attention_dropout,
@@ -234,17 +285,17 @@ def qwen1_config(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def qwen2_config(model: ModelConfig) -> dict[str, Any]:
-    """What only the file of a `Qwen2ForCausalLM` holds, for transformers 4 and 5."""
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
+def later_config(model: ModelConfig, hf_format: Format) -> dict[str, Any]:
+    """What only the file of a `Qwen2ForCausalLM` or `Qwen3ForCausalLM` holds, for transformers 4 and 5."""
+    config = {
+        "architectures": [f"{hf_format.value.capitalize()}ForCausalLM"],
         "attention_dropout": model.attention_dropout,
         "head_dim": model.kv_channels,
         "hidden_act": "silu",
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
         "max_position_embeddings": model.seq_length,
-        "model_type": "qwen2",
+        "model_type": hf_format.value,
         "num_attention_heads": model.num_attention_heads,
         "num_hidden_layers": model.num_layers,
         "num_key_value_heads": model.num_query_groups,
@@ -253,6 +304,7 @@ def qwen2_config(model: ModelConfig) -> dict[str, Any]:
         "rope_theta": model.rotary_base,
         "use_sliding_window": False,
     }
+    return config | ({"attention_bias": False} if hf_format is Format.QWEN3 else {})
 
 
 def control_tokens(*, has_qwen_tokens: bool) -> dict[str, int]:

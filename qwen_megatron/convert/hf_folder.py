@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from data_tools.io.small_json import LARGEST_BYTES, SmallFileError, parse_json
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_paths import CONFIG, inside
 from qwen_megatron.convert.name_map import Entry, Format, Part, hf_tensors, ignored_names, parts, tied_copies
+from qwen_megatron.convert.safetensors_file import DTYPES, SafetensorsFile, StoredTensor, size_bytes
 from qwen_megatron.convert.weights import Box
 from qwen_megatron.errors import CheckpointError
 
 GENERATION_CONFIG = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Of two embeddings that are compared: tens of megabytes at once.
 COMPARED_ROWS = 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """What the header of a safetensors file says of a tensor.
-
-    Attributes:
-        file: Where it is.
-        shape: Its shape.
-        dtype: safetensors' name of its dtype.
-    """
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class HfFolder:
@@ -66,7 +49,7 @@ class HfFolder:
         self.hf_format, self.model = read_config(inside(path, CONFIG))
         files, index = weight_files(path)
         self.handles = {file: open_safetensors(file) for file in files}
-        self.tensors = read_headers(self.handles)
+        self.tensors = tensors_in(self.handles)
         if index is not None:
             check_index(path / INDEX, index, self.tensors)
         check_tensors(
@@ -77,6 +60,11 @@ class HfFolder:
         )
         self.dtypes = self.check_dtypes()
         self.check_tied_copy()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(size_bytes(tensor) for tensor in self.tensors.values())
 
     def check_dtypes(self) -> dict[str, torch.dtype]:
         """The dtype of each entry, by key; all layers of a tensor must have the same.
@@ -146,15 +134,15 @@ class HfFolder:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def read_tensor(self, name: str, rows: slice | None = None, *columns: slice) -> torch.Tensor:
-        """A tensor as it is in the folder, or a box of it, of which no more is copied from the file.
+        """A tensor as it is in the folder, or a box of it, of which no more is read from the file.
 
         Raises:
             CheckpointError: if the file cannot be read.
         """
         file = self.tensors[name].file
         try:
-            return self.handles[file].get_slice(name)[(slice(None) if rows is None else rows, *columns)]
-        except (SafetensorError, OSError) as error:
+            return self.handles[file].read(name, rows, *columns)
+        except OSError as error:
             raise CheckpointError(f"{file}: {name} cannot be read ({error})") from error
 
 
@@ -173,8 +161,8 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(
-                f"{folder / pickles[0]}: is a pickle, which can run code when it is read; convert the folder to "
-                "safetensors first"
+                f"{folder / pickles[0]}: is a pickle, which can run code when it is read; make safetensors of "
+                f"the folder first: qwen-megatron convert to-safetensors {folder} OUT"
             )
         raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX}")
     path = inside(folder, INDEX)
@@ -185,38 +173,18 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
     return list(dict.fromkeys(inside(folder, name) for name in index.values())), index
 
 
-def open_safetensors(path: Path) -> Any:
-    """Opens a file and lets the library check its header: sizes, offsets, overlaps.
+def open_safetensors(path: Path) -> SafetensorsFile:
+    """Opens a file of weights and checks its header.
 
     Raises:
-        CheckpointError: if the header is wrong.
+        CheckpointError: if it is no safetensors file, or not a whole one.
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is not a safetensors file; only those are read")
-    check_header(path)
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
+    return SafetensorsFile(path)
 
 
-def check_header(path: Path) -> None:
-    """The header is small JSON like any other; the library would allocate for up to 100 MB of it.
-
-    Raises:
-        CheckpointError: if it is longer than the file or than any real one, or is no JSON object.
-    """
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            content = stream.read(length) if length <= LARGEST_BYTES else b""
-        if len(content) < length or not isinstance(parse_json(content, "its header"), dict):
-            raise SmallFileError(f"its header should be an object of {length} bytes")
-    except (SmallFileError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
-
-
-def read_headers(handles: dict[Path, Any]) -> dict[str, StoredTensor]:
+def tensors_in(handles: Mapping[Path, SafetensorsFile]) -> dict[str, StoredTensor]:
     """All tensors of the files.
 
     Raises:
@@ -224,11 +192,10 @@ def read_headers(handles: dict[Path, Any]) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file, handle in handles.items():
-        for name in handle.keys():  # noqa: SIM118 - not a dict
+        for name, stored in handle.tensors.items():
             if name in tensors:
                 raise CheckpointError(f"{file}: {name} is in {tensors[name].file.name} too")
-            stored = handle.get_slice(name)
-            tensors[name] = StoredTensor(file, tuple(stored.get_shape()), stored.get_dtype())
+            tensors[name] = stored
     return tensors
 
 

@@ -9,4 +9,10 @@ class Format(enum.StrEnum):
     """Layouts of a Hugging Face folder."""
 
     QWEN1 = "qwen1"  # QWenLMHeadModel, the first series
-    QWEN2 = "qwen2"  # Qwen2ForCausalLM, Qwen1.5 and later
+    QWEN2 = "qwen2"  # Qwen2ForCausalLM: Qwen1.5, Qwen2, Qwen2.5
+    QWEN3 = "qwen3"  # Qwen3ForCausalLM
+
+    @property
+    def has_stretches(self) -> bool:
+        """Whether it has a place for dynamic NTK and LogN scaling."""
+        return self is Format.QWEN1

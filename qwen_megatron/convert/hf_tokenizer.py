@@ -37,7 +37,7 @@ def write_tokenizer(folder: Path, model: ModelConfig, hf_format: Format) -> None
     Args:
         folder: Where to.
         model: A model of Qwen's tokens.
-        hf_format: qwen1: the released vocabulary file; qwen2: files that transformers reads without custom code.
+        hf_format: qwen1: the released vocabulary file; the others: files that transformers reads without custom code.
     Raises:
         DataError: if the vocabulary is not installed or not the released one.
     """

@@ -33,7 +33,7 @@ def model_card(checkpoint: Path, name: str, model: ModelConfig, hf_format: Forma
         CheckpointError: if the checkpoint's state is missing or garbled.
     """
     state = CheckpointState.read(checkpoint)
-    library = "---\nlibrary_name: transformers\n---\n\n" if hf_format is Format.QWEN2 else ""
+    library = "---\nlibrary_name: transformers\n---\n\n" if hf_format is not Format.QWEN1 else ""
     origin = (
         f"A {hf_format.value} model of {count_parameters(model):,} parameters, made with qwen-megatron from the "
         f"checkpoint `{cell(checkpoint.name)}`."

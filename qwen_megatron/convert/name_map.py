@@ -1,11 +1,11 @@
-"""Which tensor of a checkpoint is which in the two Hugging Face formats: one table, read in both directions.
+"""Which tensor of a checkpoint is which in the Hugging Face formats: one table, read in both directions.
 
 Checkpoint names are Megatron-Core's global keys; tensors of the layers are stacked, axis 0 counts the layers.
 
 Legend: V vocabulary, H hidden size, F width of a feed-forward branch, P query heads x head size, G key/value heads x
-head size.
-Source of the first series' names and layouts: the released checkpoints; of the second's: `Qwen2ForCausalLM` of
-transformers.
+head size, D head size.
+Source of the first series' names and layouts: the released checkpoints; of the later ones': `Qwen2ForCausalLM` and
+`Qwen3ForCausalLM` of transformers, which share their names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv
 LAYERS = "decoder.layers."
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
+FINAL_NORM = "decoder.final_layernorm.weight"
+QKV_BIAS = "decoder.layers.self_attention.linear_qkv.bias"
+QUERY_NORM = "decoder.layers.self_attention.q_layernorm.weight"
+KEY_NORM = "decoder.layers.self_attention.k_layernorm.weight"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def sizes(axes: str, model: ModelConfig) -> tuple[int, ...]:
         "F": model.ffn_hidden_size,
         "P": model.num_attention_heads * model.kv_channels,
         "G": model.num_query_groups * model.kv_channels,
+        "D": model.kv_channels,
     }
     return tuple(size[axis] for axis in axes)
 
@@ -57,7 +62,9 @@ class Entry(abc.ABC):
 
     Attributes:
         key: Global key in the checkpoint.
-        qwen1, qwen2: Names in the Hugging Face formats; `{layer}` is the number of the layer.
+        qwen1: Names in the first series' format, none for what it does not have; `{layer}` is the number of the
+            layer.
+        qwen2: Names in the formats since: qwen2 and qwen3.
     """
 
     key: str
@@ -221,7 +228,7 @@ TABLE: tuple[Entry, ...] = (
         columns="H",
     ),
     QkvMerge(
-        key="decoder.layers.self_attention.linear_qkv.bias",
+        key=QKV_BIAS,
         qwen1=("transformer.h.{layer}.attn.c_attn.bias",),
         qwen2=(
             "model.layers.{layer}.self_attn.q_proj.bias",
@@ -230,6 +237,8 @@ TABLE: tuple[Entry, ...] = (
         ),
         columns="",
     ),
+    Rename(key=QUERY_NORM, qwen1=(), qwen2=("model.layers.{layer}.self_attn.q_norm.weight",), axes="D"),
+    Rename(key=KEY_NORM, qwen1=(), qwen2=("model.layers.{layer}.self_attn.k_norm.weight",), axes="D"),
     Rename(
         key="decoder.layers.self_attention.linear_proj.weight",
         qwen1=("transformer.h.{layer}.attn.c_proj.weight",),
@@ -254,7 +263,7 @@ TABLE: tuple[Entry, ...] = (
         axes="HF",
     ),
     Rename(
-        key="decoder.final_layernorm.weight",
+        key=FINAL_NORM,
         qwen1=("transformer.ln_f.weight",),
         qwen2=("model.norm.weight",),
         axes="H",
@@ -263,9 +272,11 @@ TABLE: tuple[Entry, ...] = (
 )
 
 # Buffers that old versions of the model code saved; they follow from the configuration.
+IGNORED_SINCE_QWEN2 = ("model.rotary_emb.inv_freq", "model.layers.{layer}.self_attn.rotary_emb.inv_freq")
 IGNORED = {
     Format.QWEN1: ("transformer.rotary_emb.inv_freq", "transformer.h.{layer}.attn.rotary_emb.inv_freq"),
-    Format.QWEN2: ("model.rotary_emb.inv_freq", "model.layers.{layer}.self_attn.rotary_emb.inv_freq"),
+    Format.QWEN2: IGNORED_SINCE_QWEN2,
+    Format.QWEN3: IGNORED_SINCE_QWEN2,
 }
 
 
@@ -283,8 +294,14 @@ class Part:
 
 
 def entries(model: ModelConfig) -> tuple[Entry, ...]:
-    """The rows of the table that the architecture has: with tied embeddings there is no output matrix."""
-    return tuple(entry for entry in TABLE if not (model.tie_word_embeddings and entry.key == OUTPUT_LAYER))
+    """The rows of the table that the architecture has: with tied embeddings, say, there is no output matrix."""
+    lacks = {
+        OUTPUT_LAYER: model.tie_word_embeddings,
+        QKV_BIAS: not model.add_qkv_bias,
+        QUERY_NORM: not model.qk_layernorm,
+        KEY_NORM: not model.qk_layernorm,
+    }
+    return tuple(entry for entry in TABLE if not lacks.get(entry.key, False))
 
 
 def parts(model: ModelConfig) -> Iterator[Part]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from data_tools.io.atomic_file import atomic_path, write_atomically
-from data_tools.io.system_errors import naming_foreign
 from qwen_megatron.convert.hf_folder import INDEX, SINGLE_FILE
+from qwen_megatron.convert.safetensors_file import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,35 @@ def plan_shards(tensors: Mapping[str, PlannedTensor], max_bytes: int) -> dict[st
             filled = 0
         shards[-1].append(name)
         filled += tensor.size_bytes
-    if len(shards) == 1:
-        return {SINGLE_FILE: shards[0]}
-    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+    return dict(zip(file_names(len(shards)), shards, strict=True))
 
 
-def write_shards(folder: Path, shards: dict[str, list[str]], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Writes the files; at most one file's tensors are in memory.
+def file_names(count: int) -> list[str]:
+    """Names of so many files of weights; a single one has its own usual name."""
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def write_shards(
+    folder: Path,
+    shards: Mapping[str, Sequence[str]],
+    planned: Mapping[str, PlannedTensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> None:
+    """Writes the files; one tensor at a time is in memory.
 
     Args:
         folder: Where to.
         shards: As from `plan_shards`.
+        planned: What is written.
         tensors: All planned tensors in the planned order.
     """
     stream = iter(tensors)
     for file, names in shards.items():
-        content = {}
-        for expected in names:
-            name, tensor = next(stream)
-            if name != expected:
-                raise RuntimeError(f"{name} came where {expected} was planned")
-            content[name] = tensor.contiguous()
-        with atomic_path(folder / file) as temporary, naming_foreign(folder / file):
-            save_file(content, temporary, metadata={"format": "pt"})
+        content = {name: (planned[name].shape, planned[name].dtype) for name in names}
+        with atomic_path(folder / file) as temporary:
+            write_safetensors(temporary, content, itertools.islice(stream, len(names)))
 
 
 def write_index(folder: Path, shards: dict[str, list[str]], tensors: Mapping[str, PlannedTensor]) -> None:

@@ -43,7 +43,7 @@ def to_hf(
 ) -> Format:
     """Writes a Hugging Face folder: weights, configuration, model card and, for Qwen's tokens, the tokenizer.
 
-    At most one output file's tensors are in memory.
+    One layer's weight, or one matrix outside of the layers, is in memory at a time.
 
     Args:
         checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken; every byte is
@@ -84,7 +84,7 @@ def to_hf(
     with output_folder(out, overwrite=overwrite) as folder:
         total = sum(tensor.size_bytes for tensor in planned.values())
         with progress_bar(f"writing {out.name}", total) as progress:
-            write_shards(folder, shards, converted_tensors(source, hf_format, planned, progress))
+            write_shards(folder, shards, planned, converted_tensors(source, hf_format, planned, progress))
         write_index(folder, shards, planned)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", write_generation_config(has_qwen_tokens=has_qwen_tokens))
@@ -99,10 +99,11 @@ def to_hf(
 def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:
     """Says what a format has no place for."""
     lost = [name for name in ("use_dynamic_ntk", "use_logn_attn") if getattr(model, name)]
-    if hf_format is Format.QWEN2 and lost:
+    if lost and not hf_format.has_stretches:
         log.warning(
-            "%s cannot be expressed in the qwen2 format: beyond %d tokens its model will differ from this one",
+            "%s cannot be expressed in the %s format: beyond %d tokens its model will differ from this one",
             " and ".join(lost),
+            hf_format.value,
             model.seq_length,
         )
 
@@ -134,8 +135,7 @@ def converted_tensors(
             tensor = tensor.to(planned[name].dtype)
             # Before it is handed out: whoever takes the last one does not ask for another.
             progress.advance(planned[name].size_bytes)
-            # A view would keep its neighbours in memory until the file is written.
-            yield name, tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            yield name, tensor
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,24 +5,26 @@ Legend: b batch, s sequence, h hidden size, v vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
+from data_tools.io.progress import progress_bar
 from qwen_megatron.checkpoint.load import checkpoint_in, existing
 from qwen_megatron.checkpoint.sharded_state import sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
+from qwen_megatron.config.arithmetic.parameters import count_parameters
 from qwen_megatron.config.sections.model import SHAPE, STRETCHES, ModelConfig
+from qwen_megatron.convert.activations import Activations, first_difference, recorded
+from qwen_megatron.convert.available_memory import available_bytes
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_folder import CONFIG, GENERATION_CONFIG, HfFolder
+from qwen_megatron.convert.layerwise import compare_layers, different_tensors
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
 from qwen_megatron.convert.name_map import Format, parts
 from qwen_megatron.errors import CheckpointError
@@ -33,12 +35,14 @@ from qwen_megatron.parallel.groups import Groups
 DEFAULT_TOLERANCE = 1e-4
 NUM_SEQUENCES = 2
 LONGEST_SEQUENCE = 64
+# A model in memory takes its weights and, while they are read, some of them once more.
+READING = 1.25
+GIB = 2.0**30
+
+log = logging.getLogger(__name__)
 
 # What both sides must agree on; what a format has no place for is left out.
 ARCHITECTURE = (*SHAPE, "seq_length", "rotary_base", "layernorm_epsilon")
-
-# What each step of a forward pass gave, in order: fp32 [b, s, h], for "logits" [b, s, v].
-Activations = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,13 @@ class Report:
     """What a comparison found.
 
     Attributes:
-        num_tensors: Tensors compared bit for bit.
+        num_tensors: Tensors compared bit for bit; their names and shapes are exactly those of the configuration.
         different_tensors: Names of those that differ, in the order of the model.
         max_difference: Largest absolute difference of any logit.
         tolerance: Largest difference that is good.
         first_difference: The first step of the forward pass that differs; None if the logits agree.
+        num_tokens: Tokens whose logits were compared.
+        by_layers: Whether one layer at a time was in memory.
     """
 
     num_tensors: int
@@ -58,6 +64,8 @@ class Report:
     max_difference: float
     tolerance: float
     first_difference: str | None
+    num_tokens: int
+    by_layers: bool
 
     @property
     def is_good(self) -> bool:
@@ -72,13 +80,15 @@ def verify(
     *,
     tolerance: float = DEFAULT_TOLERANCE,
     name: str | None = None,
+    by_layers: bool | None = None,
 ) -> Report:
     """Compares a checkpoint with a Hugging Face folder.
 
-    A qwen2 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is imported
-    again and run by our model. Both sides compute in fp32, from the weights as the folder holds them: rounded to its
-    dtype; the master weights if it has fp32 weights and the model was trained in bf16. Sequences are not longer than
-    the native context, where all formats mean the same. One model at a time is in memory.
+    A qwen2 or qwen3 folder is run by transformers. A qwen1 folder can be run elsewhere only by custom code, so it is
+    imported again and run by our model; by layers, in plain torch. Both sides compute in fp32, from the weights as the
+    folder holds them: rounded to its dtype; the master weights if it has fp32 weights and the model was trained in
+    bf16. Sequences are not longer than the native context, where all formats mean the same. One model at a time is in
+    memory, or one layer of both.
 
     Args:
         checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken.
@@ -86,6 +96,7 @@ def verify(
         groups: Of one process.
         tolerance: Largest absolute difference of a logit that is good.
         name: Of the model, where the checkpoint holds several.
+        by_layers: Hold one layer at a time in memory; None where the model would not fit.
     Raises:
         CheckpointError: if one of the two cannot be read, or they describe different architectures.
     """
@@ -96,20 +107,50 @@ def verify(
     first = next(parts(hf.model)).entry
     if source.has_masters and hf.dtype(first) is torch.float32 and source.dtype(first) is not torch.float32:
         source = source.masters()
-    different = tuple(different_tensors(source, hf))
     ids_bs = sample_ids(hf.model).to(groups.device)
-    ours = run_checkpoint(source, hf, groups, ids_bs)
-    theirs = run_transformers(hf, groups, ids_bs) if hf.hf_format is Format.QWEN2 else run_import(hf, groups, ids_bs)
-    difference = (ours["logits"] - theirs["logits"]).abs().max().item()
-    # Written so that a NaN on either side is a failure.
-    agree = difference <= tolerance
+    if by_layers is None:
+        by_layers = not fits_in_memory(hf.model)
+    with progress_bar(f"verifying {folder.name}", hf.size_bytes) as progress:
+        if by_layers:
+            found = compare_layers(source, hf, groups, ids_bs, tolerance, progress)
+            different, difference, first_step = found.different_tensors, found.max_difference, found.first_difference
+        else:
+            different = tuple(different_tensors(source, hf, parts(hf.model), progress))
+            difference, first_step = compare_models(source, hf, groups, ids_bs, tolerance)
     return Report(
         num_tensors=len(hf.tensors),
         different_tensors=different,
         max_difference=difference,
         tolerance=tolerance,
-        first_difference=None if agree else first_difference(ours, theirs, tolerance),
+        first_difference=first_step,
+        num_tokens=ids_bs.numel(),
+        by_layers=by_layers,
     )
+
+
+def fits_in_memory(model: ModelConfig) -> bool:
+    """Whether the model can be held in fp32; it is said if not."""
+    needed, available = round(4 * READING * count_parameters(model)), available_bytes()
+    if needed <= available:
+        return True
+    log.warning(
+        "the model takes about %.1f GiB in fp32 and %.1f are free: it is compared layer by layer",
+        needed / GIB,
+        available / GIB,
+    )
+    return False
+
+
+def compare_models(
+    source: CheckpointWeights, hf: HfFolder, groups: Groups, ids_bs: torch.Tensor, tolerance: float
+) -> tuple[float, str | None]:
+    """The largest difference of a logit, and the first step that differs; whole models, one after the other."""
+    ours = run_checkpoint(source, hf, groups, ids_bs)
+    theirs = run_import(hf, groups, ids_bs) if hf.hf_format is Format.QWEN1 else run_transformers(hf, groups, ids_bs)
+    difference = (ours["logits"] - theirs["logits"]).abs().max().item()
+    # Written so that a NaN on either side is a failure.
+    agree = difference <= tolerance
+    return difference, None if agree else first_difference(ours, theirs, tolerance)
 
 
 def check_same_architecture(model: ModelConfig, hf: HfFolder, checkpoint: Path) -> None:
@@ -118,7 +159,7 @@ def check_same_architecture(model: ModelConfig, hf: HfFolder, checkpoint: Path) 
     Raises:
         CheckpointError: naming the settings that differ.
     """
-    names = ARCHITECTURE + (STRETCHES if hf.hf_format is Format.QWEN1 else ())
+    names = ARCHITECTURE + (STRETCHES if hf.hf_format.has_stretches else ())
     different = [
         f"model.{name} is {getattr(model, name)} in {checkpoint} and {getattr(hf.model, name)} in {hf.path}"
         for name in names
@@ -126,21 +167,6 @@ def check_same_architecture(model: ModelConfig, hf: HfFolder, checkpoint: Path) 
     ]
     if different:
         raise CheckpointError("two different architectures: " + "; ".join(different))
-
-
-def different_tensors(source: CheckpointWeights, hf: HfFolder) -> Iterator[str]:
-    """Names of tensors whose bits differ, after rounding to the folder's dtype."""
-    for part in parts(hf.model):
-        expected = part.entry.split(source.read(part), hf.model, hf.hf_format)
-        for name, tensor in zip(part.hf_names(hf.hf_format), expected, strict=True):
-            if not same_bits(tensor.to(hf.dtype(part.entry)), hf.read_tensor(name)):
-                yield name
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equality that tells 0 from -0 and takes a NaN for itself."""
-    integers = {2: torch.int16, 4: torch.int32}[left.dtype.itemsize]
-    return torch.equal(left.contiguous().view(integers), right.contiguous().view(integers))
 
 
 def sample_ids(model: ModelConfig) -> torch.Tensor:
@@ -191,7 +217,7 @@ def run_ours(qwen: QwenModel, ids_bs: torch.Tensor) -> Activations:
 
 @torch.no_grad()
 def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Activations:
-    """Activations of transformers' model of a qwen2 folder."""
+    """Activations of transformers' model of a qwen2 or qwen3 folder."""
     import transformers
 
     # It reads these by itself, and takes them as they are.
@@ -199,7 +225,8 @@ def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Acti
         if path.exists():
             read_json(path)
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.Qwen2ForCausalLM.from_pretrained(
+    kind = transformers.Qwen3ForCausalLM if hf.hf_format is Format.QWEN3 else transformers.Qwen2ForCausalLM
+    model = kind.from_pretrained(
         hf.path,
         dtype=torch.float32,
         attn_implementation="sdpa",
@@ -215,37 +242,3 @@ def run_transformers(hf: HfFolder, groups: Groups, ids_bs: torch.Tensor) -> Acti
     with recorded(modules, lambda hidden_bsh: hidden_bsh) as activations:
         logits_bsv = model(ids_bs, use_cache=False).logits
     return activations | {"logits": logits_bsv.float().cpu()}
-
-
-@contextlib.contextmanager
-def recorded(
-    modules: dict[str, torch.nn.Module], to_bsh: Callable[[torch.Tensor], torch.Tensor]
-) -> Iterator[Activations]:
-    """Keeps the outputs of modules while the block runs, in the order of `modules`.
-
-    Args:
-        modules: By the name of the step.
-        to_bsh: Turns an output into [b, s, h].
-    """
-    activations: Activations = {}
-
-    def keep(name: str, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        # A copy: the residual sum may be written into the output.
-        activations[name] = to_bsh(hidden).to("cpu", torch.float32, copy=True)
-
-    handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in modules.items()]
-    try:
-        yield activations
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def first_difference(ours: Activations, theirs: Activations, tolerance: float) -> str:
-    """The first step whose outputs differ by more than `tolerance` of the largest value; "logits" if there is none."""
-    for name, expected in theirs.items():
-        difference, largest = (ours[name] - expected).abs().max(), expected.abs().max()
-        if not difference <= tolerance * largest:
-            return name
-    return "logits"

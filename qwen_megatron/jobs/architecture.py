@@ -39,8 +39,9 @@ class SourceModel:
 
     @property
     def semantics(self) -> tuple[str, ...]:
-        """Those of `SEMANTICS` that it tells; the qwen2 format has no place for dynamic NTK and LogN."""
-        return tuple(name for name in SEMANTICS if self.hf_format is not Format.QWEN2 or name not in STRETCHES)
+        """Those of `SEMANTICS` that it tells; only one format has a place for dynamic NTK and LogN."""
+        tells_all = self.hf_format is None or self.hf_format.has_stretches
+        return tuple(name for name in SEMANTICS if tells_all or name not in STRETCHES)
 
 
 def read_source(path: Path) -> SourceModel:

@@ -98,7 +98,9 @@ def build_model(
         fuses_loss=model.loss_implementation != "unfused",
         embedding_dropout=embedding_dropout,
         config=config,
-        transformer_layer_spec=block_spec(kernels, rotary_settings(model), num_layers, model.hidden_dropout),
+        transformer_layer_spec=block_spec(
+            kernels, rotary_settings(model), num_layers, model.hidden_dropout, qk_layernorm=model.qk_layernorm
+        ),
         vocab_size=-(-model.vocab_size // tp_size) * tp_size,
         max_sequence_length=model.seq_length,
         pre_process=groups.is_first_stage and virtual_stage in (None, 0),

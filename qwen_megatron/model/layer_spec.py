@@ -84,7 +84,9 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
     )
 
 
-def layer_spec(kernels: Kernels, rotary: RotarySettings, hidden_dropout: float) -> ModuleSpec:
+def layer_spec(
+    kernels: Kernels, rotary: RotarySettings, hidden_dropout: float, *, qk_layernorm: bool = False
+) -> ModuleSpec:
     """One Qwen layer; checkpoints have the same parameter names with every implementation."""
     core = {"kernel": kernels.attention, "takes": kernels.attention_takes, "rotary": rotary}
     norm = IdentityOp if kernels.norm_is_fused else kernels.norm
@@ -95,8 +97,8 @@ def layer_spec(kernels: Kernels, rotary: RotarySettings, hidden_dropout: float) 
             linear_qkv=kernels.norm_linear,
             core_attention=ModuleSpec(module=QwenCoreAttention, params=core),
             linear_proj=kernels.linear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            q_layernorm=kernels.norm if qk_layernorm else IdentityOp,
+            k_layernorm=kernels.norm if qk_layernorm else IdentityOp,
         ),
     )
     mlp = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=kernels.norm_linear, linear_fc2=kernels.linear))
@@ -122,7 +124,12 @@ def layer_spec(kernels: Kernels, rotary: RotarySettings, hidden_dropout: float) 
 
 
 def block_spec(
-    kernels: Kernels, rotary: RotarySettings, num_layers: int, hidden_dropout: float = 0.0
+    kernels: Kernels,
+    rotary: RotarySettings,
+    num_layers: int,
+    hidden_dropout: float = 0.0,
+    *,
+    qk_layernorm: bool = False,
 ) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage and the norm at the end of the stack.
 
@@ -133,6 +140,7 @@ def block_spec(
         rotary: Positions of the core attention.
         num_layers: Layers on this stage.
         hidden_dropout: Probability, after attention and feed-forward layer.
+        qk_layernorm: Normalise each head of queries and keys before they are rotated.
     """
-    layer = layer_spec(kernels, rotary, hidden_dropout)
+    layer = layer_spec(kernels, rotary, hidden_dropout, qk_layernorm=qk_layernorm)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=kernels.norm)

@@ -61,7 +61,9 @@ def transformer_config(
         normalization="RMSNorm",
         layernorm_epsilon=model.layernorm_epsilon,
         add_bias_linear=False,
-        add_qkv_bias=True,
+        add_qkv_bias=model.add_qkv_bias,
+        # Lets Megatron-Core sum the gradients of these norms over the heads of all tensor-parallel ranks.
+        qk_layernorm=model.qk_layernorm,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         # Keeps the marks that Megatron-Core sets with a weight (the gradient norm counts by them) and draws nothing.

@@ -38,9 +38,17 @@ def test_export_and_verify(
     count = {"qwen1": 27, "qwen2": 39}[hf_format]
     assert f"tensors: {count} of {count} equal bit for bit" in printed
     assert "verified: both are the same model" in printed
+    assert "tokens in fp32, in whole models" in printed
+    assert main(["convert", "verify", str(checkpoint), str(out), "--layer-by-layer"]) == 0
+    printed = capsys.readouterr().out
+    assert f"tensors: {count} of {count} equal bit for bit; names and shapes as config.json says" in printed
+    assert "48 tokens in fp32, layer by layer" in printed
     assert main(export) == 2
     assert f"{out}: exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
-    assert main([*export, "--overwrite"]) == 0
+    assert main([*export, "--overwrite", "--verify"]) == 0
+    assert "verified: both are the same model" in capsys.readouterr().out
+    assert main(["convert", "from-hf", str(out), str(tmp_path / "back"), "--verify"]) == 0
+    assert "verified: both are the same model" in capsys.readouterr().out
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
 
 

@@ -36,7 +36,7 @@ RELEASED_DIMENSIONS = {
 }
 
 architectures = st.builds(
-    lambda layers, hidden, ffn, groups, per_group, head_size, vocab, tied: ModelConfig(
+    lambda layers, hidden, ffn, groups, per_group, head_size, vocab, tied, norms, biases: ModelConfig(
         num_layers=layers,
         hidden_size=hidden,
         ffn_hidden_size=ffn * 4,
@@ -46,10 +46,12 @@ architectures = st.builds(
         vocab_size=vocab,
         seq_length=64,
         tie_word_embeddings=tied,
+        qk_layernorm=norms,
+        add_qkv_bias=biases,
     ),
     *(st.integers(1, 6) for _ in range(6)),
     st.integers(1, 50),
-    st.booleans(),
+    *(st.booleans() for _ in range(3)),
 )
 
 
@@ -63,7 +65,11 @@ def released_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(model.num_layers):
         tensors |= {f"{layer}.{name}": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
         for name, size in (("q", query), ("k", key), ("v", key)):
-            tensors |= {f"{layer}.{name}_proj.weight": (size, hidden), f"{layer}.{name}_proj.bias": (size,)}
+            tensors[f"{layer}.{name}_proj.weight"] = (size, hidden)
+            if model.add_qkv_bias:
+                tensors[f"{layer}.{name}_proj.bias"] = (size,)
+        if model.qk_layernorm:
+            tensors |= {f"{layer}.{name}_norm": (model.kv_channels,) for name in ("q", "k")}
         tensors[f"{layer}.o_proj"] = (hidden, query)
         tensors |= {f"{layer}.{name}_proj": (width, hidden) for name in ("gate", "up")}
         tensors[f"{layer}.down_proj"] = (hidden, width)
@@ -110,7 +116,8 @@ def test_what_the_ranks_hold_is_the_model_plus_what_is_replicated(model: ModelCo
     held = tensor * sum(
         parameters_per_stage(model, tensor_size=tensor, padded_vocab_size=padded, layers_per_stage=layers)
     )
-    norms = (2 * model.num_layers + 1) * model.hidden_size * (tensor - 1)
+    of_heads = 2 * model.num_layers * model.kv_channels if model.qk_layernorm else 0
+    norms = ((2 * model.num_layers + 1) * model.hidden_size + of_heads) * (tensor - 1)
     matrices = 1 if model.tie_word_embeddings and stages == 1 else 2
     padding = matrices * (padded - model.vocab_size) * model.hidden_size
     copy = model.vocab_size * model.hidden_size if model.tie_word_embeddings and stages > 1 else 0

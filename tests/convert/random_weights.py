@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import torch
 
 from qwen_megatron.config.sections.model import ModelConfig
-from qwen_megatron.convert.name_map import Entry, Part
+from qwen_megatron.convert.name_map import Entry, Format, Part
 
 TINY = ModelConfig(
     num_layers=2,
@@ -21,6 +22,27 @@ TINY = ModelConfig(
     rotary_base=20000.0,
     layernorm_epsilon=1e-5,
 )
+
+# As Qwen3 has it: norms of queries and keys, no biases, heads of a size of their own, groups of queries.
+TINY3 = dataclasses.replace(TINY, qk_layernorm=True, add_qkv_bias=False, num_query_groups=2, kv_channels=12)
+# What the formats differ in.
+SHAPES = {
+    "plain": TINY,
+    "grouped": dataclasses.replace(TINY, num_query_groups=2),
+    "wide-heads": dataclasses.replace(TINY, num_query_groups=1, kv_channels=12),
+    "tied": dataclasses.replace(TINY, tie_word_embeddings=True, num_layers=3),
+    "qwen3": TINY3,
+    "qwen3-tied": dataclasses.replace(TINY3, tie_word_embeddings=True),
+}
+
+
+def formats_of(model: ModelConfig) -> list[Format]:
+    """The formats that can express a model."""
+    if model.qk_layernorm:
+        return [Format.QWEN3]
+    same_heads = model.num_query_groups == model.num_attention_heads
+    same_width = model.num_attention_heads * model.kv_channels == model.hidden_size
+    return [Format.QWEN2, *([Format.QWEN1] if same_heads and same_width else [])]
 
 
 class RandomWeights:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import from_hf
-from qwen_megatron.convert.name_map import Format
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.convert.verify import verify
 from qwen_megatron.inference.loading import single_process
+from tests.convert.random_weights import formats_of
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:
@@ -41,10 +41,7 @@ def check_conversion(checkpoint: Path, directory: Path) -> None:
         directory: A folder to work in.
     """
     source = CheckpointWeights(checkpoint)
-    formats = [Format.QWEN2]
-    model = saved_model_config(checkpoint)
-    if model.num_query_groups == model.num_attention_heads:
-        formats.append(Format.QWEN1)
+    formats = formats_of(saved_model_config(checkpoint))
     for hf_format in formats:
         for dtype in ("bf16", "fp32"):
             exported = directory / f"{hf_format}-{dtype}"
@@ -57,6 +54,6 @@ def check_conversion(checkpoint: Path, directory: Path) -> None:
             to_hf(imported, again, hf_format=hf_format, overwrite=True)
             assert_same_tensors(again, exported)
     if source.has_masters:
-        masters = load_folder(directory / f"{Format.QWEN2}-fp32")
-        weights = load_folder(directory / f"{Format.QWEN2}-bf16")
+        masters = load_folder(directory / f"{formats[0]}-fp32")
+        weights = load_folder(directory / f"{formats[0]}-bf16")
         assert all(torch.equal(masters[name].bfloat16(), weights[name]) for name in weights)

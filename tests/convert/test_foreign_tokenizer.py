@@ -16,7 +16,7 @@ from qwen_megatron.checkpoint.state import STATE, CheckpointState
 from qwen_megatron.convert import to_hf as export
 from qwen_megatron.convert.from_hf import write_weights
 from qwen_megatron.convert.name_map import Format
-from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.random_weights import TINY, RandomWeights, formats_of
 
 LARGE = dataclasses.replace(TINY, vocab_size=151936)
 OTHER, OF_QWEN = f"qwen-{'0' * 64}", FINGERPRINT
@@ -46,7 +46,7 @@ def checkpoint(folder: Path, corpora: list[dict[str, Any]], vocab_size: int) -> 
         ([{"tokenizer": None, "end_of_document": 50256}], "were not made with Qwen's tokenizer"),
     ],
 )
-@pytest.mark.parametrize("hf_format", list(Format))
+@pytest.mark.parametrize("hf_format", formats_of(TINY))
 def test_tokenizer_files_are_those_of_the_corpora(
     corpora: list[dict[str, Any]],
     reason: str,

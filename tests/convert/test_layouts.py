@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.random_weights import TINY, TINY3, RandomWeights
 from tests.convert.round_trip import assert_same_tensors, check_conversion
 from tests.support.ranks import RankPool
 from tests.support.training import pretrain_on_ranks
 
 # 67 rows of vocabulary become 68 on two tensor-parallel ranks.
-MODEL = dataclasses.replace(TINY, num_query_groups=2)
-MODELS = {"untied": MODEL, "tied": dataclasses.replace(MODEL, tie_word_embeddings=True)}
+GROUPED = dataclasses.replace(TINY, num_query_groups=2)
+UNTIED = {"qwen1": TINY, "qwen2": GROUPED, "qwen3": TINY3}
+MODELS = UNTIED | {
+    f"{name}-tied": dataclasses.replace(model, tie_word_embeddings=True) for name, model in UNTIED.items()
+}
 
 
 def load_and_save(tensor_size: int, pipeline_size: int, source: str, out: str, *, from_folder: bool) -> None:
@@ -74,8 +77,9 @@ def test_weights_survive_a_split_into_tensor_and_pipeline_ranks(
     from qwen_megatron.convert.name_map import Format
     from qwen_megatron.convert.to_hf import to_hf
 
+    hf_format = Format(name.partition("-")[0])
     write_weights(RandomWeights(MODELS[name]), tmp_path / "checkpoint")
-    to_hf(tmp_path / "checkpoint", tmp_path / "hf", hf_format=Format.QWEN2)
+    to_hf(tmp_path / "checkpoint", tmp_path / "hf", hf_format=hf_format)
     ranks.run(
         4,
         load_and_save,
@@ -85,7 +89,7 @@ def test_weights_survive_a_split_into_tensor_and_pipeline_ranks(
         out=str(tmp_path / "split"),
         from_folder=from_folder,
     )
-    to_hf(tmp_path / "split", tmp_path / "again", hf_format=Format.QWEN2)
+    to_hf(tmp_path / "split", tmp_path / "again", hf_format=hf_format)
     assert_same_tensors(tmp_path / "again", tmp_path / "hf")
 
 

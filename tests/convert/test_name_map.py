@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,28 +9,28 @@ import torch
 from safetensors import safe_open
 
 from qwen_megatron.config.arithmetic.parameters import count_parameters
-from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.hf_config import read_config, write_config
 from qwen_megatron.convert.name_map import TABLE, Format, hf_tensors, parts
 from qwen_megatron.convert.tensor_ops import merge_qkv, split_qkv
-from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.random_weights import SHAPES, RandomWeights, formats_of
 
-GROUPED = dataclasses.replace(TINY, num_query_groups=2)
-WIDE_HEADS = dataclasses.replace(TINY, num_query_groups=1, kv_channels=12)
-TIED = dataclasses.replace(TINY, tie_word_embeddings=True)
+EXPRESSED = [(name, hf_format) for name, model in SHAPES.items() for hf_format in formats_of(model)]
 
 
-@pytest.mark.parametrize("model", [TINY, GROUPED, WIDE_HEADS, TIED], ids=["plain", "grouped", "wide-heads", "tied"])
-def test_qwen2_names_and_shapes_are_those_of_transformers(model: ModelConfig) -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+@pytest.mark.parametrize("name", SHAPES)
+def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
+    import transformers
 
-    config = Qwen2Config(**write_config(model, Format.QWEN2, torch.float32, has_qwen_tokens=False))
+    model = SHAPES[name]
+    hf_format = formats_of(model)[0]
+    kind = getattr(transformers, f"{hf_format.value.capitalize()}ForCausalLM")
+    config = kind.config_class(**write_config(model, hf_format, torch.float32, has_qwen_tokens=False))
     with torch.device("meta"):
-        theirs = {name: tuple(tensor.shape) for name, tensor in Qwen2ForCausalLM(config).state_dict().items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
     if model.tie_word_embeddings:
         # One tensor under two names in memory, one in files.
         assert theirs.pop("lm_head.weight") == theirs["model.embed_tokens.weight"]
-    assert hf_tensors(model, Format.QWEN2) == theirs
+    assert hf_tensors(model, hf_format) == theirs
 
 
 def test_qwen1_names_and_shapes_are_those_of_the_released_layout(qwen1_mini: Path) -> None:
@@ -44,9 +43,9 @@ def test_qwen1_names_and_shapes_are_those_of_the_released_layout(qwen1_mini: Pat
     assert hf_tensors(model, hf_format) == stored
 
 
-@pytest.mark.parametrize("model", [TINY, GROUPED, WIDE_HEADS, TIED], ids=["plain", "grouped", "wide-heads", "tied"])
-@pytest.mark.parametrize("hf_format", list(Format))
-def test_both_directions_of_the_table_are_inverse(model: ModelConfig, hf_format: Format) -> None:
+@pytest.mark.parametrize(("name", "hf_format"), EXPRESSED)
+def test_both_directions_of_the_table_are_inverse(name: str, hf_format: Format) -> None:
+    model = SHAPES[name]
     source = RandomWeights(model)
     names = []
     for part in parts(model):
@@ -73,8 +72,11 @@ def test_rows_of_qkv_are_interleaved_by_query_group() -> None:
 
 def test_silu_is_on_w2_and_gate_proj() -> None:
     (entry,) = (entry for entry in TABLE if entry.key.endswith("linear_fc1.weight"))
-    gate, up = torch.ones(TINY.ffn_hidden_size, TINY.hidden_size), torch.zeros(TINY.ffn_hidden_size, TINY.hidden_size)
+    gate, up = (
+        torch.ones(SHAPES["plain"].ffn_hidden_size, SHAPES["plain"].hidden_size),
+        torch.zeros(SHAPES["plain"].ffn_hidden_size, SHAPES["plain"].hidden_size),
+    )
     # Megatron-Core applies the activation to the first half of the rows.
-    assert torch.equal(entry.merge((gate, up), TINY)[: TINY.ffn_hidden_size], gate)
+    assert torch.equal(entry.merge((gate, up), SHAPES["plain"])[: SHAPES["plain"].ffn_hidden_size], gate)
     assert [name.rsplit(".", 2)[1] for name in entry.qwen1] == ["w2", "w1"]
     assert [name.rsplit(".", 2)[1] for name in entry.qwen2] == ["gate_proj", "up_proj"]

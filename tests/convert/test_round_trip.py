@@ -16,6 +16,7 @@ from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.from_hf import PIECE_BYTES, from_hf, write_weights
+from qwen_megatron.convert.hf_config import fitting_format
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
@@ -25,20 +26,13 @@ from qwen_megatron.convert.verify import verify
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.inference.loading import single_process
 from qwen_megatron.model.builder import build_model, unwrapped
-from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.random_weights import SHAPES, TINY, TINY3, RandomWeights
 from tests.convert.round_trip import assert_same_tensors, check_conversion, load_folder
 
-MODELS = {
-    "plain": TINY,
-    "grouped": dataclasses.replace(TINY, num_query_groups=2),
-    "wide-heads": dataclasses.replace(TINY, num_query_groups=1, kv_channels=12),
-    "tied": dataclasses.replace(TINY, tie_word_embeddings=True, num_layers=3),
-}
 
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_conversion_of_random_models(name: str, tmp_path: Path) -> None:
-    write_weights(RandomWeights(MODELS[name]), tmp_path / "checkpoint")
+    write_weights(RandomWeights(SHAPES[name]), tmp_path / "checkpoint")
     check_conversion(tmp_path / "checkpoint", tmp_path)
 
 
@@ -81,7 +75,7 @@ def test_a_longer_context_that_was_trained_on_is_exported(
 
 
 def test_a_checkpoint_of_weights_holds_the_model_in_its_dtype(tmp_path: Path) -> None:
-    source = RandomWeights(MODELS["grouped"], torch.bfloat16)
+    source = RandomWeights(SHAPES["grouped"], torch.bfloat16)
     write_weights(source, tmp_path / "checkpoint")
     verify_checkpoint(tmp_path / "checkpoint")
     state = CheckpointState.read(tmp_path / "checkpoint")
@@ -96,7 +90,7 @@ def test_a_checkpoint_of_weights_holds_the_model_in_its_dtype(tmp_path: Path) ->
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_weights_load_into_a_model_of_another_precision(stored: torch.dtype, precision: str, tmp_path: Path) -> None:
-    source = RandomWeights(MODELS["grouped"], stored)
+    source = RandomWeights(SHAPES["grouped"], stored)
     write_weights(source, tmp_path / "checkpoint")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     with single_process("cpu") as groups:
@@ -163,18 +157,43 @@ def test_qwen2_notes_what_it_cannot_express(tmp_path: Path, caplog: pytest.LogCa
     assert "use_dynamic_ntk and use_logn_attn cannot be expressed in the qwen2 format" in caplog.text
 
 
+NORMS_AND_BIASES = dataclasses.replace(TINY, qk_layernorm=True)
+NEITHER = dataclasses.replace(TINY, add_qkv_bias=False)
+
+
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "hf_format", "words"),
     [
-        (MODELS["grouped"], "num_query_groups=2"),
-        (dataclasses.replace(TINY, kv_channels=12), "num_attention_heads=4 x kv_channels=12"),
+        (SHAPES["grouped"], Format.QWEN1, "num_query_groups=2: .* use --format qwen2"),
+        (dataclasses.replace(TINY, kv_channels=12), Format.QWEN1, "num_attention_heads=4 x kv_channels=12"),
+        (TINY3, Format.QWEN1, "qk_layernorm=true, add_qkv_bias=false: the qwen1 format has .* use --format qwen3"),
+        (TINY3, Format.QWEN2, "qk_layernorm=true, add_qkv_bias=false: the qwen2 format has .* use --format qwen3"),
+        (TINY, Format.QWEN3, "qk_layernorm=false, add_qkv_bias=true: the qwen3 format has .* use --format qwen2"),
+        (NORMS_AND_BIASES, None, "qk_layernorm=true, add_qkv_bias=true: .* no Hugging Face format has both"),
+        (NEITHER, None, "qk_layernorm=false, add_qkv_bias=false: .* no Hugging Face format has both"),
     ],
 )
-def test_qwen1_refuses_what_it_cannot_express(model: ModelConfig, words: str, tmp_path: Path) -> None:
+def test_a_format_refuses_what_it_cannot_express(
+    model: ModelConfig, hf_format: Format | None, words: str, tmp_path: Path
+) -> None:
     write_weights(RandomWeights(model), tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=words):
-        to_hf(tmp_path / "checkpoint", tmp_path / "out", hf_format=Format.QWEN1)
+        to_hf(tmp_path / "checkpoint", tmp_path / "out", hf_format=hf_format)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("model", "fitting"),
+    [
+        (TINY, Format.QWEN2),
+        (TINY3, Format.QWEN3),
+        (dataclasses.replace(TINY, use_logn_attn=True), Format.QWEN1),
+        (dataclasses.replace(SHAPES["grouped"], use_logn_attn=True), Format.QWEN2),
+        (dataclasses.replace(TINY3, use_dynamic_ntk=True), Format.QWEN3),
+    ],
+)
+def test_the_format_that_loses_least_is_chosen(model: ModelConfig, fitting: Format) -> None:
+    assert fitting_format(model) is fitting
 
 
 def test_folders_are_told_apart(qwen1_mini: Path, imported_mini: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -11,30 +10,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.from_hf import write_weights
 from qwen_megatron.convert.hf_folder import HfFolder
-from qwen_megatron.convert.name_map import TABLE, Format, parts
+from qwen_megatron.convert.name_map import Format, entries, parts
 from qwen_megatron.convert.to_hf import to_hf
 from qwen_megatron.errors import CheckpointError
-from tests.convert.random_weights import TINY, RandomWeights
+from tests.convert.random_weights import SHAPES, RandomWeights, formats_of
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of
 
-GROUPED = dataclasses.replace(TINY, num_query_groups=2)
-MODELS = {
-    "plain": TINY,
-    "grouped": GROUPED,
-    "wide heads": dataclasses.replace(TINY, num_query_groups=1, kv_channels=12),
-    "tied": dataclasses.replace(TINY, tie_word_embeddings=True),
-}
+GROUPED = SHAPES["grouped"]
+FOLDERS = [(name, hf_format) for name, model in SHAPES.items() for hf_format in formats_of(model)]
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("hf_format", list(Format))
-def test_runs_are_the_rows_that_merging_puts_there(model: ModelConfig, hf_format: Format) -> None:
+@pytest.mark.parametrize(("name", "hf_format"), FOLDERS)
+def test_runs_are_the_rows_that_merging_puts_there(name: str, hf_format: Format) -> None:
     """The two descriptions of the table, of whole tensors and of rows, are one."""
-    for entry in TABLE:
+    model = SHAPES[name]
+    for entry in entries(model):
         shapes = entry.hf_shapes(model, hf_format)
         numbered = iter(itertools.count())
         tensors = [torch.tensor([next(numbered) for _ in range(shape[0])]) for shape in shapes]
@@ -47,16 +40,13 @@ def test_runs_are_the_rows_that_merging_puts_there(model: ModelConfig, hf_format
         assert merged.shape[0] == entry.shape(model)[0]
 
 
-FOLDERS = [*((name, Format.QWEN2) for name in MODELS), ("plain", Format.QWEN1)]
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Format], HfFolder]:
     """Every model in every format that can express it."""
     opened = {}
     for name, hf_format in FOLDERS:
         parent = tmp_path_factory.mktemp("folder")
-        write_weights(RandomWeights(MODELS[name]), parent / "checkpoint")
+        write_weights(RandomWeights(SHAPES[name]), parent / "checkpoint")
         to_hf(parent / "checkpoint", parent / "hf", hf_format=hf_format)
         opened[name, hf_format] = HfFolder(parent / "hf")
     return opened
@@ -120,7 +110,7 @@ def load_both_ways(tensor_size: int, pipeline_size: int, folder: str) -> tuple[i
         return read, sum(shard.data.nbytes for shard in shards), same
 
 
-@pytest.mark.parametrize("name", ["grouped", "tied"])
+@pytest.mark.parametrize("name", ["grouped", "qwen3-tied"])
 @pytest.mark.parametrize(
     ("tensor_size", "pipeline_size"), [(1, 1), (2, 1), (1, 2), (2, 2)], ids=["dp4", "tp2", "pp2", "tp2-pp2"]
 )
@@ -128,8 +118,8 @@ def test_only_the_first_replica_reads_and_only_what_it_holds(
     name: str, tensor_size: int, pipeline_size: int, ranks: RankPool, tmp_path: Path
 ) -> None:
     # 67 rows of vocabulary become 68 on two tensor-parallel ranks: the last is in no file.
-    write_weights(RandomWeights(MODELS[name] if name != "tied" else TINY_TIED), tmp_path / "checkpoint")
-    to_hf(tmp_path / "checkpoint", tmp_path / "hf", hf_format=Format.QWEN2)
+    write_weights(RandomWeights(SHAPES[name]), tmp_path / "checkpoint")
+    to_hf(tmp_path / "checkpoint", tmp_path / "hf")
     layout = {"tensor_size": tensor_size, "pipeline_size": pipeline_size}
     answers = ranks.run(4, load_both_ways, folder=str(tmp_path / "hf"), **layout)
     replicas = 4 // (tensor_size * pipeline_size)
@@ -137,9 +127,6 @@ def test_only_the_first_replica_reads_and_only_what_it_holds(
         assert same, rank
         is_first = rank // tensor_size % replicas == 0
         assert (0.9 * held < read <= held) if is_first else read == 0, (rank, read, held)
-
-
-TINY_TIED = dataclasses.replace(GROUPED, tie_word_embeddings=True)
 
 
 def fail_to_read(folder: str, failing: int) -> str:

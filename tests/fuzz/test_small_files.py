@@ -235,8 +235,7 @@ def make_safetensors(folder: Path) -> bytes:
 
 
 def read_safetensors(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    hf_folder.read_headers({path: hf_folder.open_safetensors(path)})
+    hf_folder.open_safetensors(folder / "model.safetensors")
 
 
 def make_ids(folder: Path) -> bytes:
@@ -324,6 +323,11 @@ TARGETS = {
         dump=as_yaml,
     ),
     "qwen2": Target(make=valid(QWEN2), name="config.json", read=lambda f: hf_config.read_config(f / "config.json")),
+    "qwen3": Target(
+        make=valid(QWEN2 | {"model_type": "qwen3", "head_dim": 24, "attention_bias": False, "rope_scaling": None}),
+        name="config.json",
+        read=lambda f: hf_config.read_config(f / "config.json"),
+    ),
     "index": Target(make=make_index, name=hf_folder.INDEX, read=hf_folder.weight_files),
     "safetensors": Target(make=make_safetensors, name="model.safetensors", read=read_safetensors, dump=None),
     "token ids": Target(make=make_ids, name="ids.npy", read=lambda folder: read_ids(folder / "ids.npy"), dump=None),

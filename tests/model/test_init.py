@@ -79,6 +79,13 @@ def test_every_weight_has_its_distribution(groups: Groups) -> None:
     assert not parameters, "weights that the test does not know"
 
 
+def test_norms_of_queries_and_keys_start_at_one_and_biases_can_be_left_out(groups: Groups) -> None:
+    parameters = parameters_of(groups, dataclasses.replace(MODEL, qk_layernorm=True, add_qkv_bias=False))
+    for norm in ("q_layernorm", "k_layernorm"):
+        assert torch.equal(parameters[f"decoder.layers.1.self_attention.{norm}.weight"], torch.ones(MODEL.kv_channels))
+    assert not [name for name in parameters if name.endswith("bias")]
+
+
 def test_init_method_std_is_used(groups: Groups) -> None:
     parameters = parameters_of(groups, dataclasses.replace(MODEL, init_method_std=0.5))
     assert_normal(parameters["output_layer.weight"], 0.5)

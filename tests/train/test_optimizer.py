@@ -106,7 +106,8 @@ def test_norms_and_biases_do_not_decay_when_split(ranks: RankPool) -> None:
 
 def assert_decay(precision: str) -> None:
     """Without a gradient a step is nothing but decay."""
-    with tiny_trainable(f"training.precision={precision}", "optimizer.weight_decay=0.5") as trainable:
+    overrides = (f"training.precision={precision}", "optimizer.weight_decay=0.5", "model.qk_layernorm=true")
+    with tiny_trainable(*overrides) as trainable:
         weights = weights_of(trainable)
         with torch.no_grad():
             for name, weight in weights.items():

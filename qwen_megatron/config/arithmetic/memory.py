@@ -8,10 +8,11 @@ State, bytes a parameter: bf16 weights 2, fp32 gradients 4, fp32 masters and two
 their own masters: 4, 4, 8 / D.
 
 Activations kept for the backward pass, numbers a token and layer: what the two norms read and write 4h; queries, keys
-and values as attention reads them P + 2G; its output P; gate and up projection 2F; their product F. Two bytes each in
-bf16. Of these the norms' 4h is whole on each tensor-parallel rank, unless sequence parallelism divides it; the rest
-is divided by t. Attention keeps no probabilities (flash attention), so that `selective` recomputation saves nothing
-here. `full` keeps what a layer reads, h, and one layer's activations while it is computed again.
+and values as attention reads them P + 2G; what norms of queries and keys read, where there are any, P + G; its output
+P; gate and up projection 2F; their product F. Two bytes each in bf16. Of these the norms' 4h is whole on each
+tensor-parallel rank, unless sequence parallelism divides it; the rest is divided by t. Attention keeps no probabilities
+(flash attention), so that `selective` recomputation saves nothing here. `full` keeps what a layer
+reads, h, and one layer's activations while it is computed again.
 
 A stage of the 1F1B schedule holds as many micro-batches at once as there are stages from it to the last one; the
 interleaved schedule holds (1 + (p - 1) / (p v)) times as much on the first stage.
@@ -78,7 +79,9 @@ def activation_bytes(config: ResolvedConfig, stage: int) -> int:
     tensor_size, num_stages = parallel.tensor_model_parallel_size, len(config.layers_per_stage)
     split_hidden = tensor_size if parallel.sequence_parallel else 1
     query, key = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    layer = 4 * model.hidden_size / split_hidden + (2 * query + 2 * key + 3 * model.ffn_hidden_size) / tensor_size
+    normed = query + key if model.qk_layernorm else 0
+    split = 2 * query + 2 * key + normed + 3 * model.ffn_hidden_size
+    layer = 4 * model.hidden_size / split_hidden + split / tensor_size
     kept, working = layer, 0.0
     if parallel.recompute_granularity == "full":
         kept, working = model.hidden_size / split_hidden, layer

@@ -1,8 +1,9 @@
 """How many parameters a model has, and how many of them a rank holds.
 
 V vocabulary, H hidden size, F width of a feed-forward branch, P query heads x head size, G key/value heads x head size.
-A layer: norms 2H, QKV (P + 2G)(H + 1), attention output PH, feed-forward 3HF. Around the layers: embedding VH, output
-VH unless tied, last norm H. With P = G = H that is 2VH + L(4H^2 + 3H + 3HF + 2H) + H.
+A layer: norms 2H, QKV (P + 2G)(H + 1), attention output PH, feed-forward 3HF; without biases P + 2G less, with norms
+of queries and keys two head sizes more. Around the layers: embedding VH, output VH unless tied, last norm H. With
+P = G = H that is 2VH + L(4H^2 + 3H + 3HF + 2H) + H.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ def layer_matrix_parameters(model: ModelConfig) -> int:
 
 def layer_split_parameters(model: ModelConfig) -> int:
     """Parameters of one layer that tensor parallelism divides: matrices and QKV biases."""
-    return layer_matrix_parameters(model) + (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
+    biases = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
+    return layer_matrix_parameters(model) + (biases if model.add_qkv_bias else 0)
+
+
+def layer_norm_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer that every tensor-parallel rank holds whole: its norms."""
+    return 2 * model.hidden_size + (2 * model.kv_channels if model.qk_layernorm else 0)
 
 
 def count_parameters(model: ModelConfig) -> int:
     """Parameters of the whole model without padding; a tied matrix counts once."""
     matrices = 1 if model.tie_word_embeddings else 2
-    layer = layer_split_parameters(model) + 2 * model.hidden_size
+    layer = layer_split_parameters(model) + layer_norm_parameters(model)
     return matrices * model.vocab_size * model.hidden_size + model.num_layers * layer + model.hidden_size
 
 
@@ -46,7 +53,7 @@ def parameters_per_stage(
         One number for each stage.
     """
     vocabulary = padded_vocab_size // tensor_size * model.hidden_size
-    layer = layer_split_parameters(model) // tensor_size + 2 * model.hidden_size
+    layer = layer_split_parameters(model) // tensor_size + layer_norm_parameters(model)
     last = len(layers_per_stage) - 1
     counts = []
     for stage, num_layers in enumerate(layers_per_stage):

@@ -18,6 +18,8 @@ SHAPE = (
     "kv_channels",
     "vocab_size",
     "tie_word_embeddings",
+    "qk_layernorm",
+    "add_qkv_bias",
 )
 # What stretches the context in evaluation; only the format of the first Qwen series has a place for it.
 STRETCHES = ("use_dynamic_ntk", "use_logn_attn")
@@ -57,6 +59,10 @@ class ModelConfig:
     """Added to the mean square in RMSNorm."""
     tie_word_embeddings: bool = False
     """Use the embedding matrix as the output layer too (Qwen 0.5B)."""
+    qk_layernorm: bool = False
+    """Normalise each head of queries and keys (RMSNorm over `kv_channels`) before they are rotated, as Qwen3 does."""
+    add_qkv_bias: bool = True
+    """Biases on queries, keys and values; Qwen3 has none."""
     init_method_std: Annotated[float, Interval(ge=0.0, le=10.0)] = 0.02
     """Standard deviation of the initial weights; output projections of attention and feed-forward layer use it
     divided by sqrt(2 num_layers)."""
