@@ -37,8 +37,8 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "landlock_add_rule": (445, 445),
     "landlock_restrict_self": (446, 446),
 }
-# Refused with EPERM whatever the arguments; None where a machine has no call of that name. Landlock knows no owners, modes, times and attributes of files, nor,
-# before its third version, `truncate`.
+# Refused with EPERM whatever the arguments; None where a machine has no call of that name. Landlock knows no owners,
+# modes, times and attributes of files, nor, before its third version, `truncate`.
 DENIED: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
     "socketpair": (53, 199),
