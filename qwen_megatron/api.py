@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_tools.corpus.reader import Corpus
 from qwen_megatron.config.load import split_settings
@@ -84,24 +84,28 @@ def export(checkpoint: str | Path, out: str | Path, *, overwrite: bool = False) 
     return Path(out)
 
 
-def generate(source: str | Path, prompt: str, max_new_tokens: int = 64) -> str:
-    """The greedy continuation of a text.
+def generate(source: str | Path, prompt: str, max_new_tokens: int = 64, **sampling: Any) -> str:
+    """The continuation of a text, greedy if nothing else is said.
 
     Args:
-        source: A checkpoint, a run's folder or a Hugging Face folder, of a model with Qwen's vocabulary.
+        source: A checkpoint, a run's folder or a Hugging Face folder, of a model whose tokens are known.
         prompt: Ordinary text; control tokens are not special.
         max_new_tokens: Tokens to add at most.
+        sampling: Other fields of `qwen_megatron.inference.sampling.Sampling`: temperature, top_k, top_p,
+            repetition_penalty, seed, stop.
     Returns:
         The prompt and what follows.
     Raises:
-        CheckpointError: if the model cannot be read, or has another vocabulary.
-        ValueError: if the prompt is empty.
+        CheckpointError: if the model cannot be read, or its tokens are not known.
+        ConfigError: if sampling is out of range.
+        DataError: if the prompt is empty.
     """
     settle_environment()
     silence_libraries()
     from qwen_megatron.inference.continuation import continue_text
+    from qwen_megatron.inference.sampling import Sampling
 
-    return continue_text(Path(source), prompt, max_new_tokens)
+    return continue_text(Path(source), prompt, Sampling(max_new_tokens=max_new_tokens, **sampling))
 
 
 def open_corpus(prefix: str | Path) -> Corpus:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.io.small_json import MissingFileError, SmallFileError, build, is_count, read_object, shown
+from data_tools.tokenizer.qwen import is_of_qwen
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
@@ -99,6 +100,11 @@ class CheckpointState:
         if name not in self.models:
             raise CheckpointError(f"{folder}: holds no model {name!r}; it has {', '.join(sorted(self.models))}")
         return self.models[name]
+
+    @property
+    def has_qwen_tokens(self) -> bool:
+        """Whether what was trained on are Qwen's tokens, as far as the checkpoint tells."""
+        return all(is_of_qwen(source["tokenizer"], source.get("end_of_document")) for source in self.data.values())
 
     def prefix(self, name: str) -> str:
         """What stands before the keys of a model's tensors."""

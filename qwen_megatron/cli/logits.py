@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_megatron.cli.nonfinite import add_allow_nonfinite
-from qwen_megatron.cli.settings import add_model
-from qwen_megatron.errors import ConfigError, DataError
+from qwen_megatron.cli.inference_options import add_opening, opening_of
+from qwen_megatron.cli.token_ids import check_output, check_range, read_ids
 from qwen_megatron.libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -36,8 +34,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--input-ids", required=True, type=Path, metavar="IDS.npy", help="int64 [batch, seq]")
     parser.add_argument("--output", required=True, type=Path, metavar="LOGITS.npy", help="fp32 [batch, seq, vocab]")
-    add_model(parser)
-    add_allow_nonfinite(parser)
+    add_opening(parser, has_layout=False)
     parser.set_defaults(run=run)
 
 
@@ -49,57 +46,16 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: if the output cannot be where it is asked for.
     """
     ids_bs = read_ids(args.input_ids)
-    if not args.output.parent.is_dir():
-        raise ConfigError(f"--output={args.output}: {args.output.parent} is not a folder; make it first")
-    if args.output.is_dir():
-        raise ConfigError(f"--output={args.output}: is a folder; name a file")
+    check_output(args.output)
     silence_libraries()
-    from qwen_megatron.inference.loading import load_for_inference, single_process
+    from qwen_megatron.inference.opening import open_generator
 
-    with single_process() as groups:
-        model = load_for_inference(args.source, groups, name=args.model, allow_nonfinite=args.allow_nonfinite)
+    with open_generator(args.source, opening_of(args), longest=ids_bs.shape[1], with_text=False) as generator:
+        model = generator.staged.model
         check_range(args.input_ids, ids_bs, model.num_tokens_in_vocabulary)
         write_logits(model, ids_bs, args.output)
     print(f"wrote {args.output}: {[*ids_bs.shape, model.num_tokens_in_vocabulary]}, fp32")
     return 0
-
-
-def read_ids(path: Path) -> np.ndarray:
-    """Token ids from a .npy file, int64 [b, s].
-
-    Raises:
-        DataError: if it is not such a file; a pickle is not looked into.
-    """
-    import numpy as np
-
-    try:
-        # Mapped: a header that promises more than the file holds is found before anything is allocated.
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError, tokenize.TokenError) as error:
-        # The header is a piece of Python, which numpy reads as such.
-        raise DataError(f"{path}: is not a readable .npy file of numbers ({error})") from error
-    if not isinstance(ids, np.ndarray):
-        raise DataError(f"{path}: is an archive of arrays; save one array with numpy.save")
-    if ids.dtype != np.int64:
-        raise DataError(f"{path}: has dtype {ids.dtype}; must be int64, use ids.astype('int64')")
-    if ids.ndim != 2 or 0 in ids.shape:
-        raise DataError(f"{path}: has shape {list(ids.shape)}; must be [batch, seq] with at least one token")
-    return np.array(ids)
-
-
-def check_range(path: Path, ids_bs: np.ndarray, vocab_size: int) -> None:
-    """Refuses ids that the vocabulary does not have.
-
-    Raises:
-        DataError: naming the first of them.
-    """
-    wrong = (ids_bs < 0) | (ids_bs >= vocab_size)
-    if wrong.any():
-        row, column = (int(index[0]) for index in wrong.nonzero())
-        raise DataError(
-            f"{path}: id {ids_bs[row, column]} at [{row}, {column}] is not in the model's vocabulary "
-            f"(0 to {vocab_size - 1})"
-        )
 
 
 def write_logits(model: Any, ids_bs: np.ndarray, path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from data_tools.tokenizer.qwen import NUM_TOKENS, is_of_qwen
+from data_tools.tokenizer.qwen import NUM_TOKENS
 from qwen_megatron.checkpoint.load import verify_checkpoint
 from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import SafeReader
@@ -85,9 +85,7 @@ class CheckpointWeights:
         configured = saved_model_config(folder, name)
         self.configured_context = configured.seq_length
         self.model = with_trained_context(configured, state)
-        self.has_qwen_tokens = self.model.vocab_size >= NUM_TOKENS and all(
-            is_of_qwen(source["tokenizer"], source.get("end_of_document")) for source in state.data.values()
-        )
+        self.has_qwen_tokens = self.model.vocab_size >= NUM_TOKENS and state.has_qwen_tokens
         self.key_prefix = state.prefix(name)
         others = tuple(state.prefix(other) for other in state.models if other != name)
         self.reader = SafeReader(folder)

@@ -2,38 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+# Rows grow in steps of so many tokens at least.
+STEP = 64
 
 
 class KeyValueCache:
     """Room for the keys and values of every layer on this rank, made when a layer first comes by.
 
-    Legend: s sequence, b rows, g key/value heads on this rank, d head size.
+    Rows have their own lengths; room grows by half of what is there, and is given up with the last row.
+
+    Legend: s sequence, b rows, g key/value heads on this rank, d head size, c room for tokens.
 
     Args:
-        max_length: Tokens of the longest row.
+        max_length: Tokens of the longest row at most; None for as many as there is memory for.
+    Attributes:
+        layers: Layer -> [b, g, c, d] of keys and of values.
     """
 
-    def __init__(self, max_length: int):
+    def __init__(self, max_length: int | None = None):
         self.max_length = max_length
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def extend(
-        self, layer_number: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor, offset: int
+        self,
+        layer_number: int,
+        key_sbgd: torch.Tensor,
+        value_sbgd: torch.Tensor,
+        offsets: Sequence[int],
+        first_row: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values of the tokens from `offset` on; what was stored from there on before is forgotten.
+        """Stores keys and values of each row's tokens from its offset on, over what was stored there before.
 
+        Args:
+            layer_number: From 1.
+            key_sbgd, value_sbgd: [s, b, g, d].
+            offsets: Of each row.
+            first_row: Place of the first of the rows; the others follow it.
         Returns:
-            [offset + s, b, g, d] twice: those of all tokens up to the last new one, views of the cache.
+            [max(offsets) + s, b, g, d] twice, views of the cache; beyond the end of a shorter row they are whatever was
+            there.
         Raises:
             ValueError: if there is no room for them.
         """
-        end = offset + key_sbgd.size(0)
-        if end > self.max_length:
+        count, rows = key_sbgd.size(0), key_sbgd.size(1)
+        end = max(offsets) + count
+        if self.max_length is not None and end > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens a row, but token {end} came; make a longer one")
-        if layer_number not in self.layers:
-            shape = (self.max_length, *key_sbgd.shape[1:])
-            self.layers[layer_number] = (key_sbgd.new_empty(shape), value_sbgd.new_empty(shape))
-        keys, values = self.layers[layer_number]
-        keys[offset:end], values[offset:end] = key_sbgd, value_sbgd
-        return keys[:end], values[:end]
+        keys, values = self.with_room(layer_number, first_row + rows, end, key_sbgd)
+        keys, values = keys[first_row : first_row + rows], values[first_row : first_row + rows]
+        new_keys, new_values = key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3)
+        if len(set(offsets)) == 1:
+            keys[:, :, offsets[0] : end], values[:, :, offsets[0] : end] = new_keys, new_values
+        else:
+            for row, offset in enumerate(offsets):
+                keys[row, :, offset : offset + count] = new_keys[row]
+                values[row, :, offset : offset + count] = new_values[row]
+        return keys[:, :, :end].permute(2, 0, 1, 3), values[:, :, :end].permute(2, 0, 1, 3)
+
+    def with_room(
+        self, layer_number: int, rows: int, length: int, like_sbgd: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tensors of a layer, made or moved so that so many rows of so many tokens fit."""
+        held = self.layers.get(layer_number)
+        had_rows, had_length = (held[0].size(0), held[0].size(2)) if held else (0, 0)
+        if held and rows <= had_rows and length <= had_length:
+            return held
+        if length > had_length:
+            length = -(-max(length, had_length + had_length // 2) // STEP) * STEP
+        if self.max_length is not None:
+            length = min(length, self.max_length)
+        shape = (max(rows, had_rows), like_sbgd.size(2), max(length, had_length), like_sbgd.size(3))
+        # Zeros: a weight of 0 on what was never written must not meet a NaN.
+        made = like_sbgd.new_zeros(shape), like_sbgd.new_zeros(shape)
+        for old, new in zip(held or (), made, strict=bool(held)):
+            new[:had_rows, :, :had_length] = old
+        self.layers[layer_number] = made
+        return made
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first tokens of one row over another, so that the rows in use lie side by side."""
+        for keys, values in self.layers.values():
+            keys[target, :, :length], values[target, :, :length] = keys[source, :, :length], values[source, :, :length]
+
+    def keep(self, rows: int) -> None:
+        """Gives up the rows beyond the first `rows`, with their memory where it is half or more of all."""
+        if rows == 0:
+            self.layers.clear()
+        for number, held in self.layers.items():
+            if rows <= held[0].size(0) // 2:
+                self.layers[number] = (held[0][:rows].clone(), held[1][:rows].clone())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is held."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
+
+
+class CacheRows:
+    """Neighbouring rows of a cache: what new texts are run into, beside others.
+
+    Args:
+        cache: The whole.
+        first_row: Place of the first of them.
+    """
+
+    def __init__(self, cache: KeyValueCache, first_row: int):
+        self.cache = cache
+        self.first_row = first_row
+
+    def extend(
+        self, layer_number: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor, offsets: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores keys and values of these rows; see `KeyValueCache.extend`."""
+        return self.cache.extend(layer_number, key_sbgd, value_sbgd, offsets, self.first_row)

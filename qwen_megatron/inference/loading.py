@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from qwen_megatron.checkpoint.finite import check_weights
 from qwen_megatron.checkpoint.load import checkpoint_in, load_model, verify_checkpoint
@@ -15,6 +16,7 @@ from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
+from qwen_megatron.errors import ConfigError
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups, build_groups, destroy_groups, start_process_group
@@ -23,15 +25,42 @@ from qwen_megatron.platforms import get_platform
 TIMEOUT_SECONDS = 600.0
 
 
-@contextlib.contextmanager
-def single_process(platform_name: str = "auto") -> Iterator[Groups]:
+def single_process(platform_name: str = "auto") -> contextlib.AbstractContextManager[Groups]:
     """Groups of one rank, for as long as the context is open."""
+    return inference_groups(platform_name=platform_name)
+
+
+@contextlib.contextmanager
+def inference_groups(
+    *, tensor_size: int | None = 1, pipeline_size: int = 1, platform_name: str = "auto"
+) -> Iterator[Groups]:
+    """Groups of a layout over the processes of this job, for as long as the context is open.
+
+    Args:
+        tensor_size: Tensor-parallel ranks; None for all ranks of a pipeline stage.
+        pipeline_size: Pipeline stages.
+        platform_name: `auto`, `cpu` or `cuda`.
+    Raises:
+        ConfigError: if the processes of the job do not divide into it.
+        PlatformError: if the machine cannot do it.
+    """
     platform = get_platform(platform_name)
     platform.prepare()
     device = start_process_group(platform, TIMEOUT_SECONDS)
     try:
+        world_size = dist.get_world_size()
+        tensor_size = max(1, world_size // pipeline_size) if tensor_size is None else tensor_size
+        if world_size % (tensor_size * pipeline_size):
+            raise ConfigError(
+                f"{world_size} {'process is' if world_size == 1 else 'processes are'} no multiple of {tensor_size} "
+                f"tensor-parallel x {pipeline_size} pipeline-parallel ones; start {tensor_size * pipeline_size} with "
+                f"torchrun --nproc-per-node={tensor_size * pipeline_size}"
+            )
         groups = build_groups(
-            tensor_model_parallel_size=1, pipeline_model_parallel_size=1, device=device, timeout_seconds=TIMEOUT_SECONDS
+            tensor_model_parallel_size=tensor_size,
+            pipeline_model_parallel_size=pipeline_size,
+            device=device,
+            timeout_seconds=TIMEOUT_SECONDS,
         )
         with platform.products(torch.bfloat16):
             yield groups
@@ -42,12 +71,14 @@ def single_process(platform_name: str = "auto") -> Iterator[Groups]:
 def load_for_inference(
     source: Path, groups: Groups, *, precision: str = "fp32", name: str | None = None, allow_nonfinite: bool = False
 ) -> QwenModel:
-    """The model of a checkpoint or of a Hugging Face folder, in evaluation mode.
+    """This rank's part of the model of a checkpoint or of a Hugging Face folder, in evaluation mode.
+
+    On torch's kernels, which take a key/value cache, and windows; nothing is dropped.
 
     Args:
         source: An `iter_NNNNNNN` folder, written on any layout, a run's folder, whose newest checkpoint is taken, or a
             folder with config.json and safetensors.
-        groups: As from `single_process`.
+        groups: Layout: any whose sizes divide the model.
         precision: `fp32` or `bf16`.
         name: Of the model, where a checkpoint holds several.
         allow_nonfinite: Take weights that hold NaN or infinity too.
@@ -56,14 +87,14 @@ def load_for_inference(
     """
     if is_hf_folder(source):
         folder = HfFolder(source)
-        model = build_model(folder.model, groups, precision=precision)
+        config = dataclasses.replace(folder.model, implementation="torch", attention_dropout=0.0)
+        model = build_model(config, groups, precision=precision)
         load_hf_weights(folder, unwrapped(model))
     else:
         source = checkpoint_in(source)
         verify_checkpoint(source)
-        # Kernels are a matter of this machine, not of the one that trained; nothing is dropped here.
         saved = saved_model_config(source, name)
-        config = dataclasses.replace(saved, implementation="auto", hidden_dropout=0.0, attention_dropout=0.0)
+        config = dataclasses.replace(saved, implementation="torch", hidden_dropout=0.0, attention_dropout=0.0)
         model = build_model(config, groups, precision=precision)
         load_model(source, unwrapped(model), name)
     if not allow_nonfinite:

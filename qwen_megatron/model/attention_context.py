@@ -5,21 +5,28 @@ Legend: s whole sequence, b micro-batch, g key/value heads on this rank, d head 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+
+T = TypeVar("T")
 
 
 class KeyValueCache(Protocol):
     """Keys and values of tokens that were run before."""
 
     def extend(
-        self, layer_number: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor, offset: int
+        self, layer_number: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor, offsets: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values of the tokens from `offset` on; returns those of all tokens up to the last of them."""
+        """Stores keys and values of each row's tokens from its offset on.
+
+        Returns:
+            [s', b, g, d] twice: those of all tokens up to the last of the longest row; what lies beyond the end of a
+            shorter row is of no meaning.
+        """
 
 
 @dataclass(kw_only=True)
@@ -34,17 +41,28 @@ class AttentionContext(PackedSeqParams):
             rank; None if tokens see all tokens before them.
         dropout_keys_b: int64 [b], what the masks of a row's dropout follow from; None if nothing is dropped.
         cache: Keys and values of the tokens before, where there are some to be kept; None for none.
-        offset: Position of the first token: so many are in the cache.
+        offsets: Position of each row's first token: so many of the row are in the cache. Empty: 0 for all rows.
+        text_lengths: Tokens of each row's text as far as dynamic NTK counts them: what it was when the first of them
+            was run. Empty: all tokens up to the last of this micro-batch.
+        shared: What one layer has made of it for all.
     """
 
     document_ids_bs: torch.Tensor | None = None
     dropout_keys_b: torch.Tensor | None = None
     cache: KeyValueCache | None = None
-    offset: int = 0
+    offsets: tuple[int, ...] = ()
+    text_lengths: tuple[int, ...] = ()
+    shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.cache is None and self.offset:
-            raise ValueError(f"offset={self.offset}: tokens before the first need a cache of their keys; give one")
+        if self.cache is None and any(self.offsets):
+            raise ValueError(f"offsets={self.offsets}: tokens before the first need a cache of their keys; give one")
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What all layers need alike, made by the first that asks."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return cast(T, self.shared[key])
 
     def to(self, device: torch.device) -> AttentionContext:
         """The same with its tensors on a device."""
@@ -52,7 +70,8 @@ class AttentionContext(PackedSeqParams):
             document_ids_bs=None if self.document_ids_bs is None else self.document_ids_bs.to(device),
             dropout_keys_b=None if self.dropout_keys_b is None else self.dropout_keys_b.to(device),
             cache=self.cache,
-            offset=self.offset,
+            offsets=self.offsets,
+            text_lengths=self.text_lengths,
         )
 
     def check(self, rows: int, length: int) -> None:
@@ -73,12 +92,15 @@ class AttentionContext(PackedSeqParams):
                     f"{name} must be int64 {list(shape)} for this micro-batch, but is {tensor.dtype} "
                     f"{list(tensor.shape)}"
                 )
+        for name, numbers in (("offsets", self.offsets), ("text_lengths", self.text_lengths)):
+            if numbers and len(numbers) != rows:
+                raise ValueError(f"{name} must have one number a row, {rows}, but has {len(numbers)}")
 
     def refuse_beyond(self, takes: Collection[str], kernel: str) -> None:
         """Refuses what a kernel would ignore.
 
         Args:
-            takes: `documents`, `cache`.
+            takes: `documents`, `cache`, `windows`.
             kernel: Its name.
         Raises:
             ValueError: naming what it would ignore.

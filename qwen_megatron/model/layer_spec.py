@@ -17,10 +17,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from qwen_megatron.errors import PlatformError
-from qwen_megatron.model.attention import QwenCoreAttention, TorchAttention
+from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.dropout import DropoutLayer
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
+from qwen_megatron.model.torch_attention import TorchAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Kernels:
         norm_linear: Column-parallel linear, with normalisation if fused.
         linear: Row-parallel linear.
         attention: Core attention without positions.
-        attention_takes: What it takes of an `AttentionContext`: `documents`, `dropout`, `cache`.
+        attention_takes: What it takes: of an `AttentionContext` `documents`, `dropout`, `cache`; and `windows`.
     """
 
     norm: type
@@ -50,7 +51,7 @@ TORCH = Kernels(
     norm_linear=ColumnParallelLinear,
     linear=RowParallelLinear,
     attention=TorchAttention,
-    attention_takes=frozenset({"documents", "dropout", "cache"}),
+    attention_takes=frozenset({"documents", "dropout", "cache", "windows"}),
 )
 
 

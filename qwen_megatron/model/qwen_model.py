@@ -121,10 +121,9 @@ class QwenModel(GPTModel):
             raise ValueError(f"a model with a {self.head} head has no {request.output.value}; build it with another")
         if request.output is Output.SCALARS:
             return cast(torch.Tensor, self.output_layer(hidden_sbh))
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         if request.output is Output.LOGITS:
-            logits_sbv, _ = self.output_layer(hidden_sbh, weight)
-            return cast(torch.Tensor, logits_sbv.transpose(0, 1).contiguous())
+            return self.logits_of(hidden_sbh).transpose(0, 1).contiguous()
+        weight = self.tied_weight()
         assert request.labels_bs is not None
         if request.output is Output.LOG_PROBABILITIES:
             assert request.positions_bs is not None
@@ -151,6 +150,14 @@ class QwenModel(GPTModel):
             return cast(torch.Tensor, losses_bs)
         logits_sbv, _ = self.output_layer(hidden_sbh, weight)
         return self.compute_language_model_loss(request.labels_bs, logits_sbv)
+
+    def tied_weight(self) -> torch.Tensor | None:
+        """The output layer's weight where it is the embedding's; None where it has one of its own."""
+        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+
+    def logits_of(self, hidden_sbh: torch.Tensor) -> torch.Tensor:
+        """[s, b, h] after the final norm to [s, b, v / tp], padding rows included; on the last stage."""
+        return cast(torch.Tensor, self.output_layer(hidden_sbh, self.tied_weight())[0])
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy of each label in nats.

@@ -23,6 +23,8 @@ class RotarySettings:
         native_length: Context the model was trained on; longer evaluation input is stretched.
         use_dynamic_ntk: Enlarge the base for inputs longer than `native_length` (evaluation only).
         use_logn_attn: Scale queries beyond `native_length` (evaluation only).
+        ntk_length: Tokens for which the base is stretched once and for all, whatever the length of an input
+            (NTK-aware interpolation; evaluation only); 0 where it is not.
     """
 
     head_size: int
@@ -30,6 +32,14 @@ class RotarySettings:
     native_length: int
     use_dynamic_ntk: bool = False
     use_logn_attn: bool = False
+    ntk_length: int = 0
+
+
+def evaluation_base(settings: RotarySettings, length: int) -> float:
+    """Base for an input of `length` tokens at evaluation."""
+    if settings.ntk_length:
+        return dynamic_ntk_base(settings, settings.ntk_length)
+    return dynamic_ntk_base(settings, length) if settings.use_dynamic_ntk else settings.base
 
 
 def dynamic_ntk_base(settings: RotarySettings, length: int) -> float:
@@ -43,9 +53,16 @@ def dynamic_ntk_base(settings: RotarySettings, length: int) -> float:
     return settings.base * alpha ** (settings.head_size / (settings.head_size - 2))
 
 
-@functools.lru_cache(maxsize=8)
 def rotary_table(base: float, head_size: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of all angles, fp32 [s, 1, 1, d]; frequencies stay in fp32 whatever the model's precision."""
+    # Made for the next power of two: generation asks for one token more each time.
+    cos, sin = kept_table(base, head_size, 1 << (length - 1).bit_length(), device)
+    return cos[:length], sin[:length]
+
+
+@functools.lru_cache(maxsize=16)
+def kept_table(base: float, head_size: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes the tables of `rotary_table` once for each length."""
     # The tables are kept: made under inference mode they could not serve training later.
     with torch.inference_mode(False):
         exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size

@@ -108,5 +108,5 @@ def test_the_output_has_to_be_a_file_in_a_folder(
 def test_a_source_that_is_neither_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "ids.npy", np.zeros((1, 2), dtype=np.int64))
     assert run(tmp_path, tmp_path / "ids.npy", tmp_path / "out.npy") == 1
-    assert f"{tmp_path / 'manifest.json'}: missing" in capsys.readouterr().err
+    assert f"{tmp_path / 'state.json'}: missing; the folder is not a checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out.npy").exists()

@@ -38,7 +38,7 @@ def piecewise(model: QwenModel, pieces: list[int]) -> torch.Tensor:
     offset, found = 0, []
     for size in pieces:
         piece_bs = tokens_bs[:, offset : offset + size]
-        found.append(model(piece_bs, None, AttentionContext(cache=cache, offset=offset)))
+        found.append(model(piece_bs, None, AttentionContext(cache=cache, offsets=(offset,) * 2)))
         offset += size
     return torch.cat(found, dim=1)
 
@@ -78,8 +78,8 @@ def test_an_offset_goes_back(model: QwenModel) -> None:
         cache = KeyValueCache(LENGTH)
         tokens_bs = tokens()
         model(tokens_bs[:, :12], None, AttentionContext(cache=cache))
-        model(tokens_bs[:, 3:6], None, AttentionContext(cache=cache, offset=12))
-        again = model(tokens_bs[:, 12:15], None, AttentionContext(cache=cache, offset=12))
+        model(tokens_bs[:, 3:6], None, AttentionContext(cache=cache, offsets=(12, 12)))
+        again = model(tokens_bs[:, 12:15], None, AttentionContext(cache=cache, offsets=(12, 12)))
     torch.testing.assert_close(again, logits(model, tokens_bs[:, :15])[:, 12:], rtol=0, atol=2e-5)
 
 
@@ -90,8 +90,8 @@ def test_what_does_not_go_with_a_cache_is_refused(model: QwenModel) -> None:
         model(tokens_bs, None, AttentionContext(cache=KeyValueCache(LENGTH), document_ids_bs=ids_bs))
     with pytest.raises(ValueError, match="holds 8 tokens a row, but token 24 came"):
         model(tokens_bs, None, AttentionContext(cache=KeyValueCache(8)))
-    with pytest.raises(ValueError, match="offset=4: tokens before the first need a cache"):
-        AttentionContext(offset=4)
+    with pytest.raises(ValueError, match=r"offsets=\(4,\): tokens before the first need a cache"):
+        AttentionContext(offsets=(4,))
     model.train()
     try:
         with pytest.raises(ValueError, match="is for inference"):
@@ -106,4 +106,4 @@ def test_dynamic_ntk_is_refused_where_the_base_would_change(groups: Groups) -> N
         cache = KeyValueCache(LENGTH)
         built(tokens()[:, :16], None, AttentionContext(cache=cache))
         with pytest.raises(ValueError, match="changes the base with the length"):
-            built(tokens()[:, 16:17], None, AttentionContext(cache=cache, offset=16))
+            built(tokens()[:, 16:17], None, AttentionContext(cache=cache, offsets=(16, 16)))

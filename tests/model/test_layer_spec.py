@@ -9,11 +9,11 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model import layer_spec as module
-from qwen_megatron.model.attention import TorchAttention
 from qwen_megatron.model.dropout import DropoutLayer
 from qwen_megatron.model.layer_spec import TORCH, Kernels, layer_spec, select_kernels
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
+from qwen_megatron.model.torch_attention import TorchAttention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ROTARY = RotarySettings(base=10000.0, head_size=16, native_length=256, use_dynamic_ntk=False, use_logn_attn=False)

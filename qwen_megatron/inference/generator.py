@@ -1,0 +1,159 @@
+"""Generation for programs: prompts in, completions out; and how likely given texts are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qwen_megatron.errors import DataError
+from qwen_megatron.inference.completion import Completion, FinishReason, Request
+from qwen_megatron.inference.running_batch import RunningBatch
+from qwen_megatron.inference.sampling import Sampling
+from qwen_megatron.inference.scoring import Score, score_rows
+from qwen_megatron.inference.staged_model import StagedModel
+from qwen_megatron.inference.text_stream import TextStream
+from qwen_megatron.inference.vocabulary import Vocabulary
+from qwen_megatron.model.qwen_model import QwenModel
+from qwen_megatron.parallel.groups import Groups
+
+# Texts that are generated at once, if nothing else is said.
+MAX_ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What a stream gives: a new token of one of its prompts.
+
+    Attributes:
+        index: Of the prompt.
+        token: None where a stop token or the end of a held text came.
+        text: That has become certain with it; empty without a vocabulary.
+        finish_reason: Where it is the last of its prompt.
+    """
+
+    index: int
+    token: int | None
+    text: str
+    finish_reason: FinishReason | None
+
+
+class Generator:
+    """A model that goes on with texts. On several ranks all call the same methods with the same arguments.
+
+    Args:
+        model: This rank's part, in evaluation mode.
+        groups: Layout.
+        vocabulary: Ids to text and back; None for models of unknown tokens: then prompts are ids, and all rows of
+            the embedding may be chosen.
+        max_rows: Texts that are generated at once.
+    """
+
+    def __init__(
+        self, model: QwenModel, groups: Groups, vocabulary: Vocabulary | None = None, *, max_rows: int = MAX_ROWS
+    ):
+        self.staged = StagedModel(model, groups)
+        self.vocabulary = vocabulary
+        self.num_tokens = self.staged.vocab_size if vocabulary is None else vocabulary.num_tokens
+        self.max_rows = max_rows
+
+    def generate(
+        self, prompts: Sequence[Sequence[int] | str], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """What follows each prompt; a prompt's completion does not depend on the others.
+
+        Args:
+            prompts: Token ids, or texts where there is a vocabulary.
+            sampling: Of all of them, or of each; None for greedy, up to 64 tokens.
+        Raises:
+            DataError: if a prompt is empty or has an id that the model does not know.
+        """
+        completions = [Completion() for _ in prompts]
+        for _ in self.stream(prompts, sampling, completions):
+            pass
+        return completions
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int] | str],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        completions: list[Completion] | None = None,
+    ) -> Iterator[Piece]:
+        """The same, token by token; a stream that is closed gives up its texts.
+
+        Args:
+            prompts, sampling: As for `generate`.
+            completions: One for each prompt, filled as the stream goes on.
+        """
+        if completions is None:
+            completions = [Completion() for _ in prompts]
+        each = [sampling or Sampling()] * len(prompts) if not isinstance(sampling, Sequence) else list(sampling)
+        batch = RunningBatch(self.staged, self.num_tokens, self.max_rows)
+        texts = []
+        for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
+            batch.add(self.request(index, prompt, settings))
+            texts.append(None if self.vocabulary is None else TextStream(self.vocabulary, settings.stop))
+        while not batch.is_done:
+            for step in batch.step():
+                completion, text = completions[step.number], texts[step.number]
+                reason, certain = step.finish_reason, ""
+                if step.token is not None:
+                    completion.tokens.append(step.token)
+                    completion.log_probabilities.append(step.log_probability)
+                    certain = text.push(step.token) if text else ""
+                if text and reason is not None:
+                    certain += text.finish()
+                if text and text.is_stopped:
+                    # Perhaps the batch would go on with it.
+                    batch.cancel(step.number)
+                    reason = FinishReason.STOP
+                completion.finish_reason = reason
+                completion.text = text.text if text else None
+                yield Piece(index=step.number, token=step.token, text=certain, finish_reason=reason)
+
+    def request(self, number: int, prompt: Sequence[int] | str, sampling: Sampling) -> Request:
+        """A request whose ids are checked and whose ends are known.
+
+        Raises:
+            DataError: as `ids_of`; if a stop text is given and the tokens are not known.
+        """
+        if sampling.stop and self.vocabulary is None:
+            raise DataError("stop texts need a tokenizer; give stop_token_ids")
+        if sampling.stop_token_ids is None:
+            ends = self.vocabulary.end_ids if self.vocabulary else ()
+            sampling = dataclasses.replace(sampling, stop_token_ids=ends)
+        return Request(number=number, prompt=self.ids_of(prompt, number), sampling=sampling)
+
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+        """How likely each continuation is after its context.
+
+        Args:
+            rows: Token ids of context, at least one, and of continuation.
+        Raises:
+            DataError: if a context is empty or an id is not known to the model.
+        """
+        checked = [
+            (self.ids_of(context, index), self.ids_of(continuation, index) if len(continuation) else ())
+            for index, (context, continuation) in enumerate(rows)
+        ]
+        return score_rows(self.staged, checked)
+
+    def ids_of(self, prompt: Sequence[int] | str, index: int) -> tuple[int, ...]:
+        """Token ids of a prompt, held against the model's vocabulary.
+
+        Raises:
+            DataError: naming the prompt.
+        """
+        if isinstance(prompt, str):
+            if self.vocabulary is None:
+                raise DataError(f"prompt {index} is text, but the model's tokens are not known; give ids")
+            prompt = self.vocabulary.encode(prompt)
+        ids = tuple(int(token) for token in prompt)
+        if not ids:
+            raise DataError(f"prompt {index} has no tokens; give at least one")
+        wrong = next((token for token in ids if not 0 <= token < self.staged.vocab_size), None)
+        if wrong is not None:
+            raise DataError(
+                f"prompt {index}: id {wrong} is not in the model's vocabulary (0 to {self.staged.vocab_size - 1})"
+            )
+        return ids
