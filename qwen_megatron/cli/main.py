@@ -48,6 +48,7 @@ COMMANDS = (
     "convert",
     "logits",
     "generate",
+    "evaluate",
 )
 
 # Old name of a command -> its name.

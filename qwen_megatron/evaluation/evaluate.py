@@ -111,16 +111,21 @@ def make_plan(
     )
 
 
-def carry_out(plan: Plan, model: TextModel) -> Report:
-    """Asks a model everything.
+def carry_out(plan: Plan, model: TextModel, *, judges: bool = True) -> Report:
+    """Asks a model everything. On several ranks all must ask the same.
 
+    Args:
+        plan: What is asked.
+        model: Is asked.
+        judges: Whether this rank scores the answers.
     Raises:
         DataError, PlatformError, ConfigError: from the tasks.
     """
     results = []
     for exam in plan.exams:
-        with progress_bar(exam.task.name, len(exam.items)) as progress:
-            results.append(sit(exam, model, plan.limits, progress.advance))
+        size = len(exam.items) * (len(exam.task.choices) if exam.task.choices and not exam.is_chat else 1)
+        with progress_bar(exam.task.name, size) as progress:
+            results.append(sit(exam, model, plan.limits, judges=judges, advance=progress.advance))
     if not plan.harness:
         return Report(tuple(results), None)
     from qwen_megatron.evaluation.harness import HarnessModel, run_harness

@@ -17,9 +17,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from qwen_megatron.errors import ConfigError
-from qwen_megatron.evaluation.codec import END_OF_DOCUMENT, IM_END, IM_START, needed_control
-from qwen_megatron.evaluation.language_model import Advance, TextModel
+from qwen_megatron.errors import ConfigError, DataError
+from qwen_megatron.evaluation.chat import IM_END, IM_START, SYSTEM, chat_marks
+from qwen_megatron.evaluation.language_model import Advance, TextModel, unseen
 
 # Of a completion whose task names no number, as lm-eval's own models have it.
 MAX_NEW_TOKENS = 256
@@ -37,7 +37,7 @@ class HarnessModel(TemplateLM):
 
     backend = "causal"
 
-    def __init__(self, model: TextModel, *, is_chat: bool = False, advance: Advance = lambda amount: None) -> None:
+    def __init__(self, model: TextModel, *, is_chat: bool = False, advance: Advance = unseen) -> None:
         super().__init__()
         self.model = model
         self.is_chat = is_chat
@@ -45,23 +45,32 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Id that ends a document, and stands before a text that has no context."""
-        return needed_control(self.model.codec, END_OF_DOCUMENT)
+        """Id that ends a document, and stands before a text that has no context.
+
+        Raises:
+            DataError: if none is known.
+        """
+        ends = self.model.vocabulary.end_ids
+        if not ends:
+            raise DataError(
+                "no token is known to end a document, which lm-eval puts before texts; name it in config.json as "
+                "eos_token_id"
+            )
+        return ends[0]
 
     @property
     def tokenizer_name(self) -> str:
-        """What the vocabulary is known by."""
-        return self.model.codec.name.replace("/", "__")
+        """What lm-eval files requests under."""
+        return type(self.model.vocabulary).__name__
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
         """Ids of a text; no token is added."""
-        codec = self.model.codec
+        vocabulary = self.model.vocabulary
         if not self.is_chat:
-            return codec.encode(string)
-        ids: list[int] = []
-        for part in CHAT_MARKS.split(string):
-            ids += [needed_control(codec, part)] if CHAT_MARKS.fullmatch(part) else codec.encode(part)
-        return ids
+            return vocabulary.encode(string)
+        marks = dict(zip((IM_START, IM_END), chat_marks(vocabulary), strict=True))
+        parts = [part for part in CHAT_MARKS.split(string) if part]
+        return [token for part in parts for token in ([marks[part]] if part in marks else vocabulary.encode(part))]
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Name of the chat form."""
@@ -71,7 +80,7 @@ class HarnessModel(TemplateLM):
         """A dialogue in ChatML; an assistant's last turn stays open where it is to be continued."""
         turns = [(turn["role"], turn["content"]) for turn in chat_history]
         if not turns or turns[0][0] != "system":
-            turns.insert(0, ("system", "You are a helpful assistant."))
+            turns.insert(0, ("system", SYSTEM))
         texts = [f"{IM_START}{role}\n{text}{IM_END}\n" for role, text in turns]
         if add_generation_prompt:
             return "".join([*texts, f"{IM_START}assistant\n"])
@@ -80,7 +89,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **unused: Any
     ) -> list[tuple[float, bool]]:
-        scores = self.model.score([(context, new) for _, context, new in requests], self.advance)
+        scores = self.model.score([(context, new) for _, context, new in requests], advance=self.advance)
         answers = [(score.log_probability, score.is_greedy) for score in scores]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -89,7 +98,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in windows of the model's length."""
         windows = [self._windows(request.args[0]) for request in requests]
-        scores = iter(self.model.score([window for text in windows for window in text], self.advance))
+        scores = iter(self.model.score([window for text in windows for window in text], advance=self.advance))
         return [sum(next(scores).log_probability for _ in text) for text in windows]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
@@ -113,9 +122,8 @@ class HarnessModel(TemplateLM):
         answers = [""] * len(requests)
         for (max_new_tokens, stop), numbers in groups.items():
             prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
-            for number, text in zip(
-                numbers, self.model.complete(prompts, max_new_tokens, stop, self.advance), strict=True
-            ):
+            texts = self.model.complete(prompts, max_new_tokens, stop, is_chat=self.is_chat, advance=self.advance)
+            for number, text in zip(numbers, texts, strict=True):
                 answers[number] = text
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return answers
@@ -155,7 +163,7 @@ def run_harness(
         limit: Questions of each task at most.
         shots: Examples before each question; None for what the task says.
     Returns:
-        What lm-eval returns: `results`, `versions`, `samples` and so on.
+        What lm-eval returns: `results`, `versions`, `samples` and so on; no results on ranks beside a node's first.
     Raises:
         ConfigError: if there is no such task, or one that would run generated code in this process.
     """
@@ -185,5 +193,5 @@ def run_harness(
             f"--tasks: {error.args[0].split(' which')[0]}, which runs generated code unconfined; take the task files "
             "humaneval, humanevalpack or mbpp, with --allow-code-execution"
         ) from error
-    assert found is not None
-    return dict(found)
+    # Ranks beside the first are told nothing.
+    return dict(found or {"results": {}})

@@ -4,63 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from qwen_megatron.evaluation.codec import Codec
+from qwen_megatron.errors import ConfigError
+from qwen_megatron.evaluation.scoring import score_shared
+from qwen_megatron.inference.generator import Generator
+from qwen_megatron.inference.sampling import Sampling
+from qwen_megatron.inference.scoring import Score
+from qwen_megatron.inference.vocabulary import Vocabulary
 
 Ids = list[int]
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-# Told how many requests are done.
+# Told how many more requests are done.
 Advance = Callable[[int], None]
 
 
-class Scored(Protocol):
-    """What is known of a continuation."""
-
-    @property
-    def log_probability(self) -> float:
-        """Of the whole continuation, in nats."""
-        ...
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether every token is the most likely one."""
-        ...
+def unseen(amount: int) -> None:
+    """Tells nobody."""
 
 
 class LanguageModel(Protocol):
     """A model that can be evaluated, in token ids."""
 
-    def complete(self, prompts: Sequence[Ids], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        """The greedy completion of each prompt, without the stop text that ended it."""
+    def complete(
+        self, prompts: Sequence[Ids], max_new_tokens: int, stop: Sequence[str], is_chat: bool, advance: Advance
+    ) -> list[str]:
+        """The greedy completion of each prompt, without the stop text or end of turn that ended it."""
         ...
 
-    def score(self, rows: Sequence[tuple[Ids, Ids]]) -> Sequence[Scored]:
-        """Log-probabilities of continuations, (context, continuation) each; neither is empty."""
+    def score(self, rows: Sequence[tuple[Ids, Ids]], advance: Advance) -> list[Score]:
+        """Scores of continuations, (context, continuation) each; neither is empty."""
         ...
+
+
+class GeneratorModel:
+    """A generator as evaluation asks it. On several ranks all must ask the same.
+
+    Args:
+        generator: With a vocabulary.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        assert generator.vocabulary is not None
+        self.generator = generator
+        self.vocabulary = generator.vocabulary
+
+    def complete(
+        self, prompts: Sequence[Ids], max_new_tokens: int, stop: Sequence[str], is_chat: bool, advance: Advance
+    ) -> list[str]:
+        """See `LanguageModel.complete`."""
+        turns = self.vocabulary.chat_ids or () if is_chat else ()
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens, stop=tuple(stop), stop_token_ids=(*self.vocabulary.end_ids, *turns)
+        )
+        texts = [""] * len(prompts)
+        # The longest first: if memory runs out, it does so at once.
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        for piece in self.generator.stream([prompts[number] for number in order], sampling):
+            texts[order[piece.index]] += piece.text
+            advance(piece.finish_reason is not None)
+        return texts
+
+    def score(self, rows: Sequence[tuple[Ids, Ids]], advance: Advance) -> list[Score]:
+        """See `LanguageModel.score`."""
+        ids = self.generator.ids_of
+        checked = [(ids(context, at), ids(new, at)) for at, (context, new) in enumerate(rows)]
+        return score_shared(self.generator.staged, checked, advance)
 
 
 @dataclass
 class TextModel:
-    """A model of token ids together with its codec: prompts of text in, and not longer than the model reads.
+    """A model of token ids together with its vocabulary: no prompt is longer than the model reads.
 
     Attributes:
         model: Answers in the order of the requests.
-        codec: Text to ids and back.
+        vocabulary: Text to ids and back.
         max_length: Tokens of a prompt and its completion together; longer prompts lose their beginning.
-        batch_size: Requests given to the model at once.
         num_cut: Prompts that lost their beginning so far.
     """
 
     model: LanguageModel
-    codec: Codec
+    vocabulary: Vocabulary
     max_length: int
-    batch_size: int = 16
     num_cut: int = 0
 
     def complete(
-        self, prompts: Sequence[Ids], max_new_tokens: int, stop: Sequence[str], advance: Advance = lambda amount: None
+        self,
+        prompts: Sequence[Ids],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        *,
+        is_chat: bool = False,
+        advance: Advance = unseen,
     ) -> list[str]:
         """The greedy completion of each prompt.
 
@@ -68,51 +102,32 @@ class TextModel:
             prompts: Token ids, at least one each.
             max_new_tokens: Tokens of a completion at most.
             stop: Texts that end a completion, which are left out.
-            advance: Told after each batch.
+            is_chat: Whether marks of ChatML end it too.
+            advance: Told as prompts are done.
         Raises:
-            ValueError: if a completion leaves no room for a prompt.
+            ConfigError: if a completion leaves no room for a prompt.
         """
         room = self.max_length - max_new_tokens
         if room < 1:
-            raise ValueError(
-                f"completions of {max_new_tokens} tokens leave no room for a prompt in {self.max_length}; "
-                "give a larger --max-length"
+            raise ConfigError(
+                f"--max-length={self.max_length}: completions of {max_new_tokens} tokens leave no room for a prompt; "
+                f"give at least {max_new_tokens + 1}, and more than the longest prompt needs"
             )
-        return self._in_batches(
-            [self._cut(prompt, room) for prompt in prompts],
-            lambda batch: self.model.complete(batch, max_new_tokens, stop),
-            len,
-            advance,
-        )
+        cut = [self._cut(prompt, room) for prompt in prompts]
+        return self.model.complete(cut, max_new_tokens, stop, is_chat, advance)
 
-    def score(self, rows: Sequence[tuple[Ids, Ids]], advance: Advance = lambda amount: None) -> list[Scored]:
-        """Log-probability of each continuation after its context.
+    def score(self, rows: Sequence[tuple[Ids, Ids]], *, advance: Advance = unseen) -> list[Score]:
+        """The score of each continuation after its context.
 
         Args:
             rows: (context, continuation), neither empty.
-            advance: Told after each batch.
+            advance: Told as rows are done.
         """
         cut = [(self._cut(context, max(1, self.max_length + 1 - len(new))), new) for context, new in rows]
-        return self._in_batches(cut, self.model.score, lambda row: len(row[0]) + len(row[1]), advance)
+        return self.model.score(cut, advance)
 
     def _cut(self, prompt: Ids, room: int) -> Ids:
         if len(prompt) <= room:
             return prompt
         self.num_cut += 1
         return prompt[-room:]
-
-    def _in_batches(
-        self,
-        requests: Sequence[Request],
-        answer: Callable[[list[Request]], Sequence[Response]],
-        size: Callable[[Request], int],
-        advance: Advance,
-    ) -> list[Response]:
-        """Longest first: requests of a length share a batch, and what does not fit in memory is seen at once."""
-        order = sorted(range(len(requests)), key=lambda number: -size(requests[number]))
-        answers: dict[int, Response] = {}
-        for start in range(0, len(order), self.batch_size):
-            numbers = order[start : start + self.batch_size]
-            answers |= zip(numbers, answer([requests[number] for number in numbers]), strict=True)
-            advance(len(numbers))
-        return [answers[number] for number in range(len(requests))]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_megatron.evaluation.codec import QwenCodec
-from qwen_megatron.evaluation.language_model import TextModel
+from qwen_megatron.evaluation.language_model import Advance, TextModel
+from qwen_megatron.inference.scoring import Score
+from qwen_megatron.inference.vocabulary import QwenVocabulary
 
-CODEC = QwenCodec()
-
-
-@dataclass(frozen=True)
-class Score:
-    log_probability: float
-    is_greedy: bool
+VOCABULARY = QwenVocabulary()
 
 
 class ScriptedModel:
@@ -33,22 +27,26 @@ class ScriptedModel:
         self.asked: list[str] = []
         self.stops: Sequence[str] = ()
 
-    def complete(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        texts = [CODEC.decode(prompt) for prompt in prompts]
+    def complete(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str], is_chat: bool, advance: Advance
+    ) -> list[str]:
+        texts = [VOCABULARY.decode(prompt) for prompt in prompts]
         self.asked += texts
         self.stops = stop
         return [self.answer(text) for text in texts]
 
-    def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Score]:
-        contexts = [CODEC.decode(context) for context, _ in rows]
+    def score(self, rows: Sequence[tuple[list[int], list[int]]], advance: Advance) -> list[Score]:
+        contexts = [VOCABULARY.decode(context) for context, _ in rows]
         self.asked += contexts
-        likely = [self.answer(context) == CODEC.decode(new) for context, (_, new) in zip(contexts, rows, strict=True)]
-        return [Score(-1.0 if right else -2.0, right) for right in likely]
+        likely = [
+            self.answer(context) == VOCABULARY.decode(new) for context, (_, new) in zip(contexts, rows, strict=True)
+        ]
+        return [Score(log_probability=float(right), is_greedy=right, num_tokens=1) for right in likely]
 
 
 def text_model(answer: Callable[[str], str], **changed: Any) -> tuple[TextModel, ScriptedModel]:
     scripted = ScriptedModel(answer)
-    return TextModel(scripted, CODEC, **{"max_length": 4096, **changed}), scripted
+    return TextModel(scripted, VOCABULARY, **{"max_length": 4096, **changed}), scripted
 
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:

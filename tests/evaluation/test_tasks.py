@@ -199,8 +199,8 @@ def test_react(folder: Path) -> None:
         "Answer the following questions as best you can. You have access to the following tools:\n\n"
     )
     assert (
-        "weather: Call this tool to interact with the Weather API. What is the Weather API useful for? The weather of a "
-        'city. Parameters: [{"name": "city", "required": true}] Format the arguments as a JSON object.\n\nsearch: Call'
+        "weather: Call this tool to interact with the Weather API. What is the Weather API useful for? The weather "
+        'of a city. Parameters: [{"name": "city", "required": true}] Format the arguments as a JSON object.\n\nsearch: Call'
     ) in first
     assert "should be one of [weather,search]\n" in first
     assert first.endswith("Begin!\n\nQuestion: Is it raining in Oslo?")
@@ -248,7 +248,9 @@ def test_long_prompts_lose_their_beginning_and_are_counted(folder: Path) -> None
     assert result.num_cut == 1
     assert result.answers[0].scores == {"accuracy": 1.0}
     assert all(text.endswith("D. 13\nAnswer:") and "The following" not in text for text in scripted.asked)
-    with pytest.raises(ValueError, match="leave no room for a prompt in 40; give a larger --max-length"):
+    with pytest.raises(
+        ConfigError, match="--max-length=40: completions of 512 tokens leave no room for a prompt; give"
+    ):
         sit(prepare(find_task("gsm8k"), folder), model, None)
 
 
