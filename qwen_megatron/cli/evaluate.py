@@ -27,8 +27,8 @@ def add_parser(subparsers: Any) -> None:
         "evaluate",
         help="score a model on benchmarks",
         description="Scores a model on benchmarks: task files, whose questions are read from local JSON Lines, and "
-        "tasks of lm-evaluation-harness. Reads a checkpoint of any layout or a Hugging Face folder; runs in one process, or "
-        "under torchrun on several. Prints a table beside the paper's numbers of the same form and shots.",
+        "tasks of lm-evaluation-harness. Reads a checkpoint of any layout or a Hugging Face folder; runs in one "
+        "process, or under torchrun on several. Prints a table beside the paper's numbers of the same form and shots.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -146,6 +146,15 @@ def how_long(options: Mapping[str, Any], task: str | None) -> tuple[int, tuple[s
     return int(lengths[0]) if lengths else MAX_NEW_TOKENS, tuple(text for text in stop if text)
 
 
+def manager_of(tasks: Sequence[str], include: Path | None) -> TaskManager:
+    """What finds tasks: in the given folder alone if all are there, for reading lm-eval's own files takes long."""
+    if include is not None:
+        manager = TaskManager(include_path=str(include), include_defaults=False)
+        if all(task in manager.all_tasks for task in tasks):
+            return manager
+    return TaskManager(include_path=None if include is None else str(include))
+
+
 def run_harness(
     model: HarnessModel,
     tasks: Sequence[str],
@@ -168,7 +177,7 @@ def run_harness(
         ConfigError: if there is no such task, or one that would run generated code in this process.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=None if include is None else str(include))
+    manager = manager_of(tasks, include)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ConfigError(

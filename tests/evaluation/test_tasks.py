@@ -200,7 +200,8 @@ def test_react(folder: Path) -> None:
     )
     assert (
         "weather: Call this tool to interact with the Weather API. What is the Weather API useful for? The weather "
-        'of a city. Parameters: [{"name": "city", "required": true}] Format the arguments as a JSON object.\n\nsearch: Call'
+        'of a city. Parameters: [{"name": "city", "required": true}] Format the arguments as a JSON object.\n\n'
+        "search: Call"
     ) in first
     assert "should be one of [weather,search]\n" in first
     assert first.endswith("Begin!\n\nQuestion: Is it raining in Oslo?")
