@@ -42,10 +42,10 @@ from qwen_megatron.inference.opening import Opening, open_generator  # noqa: E40
 from tests.evaluation.byte_model import MODEL as BYTES  # noqa: E402
 from tests.evaluation.byte_model import write_byte_model, write_tasks  # noqa: E402
 
-LENGTH, BATCH, WORDS = 512, 16, (15, 40)
+LENGTH, BATCH, WORDS = 512, 16, (10, 25)
 MODEL = dataclasses.replace(
     BYTES,
-    num_layers=4,
+    num_layers=3,
     hidden_size=256,
     ffn_hidden_size=704,
     num_attention_heads=8,
