@@ -10,13 +10,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(ENV)/.qwen-megatron-setup
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h)
 CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save
+.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-augment
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -40,7 +40,7 @@ else
 	@echo "setup: installing the other $$(grep -c == requirements/cpu.txt) pinned packages and the development tools"
 	@$(PY) -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
 endif
-	@echo "setup: building the C++ extension"
+	@echo "setup: building the C++ extensions"
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -67,6 +67,10 @@ bench-train: setup ## speed and memory of a training step against transformers, 
 bench-data: setup ## speed of text kernels and tokenization against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write
 	$(PY) benchmarks/bench_tokenize.py --write
+
+# TEXTS="zh=zh.jsonl en=en/*.jsonl ...": what a vocabulary is learned from, and measured on.
+bench-augment: setup ## compression and time of a continued vocabulary against one from nothing, on your TEXTS
+	$(PY) benchmarks/bench_augment.py --write $(TEXTS)
 
 bench-save: setup ## waiting time of asynchronous and synchronous saves, into docs/benchmarks.md
 	$(PY) benchmarks/bench_save.py --write

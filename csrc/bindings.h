@@ -10,5 +10,6 @@ void bind_text(pybind11::module_& module);
 void bind_dedup(pybind11::module_& module);
 void bind_decontamination(pybind11::module_& module);
 void bind_quality(pybind11::module_& module);
+void bind_tokenizer(pybind11::module_& module);
 
 }  // namespace qwen_data::bindings

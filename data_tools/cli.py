@@ -20,6 +20,7 @@ from data_tools.commands import (
     run,
     stage,
     tokenize,
+    tokenizer,
     tokenizer_report,
     verify,
 )
@@ -38,6 +39,7 @@ _COMMANDS = {
     "merge": merge,
     "quality": quality,
     "report": report,
+    "tokenizer": tokenizer,
     "tokenizer-report": tokenizer_report,
     "collect-stdlib": collect_stdlib,
 }

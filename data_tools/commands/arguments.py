@@ -3,6 +3,9 @@
 import argparse
 import os
 import re
+from pathlib import Path
+
+from data_tools.errors import RefusedError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -28,6 +31,16 @@ def byte_size(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes as 65536, 64K, 256M or 2G")
     return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Lets an output pass that is not there yet, or may be replaced.
+
+    Raises:
+        RefusedError: it is there.
+    """
+    if path.exists() and not overwrite:
+        raise RefusedError(f"{path}: is there already; choose another output or give --overwrite")
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:

@@ -3,18 +3,15 @@
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.commands.arguments import positive_int
-from data_tools.commands.rejections import RejectionLimit, check_rejected, rejection_limit
-from data_tools.errors import RefusedError
+from data_tools.commands.arguments import positive_int, refuse_existing
+from data_tools.commands.rejections import reject_status, rejection_limit
 
 if TYPE_CHECKING:
-    from data_tools.corpus.rejections import RejectionLog
     from data_tools.quality import QualityModel
 
 _EXAMPLES = """examples:
@@ -117,8 +114,9 @@ def run_train(options: argparse.Namespace) -> int:
     from data_tools.corpus.rejections import RejectionLog
     from data_tools.io.progress import progress_bar
     from data_tools.quality import FeatureConfig, TrainingConfig, train
-    from data_tools.quality.labelled import LabelledInput, read_labelled, total_bytes
+    from data_tools.quality.labelled import LabelledInput, read_labelled
     from data_tools.quality.model import MODEL_FILE
+    from data_tools.readers.inputs import total_bytes
 
     started = time.monotonic()
     labels = {"positive": True, "negative": False, "labelled": None}
@@ -132,7 +130,7 @@ def run_train(options: argparse.Namespace) -> int:
         l2=options.l2,
         held_out=options.held_out,
     )
-    _refuse_existing(options.output / MODEL_FILE, options)
+    refuse_existing(options.output / MODEL_FILE, options.overwrite)
     total = total_bytes([one.path for one in inputs])
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, RejectionLog(Path(folder, "rejected")) as log:
@@ -157,7 +155,7 @@ def run_train(options: argparse.Namespace) -> int:
                 options.output.rmdir()
             raise
         _print_model(options.output, model, time.monotonic() - started)
-        return _status(log, len(examples), options.output / "rejected.jsonl", options.max_bad)
+        return reject_status(log, len(examples), options.output / "rejected.jsonl", options.max_bad)
 
 
 def _print_model(folder: Path, model: "QualityModel", seconds: float) -> None:
@@ -183,12 +181,12 @@ def run_score(options: argparse.Namespace) -> int:
     from data_tools.corpus.rejections import RejectionLog, rejected_path
     from data_tools.io.progress import progress_bar
     from data_tools.quality import QualityModel
-    from data_tools.quality.labelled import total_bytes
     from data_tools.quality.scoring import score_files
+    from data_tools.readers.inputs import total_bytes
 
     started = time.monotonic()
     model = QualityModel.load(options.model)
-    _refuse_existing(options.output, options)
+    refuse_existing(options.output, options.overwrite)
     total = total_bytes(options.inputs)
     rejected = rejected_path(options.output)
     with tempfile.TemporaryDirectory() as folder, RejectionLog(Path(folder, "rejected")) as log:
@@ -205,19 +203,4 @@ def run_score(options: argparse.Namespace) -> int:
         log.publish(rejected)
         seconds = time.monotonic() - started
         print(f"{options.output}: {num_written:,} records from {total / 1e6:,.1f} MB in {seconds:,.1f} s")
-        return _status(log, num_written, rejected, options.max_bad)
-
-
-def _refuse_existing(path: Path, options: argparse.Namespace) -> None:
-    if path.exists() and not options.overwrite:
-        raise RefusedError(f"{path}: is there already; choose another output or give --overwrite")
-
-
-def _status(log: "RejectionLog", num_good: int, listed: Path, limit: RejectionLimit | None) -> int:
-    num_rejected = log.counts.total()
-    num_records = num_good + num_rejected
-    if num_rejected:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(log.counts.items()))
-        print(f"qwen-data: rejected {num_rejected:,} of {num_records:,} records ({reasons}): {listed}", file=sys.stderr)
-    check_rejected(log.counts, num_good, limit, listed, "the output")
-    return 0
+        return reject_status(log, num_written, rejected, options.max_bad)

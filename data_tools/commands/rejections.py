@@ -1,10 +1,11 @@
 """How many rejected records are too many, and why a broken stream always is."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_tools.corpus.rejections import broken_streams
+from data_tools.corpus.rejections import RejectionLog, broken_streams
 from data_tools.errors import DataError
 from data_tools.io.streams import BROKEN
 
@@ -76,3 +77,18 @@ def check_rejected(
         problems.append(f"{num_bad} of {num_good + num_bad} records were rejected, more than --max-bad {limit.text}")
     if problems:
         raise DataError(f"{'; '.join(problems)}; {output} holds the others; {listed} lists what was rejected")
+
+
+def reject_status(log: RejectionLog, num_good: int, listed: Path, limit: RejectionLimit | None) -> int:
+    """Says how many records were rejected, and the exit status of a command that has written its output.
+
+    Raises:
+        DataError: as `check_rejected`.
+    """
+    num_rejected = log.counts.total()
+    num_records = num_good + num_rejected
+    if num_rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(log.counts.items()))
+        print(f"qwen-data: rejected {num_rejected:,} of {num_records:,} records ({reasons}): {listed}", file=sys.stderr)
+    check_rejected(log.counts, num_good, limit, listed, "the output")
+    return 0

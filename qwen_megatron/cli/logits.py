@@ -13,6 +13,11 @@ from qwen_megatron.libraries import silence_libraries
 if TYPE_CHECKING:
     import numpy as np
 
+    from qwen_megatron.inference.staged_model import StagedModel
+
+# Tokens whose logits are held at once: 155 MB in Qwen's vocabulary.
+TOKENS_AT_ONCE = 256
+
 EPILOG = """examples:
   python -c 'import numpy; numpy.save("ids.npy", numpy.array([[9707, 1879]]))'
   qwen-megatron logits runs/first --input-ids ids.npy --output logits.npy
@@ -51,26 +56,26 @@ def run(args: argparse.Namespace) -> int:
     from qwen_megatron.inference.opening import open_generator
 
     with open_generator(args.source, opening_of(args), longest=ids_bs.shape[1], with_text=False) as generator:
-        model = generator.staged.model
-        check_range(args.input_ids, ids_bs, model.num_tokens_in_vocabulary)
-        write_logits(model, ids_bs, args.output)
-    print(f"wrote {args.output}: {[*ids_bs.shape, model.num_tokens_in_vocabulary]}, fp32")
+        vocab_size = generator.staged.vocab_size
+        check_range(args.input_ids, ids_bs, vocab_size)
+        write_logits(generator.staged, ids_bs, args.output)
+    print(f"wrote {args.output}: {[*ids_bs.shape, vocab_size]}, fp32")
     return 0
 
 
-def write_logits(model: Any, ids_bs: np.ndarray, path: Path) -> None:
-    """Writes the file sequence by sequence: the logits of a batch may not fit in memory."""
+def write_logits(staged: StagedModel, ids_bs: np.ndarray, path: Path) -> None:
+    """Writes the file some tokens at a time: the logits of a sequence may not fit in memory."""
     import numpy as np
     import torch
 
     from data_tools.io.atomic_file import atomic_output
-    from qwen_megatron.inference.loading import logits
 
-    shape = (*ids_bs.shape, model.num_tokens_in_vocabulary)
-    device = next(model.parameters()).device
-    with atomic_output(path) as stream:
+    shape = (*ids_bs.shape, staged.vocab_size)
+    with atomic_output(path) as stream, torch.inference_mode():
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for ids_s in ids_bs:
-            logits_bsv = logits(model, torch.from_numpy(ids_s[None]).to(device))
-            stream.write(logits_bsv.cpu().numpy().astype("<f4").data)
+            hidden_bsh = staged.hidden(torch.from_numpy(ids_s[None]).to(staged.device))
+            assert hidden_bsh is not None  # One process has all stages.
+            for hidden_nh in hidden_bsh[0].split(TOKENS_AT_ONCE):
+                stream.write(staged.logits(hidden_nh).cpu().numpy().astype("<f4").data)

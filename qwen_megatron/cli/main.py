@@ -48,6 +48,7 @@ COMMANDS = (
     "convert",
     "logits",
     "generate",
+    "perplexity",
     "evaluate",
 )
 

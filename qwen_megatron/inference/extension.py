@@ -110,11 +110,11 @@ def extend(
     native_length: int | None = None,
     windows: tuple[int, ...] | None = None,
 ) -> None:
-    """Switches a model over. It reads as before up to the native length, but for `fixed` and windows.
+    """Sets how a model reads at evaluation; up to the native length as before, but for `fixed` and windows.
 
     Args:
         model: Any part of it.
-        extension: None leaves it as its configuration says.
+        extension: None for what its configuration says.
         longest: Tokens of the longest input, for `fixed`.
         native_length: Tokens of the context it was trained on, where its configuration says otherwise.
         windows: Tokens that each layer sees, 0 for all; None where `extension` decides.
@@ -123,8 +123,9 @@ def extend(
     """
     for core in (module for module in model.modules() if isinstance(module, QwenCoreAttention)):
         native = native_length or core.rotary.native_length
+        core.evaluated = core.rotary
         if extension is not None:
-            core.rotary = dataclasses.replace(
+            core.evaluated = dataclasses.replace(
                 core.rotary,
                 native_length=native,
                 use_dynamic_ntk=extension.ntk == "dynamic",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from qwen_megatron.errors import DataError
 from qwen_megatron.inference.completion import Completion, FinishReason, Request
+from qwen_megatron.inference.extension import Extension, extend
 from qwen_megatron.inference.running_batch import RunningBatch
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.inference.scoring import Score, score_rows
@@ -47,15 +48,27 @@ class Generator:
         vocabulary: Ids to text and back; None for models of unknown tokens: then prompts are ids, and all rows of
             the embedding may be chosen.
         max_rows: Texts that are generated at once.
+        native_length: Tokens of the context it was trained on, where its configuration says otherwise.
     """
 
     def __init__(
-        self, model: QwenModel, groups: Groups, vocabulary: Vocabulary | None = None, *, max_rows: int = MAX_ROWS
+        self,
+        model: QwenModel,
+        groups: Groups,
+        vocabulary: Vocabulary | None = None,
+        *,
+        max_rows: int = MAX_ROWS,
+        native_length: int | None = None,
     ):
         self.staged = StagedModel(model, groups)
         self.vocabulary = vocabulary
         self.num_tokens = self.staged.vocab_size if vocabulary is None else vocabulary.num_tokens
         self.max_rows = max_rows
+        self.native_length = native_length
+
+    def read_with(self, extension: Extension | None, *, longest: int, windows: tuple[int, ...] | None = None) -> None:
+        """Sets how texts beyond the native length are read; see `inference.extension.extend`."""
+        extend(self.staged.model, extension, longest=longest, native_length=self.native_length, windows=windows)
 
     def generate(
         self, prompts: Sequence[Sequence[int] | str], sampling: Sampling | Sequence[Sampling] | None = None

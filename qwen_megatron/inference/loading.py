@@ -25,9 +25,14 @@ from qwen_megatron.platforms import get_platform
 TIMEOUT_SECONDS = 600.0
 
 
-def single_process(platform_name: str = "auto") -> contextlib.AbstractContextManager[Groups]:
-    """Groups of one rank, for as long as the context is open."""
-    return inference_groups(platform_name=platform_name)
+@contextlib.contextmanager
+def single_process(platform_name: str = "auto") -> Iterator[Groups]:
+    """Groups of one rank, for as long as the context is open; products of bf16 matrices are the platform's."""
+    with (
+        inference_groups(platform_name=platform_name) as groups,
+        get_platform(platform_name).products(torch.bfloat16),
+    ):
+        yield groups
 
 
 @contextlib.contextmanager
@@ -62,8 +67,7 @@ def inference_groups(
             device=device,
             timeout_seconds=TIMEOUT_SECONDS,
         )
-        with platform.products(torch.bfloat16):
-            yield groups
+        yield groups
     finally:
         destroy_groups()
 

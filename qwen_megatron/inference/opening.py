@@ -17,7 +17,7 @@ from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_paths import CONFIG, inside, is_hf_folder
 from qwen_megatron.errors import CheckpointError, ConfigError
-from qwen_megatron.inference.extension import CHECKPOINT, extend, parse_extension, parse_windows
+from qwen_megatron.inference.extension import CHECKPOINT, parse_extension, parse_windows
 from qwen_megatron.inference.generator import MAX_ROWS, Generator
 from qwen_megatron.inference.loading import inference_groups, load_for_inference
 from qwen_megatron.inference.vocabulary import Vocabulary, vocabulary_of
@@ -87,14 +87,15 @@ def open_generator(
             name=opening.name,
             allow_nonfinite=opening.allow_nonfinite,
         )
-        extend(
+        generator = Generator(
             model,
-            extension,
-            longest=longest or 0,
+            groups,
+            vocabulary,
+            max_rows=max_rows,
             native_length=opening.native_length or trained_length,
-            windows=windows,
         )
-        yield Generator(model, groups, vocabulary, max_rows=max_rows)
+        generator.read_with(extension, longest=longest or 0, windows=windows)
+        yield generator
 
 
 def known_vocabulary(source: Path, vocab_size: int, *, needed: bool) -> Vocabulary | None:

@@ -5,6 +5,8 @@ Legend: b rows, s tokens of a row, n tokens, h hidden, v vocabulary rows.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
@@ -13,6 +15,8 @@ from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms import get_platform
+from qwen_megatron.platforms.few_rows import MOST_ROWS
 
 HIDDEN_STATES = HeadRequest(output=Output.HIDDEN_STATES)
 
@@ -33,6 +37,7 @@ class StagedModel:
         self.model = model
         self.groups = groups
         self.device = groups.device
+        self.platform = get_platform(groups.device.type)
         self.vocab_size = model.num_tokens_in_vocabulary
 
     def hidden(self, tokens_bs: torch.Tensor, context: AttentionContext | None = None) -> torch.Tensor | None:
@@ -50,7 +55,8 @@ class StagedModel:
             received = torch.empty(shape, dtype=model.config.params_dtype, device=self.device)
             dist.recv(received, group=pipeline, group_src=pipeline.rank() - 1)
             model.set_input_tensor(received)
-        output = model(tokens_bs, None, context, HIDDEN_STATES)
+        with self.products(tokens_bs.numel()):
+            output = model(tokens_bs, None, context, HIDDEN_STATES)
         if self.groups.is_last_stage:
             return output
         dist.send(output.contiguous(), group=pipeline, group_dst=pipeline.rank() + 1)
@@ -58,10 +64,15 @@ class StagedModel:
 
     def logits(self, hidden_nh: torch.Tensor) -> torch.Tensor:
         """[n, h] of the last stage to [n, v] fp32 on all its ranks, padding rows left out."""
-        logits_nv = self.model.logits_of(hidden_nh[None])[0]
+        with self.products(len(hidden_nh)):
+            logits_nv = self.model.logits_of(hidden_nh[None])[0]
         if self.groups.tp.size() > 1:
             logits_nv = gather_from_tensor_model_parallel_region(logits_nv, group=self.groups.tp)
         return logits_nv[:, : self.vocab_size].float()
+
+    def products(self, rows: int) -> contextlib.AbstractContextManager[object]:
+        """A context for products of so many rows; those of few rows are taken without one, which costs time itself."""
+        return contextlib.nullcontext() if rows <= MOST_ROWS else self.platform.products(self.model.config.params_dtype)
 
     def from_last_stage(self, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
         """What the first rank of the last stage has come to, on all ranks of the replica.

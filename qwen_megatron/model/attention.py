@@ -40,10 +40,11 @@ class QwenCoreAttention(MegatronModule):
     Args:
         kernel: Core attention module without positions (`TorchAttention`, Transformer Engine's).
         takes: What the kernel takes: of an `AttentionContext` `documents`, `dropout`, `cache`; and `windows`.
-        rotary: Angles and stretching.
+        rotary: Angles and stretching, as the model is configured.
         pg_collection: Groups; with context parallelism each rank holds two slices of every sequence.
         others: As in Megatron-Core's core attention modules.
     Attributes:
+        evaluated: Angles and stretching at evaluation; as configured, if nobody sets others.
         window: Tokens that a token of this layer sees at evaluation, itself included; 0 for all up to itself.
     """
 
@@ -59,6 +60,7 @@ class QwenCoreAttention(MegatronModule):
     ):
         super().__init__(config=config)
         self.rotary = rotary
+        self.evaluated = rotary
         self.window = 0
         self.context_group = pg_collection.cp
         self.takes = takes
@@ -104,15 +106,14 @@ class QwenCoreAttention(MegatronModule):
 
     def positions_of_whole(self, length: int, device: torch.device) -> Positions:
         """Of this rank's part of sequences that are run as a whole."""
-        stretch = not self.training and length > self.rotary.native_length
-        base = self.rotary.base if self.training else evaluation_base(self.rotary, length)
+        rotary = self.evaluated
+        base = rotary.base if self.training else evaluation_base(rotary, length)
         cos, sin = (
-            take_slices(table, 0, self.context_group)
-            for table in rotary_table(base, self.rotary.head_size, length, device)
+            take_slices(table, 0, self.context_group) for table in rotary_table(base, rotary.head_size, length, device)
         )
         scale = None
-        if stretch and self.rotary.use_logn_attn:
-            scale = take_slices(logn_scale(self.rotary, length, device), 0, self.context_group)
+        if not self.training and rotary.use_logn_attn and length > rotary.native_length:
+            scale = take_slices(logn_scale(rotary, length, device), 0, self.context_group)
         return Positions(cos=cos, sin=sin, query_scale=scale)
 
     def positions_of_rows(self, context: AttentionContext, query_sbnd: torch.Tensor) -> Positions:
@@ -124,12 +125,12 @@ class QwenCoreAttention(MegatronModule):
         kinds = sorted(set(zip(offsets, lengths, strict=True)))
         tables = {}
         for offset, length in kinds:
-            base = evaluation_base(self.rotary, length)
-            cos, sin = rotary_table(base, self.rotary.head_size, offset + count, device)
+            base = evaluation_base(self.evaluated, length)
+            cos, sin = rotary_table(base, self.evaluated.head_size, offset + count, device)
             tables[offset, length] = cos[offset:], sin[offset:]
         scale = None
-        if self.rotary.use_logn_attn and max(offsets) + count > self.rotary.native_length:
-            scales = {offset: logn_scale(self.rotary, offset + count, device)[offset:] for offset in set(offsets)}
+        if self.evaluated.use_logn_attn and max(offsets) + count > self.evaluated.native_length:
+            scales = {offset: logn_scale(self.evaluated, offset + count, device)[offset:] for offset in set(offsets)}
             scale = torch.cat([scales[offset] for offset in offsets], dim=1)
         if len(kinds) == 1:
             ((cos, sin),) = tables.values()
@@ -153,9 +154,9 @@ class QwenCoreAttention(MegatronModule):
         if context.document_ids_bs is not None:
             raise ValueError("a key/value cache holds one document a row; leave out document_ids_bs")
         length = max(context.offsets, default=0) + count
-        if self.rotary.use_dynamic_ntk and length > self.rotary.native_length and not context.text_lengths:
+        if self.evaluated.use_dynamic_ntk and length > self.evaluated.native_length and not context.text_lengths:
             # Keys in the cache were rotated with the base of a shorter text.
             raise ValueError(
-                f"dynamic NTK beyond {self.rotary.native_length} tokens changes the base with the length, which keys "
-                "in a cache do not follow; give text_lengths, by which the base of a text stays"
+                f"dynamic NTK beyond {self.evaluated.native_length} tokens changes the base with the length, which "
+                "keys in a cache do not follow; give text_lengths, by which the base of a text stays"
             )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from megatron.core.extensions import transformer_engine as te
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -19,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.dropout import DropoutLayer
+from qwen_megatron.model.linear import ColumnLinear, RowLinear
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
 from qwen_megatron.model.torch_attention import TorchAttention
@@ -48,8 +48,8 @@ class Kernels:
 TORCH = Kernels(
     norm=RmsNorm,
     norm_is_fused=False,
-    norm_linear=ColumnParallelLinear,
-    linear=RowParallelLinear,
+    norm_linear=ColumnLinear,
+    linear=RowLinear,
     attention=TorchAttention,
     attention_takes=frozenset({"documents", "dropout", "cache", "windows"}),
 )

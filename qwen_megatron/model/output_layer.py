@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
+from qwen_megatron.model.linear import ColumnLinear
 from qwen_megatron.model.loss import VocabularyShard, head_cross_entropy
 
 
-class OutputLayer(ColumnParallelLinear):
+class OutputLayer(ColumnLinear):
     """Megatron-Core's column-parallel linear; given labels and a mask, losses instead of logits.
 
     It is one module for both, so that hooks on its weight (gathering of updated weights) act either way.

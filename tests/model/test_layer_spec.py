@@ -66,7 +66,7 @@ def test_attention_knows_what_its_kernel_takes() -> None:
         core = layer_spec(kernels, ROTARY, hidden_dropout=0.0).submodules.self_attention.submodules.core_attention
         assert core.params["takes"] == kernels.attention_takes
         assert core.params["rotary"] is ROTARY
-    assert TORCH.attention_takes == {"documents", "dropout", "cache"}
+    assert TORCH.attention_takes == {"documents", "dropout", "cache", "windows"}
 
 
 def test_dropout_is_only_there_if_it_is_asked_for() -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from data_tools.io.progress import progress_bar
+from data_tools.io.progress import BYTES, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -18,14 +18,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, total: int, *steps: int, error: bool = False) -> str:
+def shown(monkeypatch: pytest.MonkeyPatch, total: int, *steps: int, error: bool = False, unit: str = BYTES) -> str:
     """The last state of a bar, without colours."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     for name, value in (("TERM", "xterm"), ("COLUMNS", "120"), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)
     try:
-        with progress_bar("writing", total) as progress:
+        with progress_bar("writing", total, unit=unit) as progress:
             for step in steps:
                 progress.advance(step)
             if error:
@@ -45,6 +45,12 @@ def test_a_bar_ends_full_with_units(monkeypatch: pytest.MonkeyPatch, steps: tupl
     assert "took 0:00" in line
     assert "?" not in line
     assert "-:--" not in line
+
+
+def test_a_bar_of_other_things_than_bytes_says_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = shown(monkeypatch, 52_487, 1000, unit="merges")
+    assert "52487/52487 merges" in line
+    assert "B/s" not in line
 
 
 def test_a_bar_of_what_failed_does_not_end_full(monkeypatch: pytest.MonkeyPatch) -> None:

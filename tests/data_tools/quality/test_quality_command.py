@@ -9,7 +9,8 @@ import zstandard
 
 from data_tools.cli import main
 from data_tools.quality import QualityModel
-from data_tools.quality.labelled import LabelledInput, read_labelled, total_bytes
+from data_tools.quality.labelled import LabelledInput, read_labelled
+from data_tools.readers.inputs import total_bytes
 from data_tools.readers.jsonl import Rejection
 from tests.support.quality_texts import labelled_texts
 

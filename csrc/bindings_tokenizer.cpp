@@ -1,0 +1,125 @@
+// Bindings of the tokenizer's vocabulary: pre-tokens, byte pairs, merges that are learned.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "bindings.h"
+#include "bindings_arguments.h"
+#include "byte_pairs.h"
+#include "characters.h"
+#include "merge_learner.h"
+#include "pretoken_counts.h"
+#include "pretokens.h"
+#include "views.h"
+
+namespace qwen_data::bindings {
+
+namespace {
+
+View<const std::string_view> view_of(const std::vector<std::string_view>& strings) {
+    return {strings.data(), strings.size()};
+}
+
+py::list pretokens(const Array<std::uint8_t>& kinds, const py::str& text) {
+    const auto kinds_view = view(kinds, "kinds");
+    if (kinds_view.size != qwen_data::kCodePoints) {
+        throw py::value_error("kinds must have a byte for each code point");
+    }
+    const Texts texts(py::make_tuple(text));
+    py::list out;
+    qwen_data::for_each_pretoken(kinds_view, texts[0], [&](std::string_view pretoken) {
+        out.append(py::str(pretoken.data(), pretoken.size()));
+    });
+    return out;
+}
+
+void add_texts(qwen_data::PretokenCounts& counts, const py::sequence& sequence, std::uint32_t group) {
+    const Texts texts(sequence);
+    std::vector<std::string_view> strings;
+    strings.reserve(texts.size());
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        strings.push_back(texts[i]);
+    }
+    py::gil_scoped_release release;
+    counts.add(view_of(strings), group);
+}
+
+qwen_data::BytePairs byte_pairs(const py::list& tokens) {
+    std::vector<std::string_view> strings;
+    strings.reserve(tokens.size());
+    for (const py::handle token : tokens) {
+        if (!PyBytes_Check(token.ptr())) {
+            throw py::type_error("a token is not bytes");
+        }
+        strings.emplace_back(PyBytes_AS_STRING(token.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(token.ptr())));
+    }
+    py::gil_scoped_release release;
+    return qwen_data::BytePairs(view_of(strings));
+}
+
+std::vector<std::uint32_t> encode(const qwen_data::BytePairs& pairs, const py::bytes& pretoken) {
+    std::vector<std::uint32_t> ids;
+    qwen_data::BytePairs::Scratch scratch;
+    pairs.encode(std::string_view(pretoken), ids, scratch);
+    return ids;
+}
+
+qwen_data::MergeLearner merge_learner(const qwen_data::BytePairs& base, const qwen_data::PretokenCounts& counts,
+                                      const Array<std::uint64_t>& factors, std::uint64_t min_count,
+                                      std::size_t max_token_bytes, std::size_t threads) {
+    const auto factors_view = view(factors, "factors");
+    if (min_count == 0) {
+        throw py::value_error("min_count must be at least 1");
+    }
+    // Ctrl-C, which Python only hears of on the thread that it called from.
+    const auto check = [caller = std::this_thread::get_id()] {
+        if (std::this_thread::get_id() == caller) {
+            const py::gil_scoped_acquire acquire;
+            if (PyErr_CheckSignals() != 0) {
+                throw py::error_already_set();
+            }
+        }
+    };
+    py::gil_scoped_release release;
+    return {base, counts, factors_view, {min_count, max_token_bytes, threads}, check};
+}
+
+std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>> merges(const qwen_data::MergeLearner& learner) {
+    std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>> out;
+    for (const auto& merge : learner.merges()) {
+        out.emplace_back(merge.left, merge.right, merge.count);
+    }
+    return out;
+}
+
+}  // namespace
+
+void bind_tokenizer(py::module_& module) {
+    module.def("pretokens", &pretokens, py::arg("kinds").noconvert(), py::arg("text"),
+               "The pre-tokens of a text by Qwen's pattern.");
+    py::class_<qwen_data::PretokenCounts>(module, "PretokenCounts", "How often each pre-token occurs in each group.")
+        .def(py::init([](const Array<std::uint8_t>& kinds, std::size_t threads) {
+                 return qwen_data::PretokenCounts(view(kinds, "kinds"), threads);
+             }),
+             py::arg("kinds").noconvert(), py::arg("threads"))
+        .def("add", &add_texts, py::arg("texts"), py::arg("group"), "Counts the pre-tokens of texts of one group.");
+    py::class_<qwen_data::BytePairs>(module, "BytePairs", "A vocabulary of byte pairs, its tokens by rank.")
+        .def(py::init(&byte_pairs), py::arg("tokens"))
+        .def("encode", &encode, py::arg("pretoken"), "The ids of one pre-token.")
+        .def("__len__", &qwen_data::BytePairs::size);
+    py::class_<qwen_data::MergeLearner>(module, "MergeLearner", "Learns merges on top of a vocabulary.")
+        .def(py::init(&merge_learner), py::arg("base"), py::arg("counts"), py::arg("factors").noconvert(),
+             py::arg("min_count"), py::arg("max_token_bytes"), py::arg("threads"))
+        .def("learn", &qwen_data::MergeLearner::learn, py::arg("most"), py::call_guard<py::gil_scoped_release>(),
+             "Learns up to so many merges; returns how many.")
+        .def("merges", &merges, "(left id, right id, occurrences) of each merge so far.")
+        .def("num_tokens", &qwen_data::MergeLearner::num_tokens, "Tokens of the texts of each group, as of now.");
+}
+
+}  // namespace qwen_data::bindings
