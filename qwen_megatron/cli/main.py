@@ -49,6 +49,7 @@ COMMANDS = (
     "logits",
     "generate",
     "perplexity",
+    "evaluate",
 )
 
 # Old name of a command -> its name.
