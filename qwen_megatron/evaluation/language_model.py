@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.evaluation.scoring import score_shared
 from qwen_megatron.inference.generator import Generator
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.inference.scoring import Score
@@ -66,9 +65,7 @@ class GeneratorModel:
 
     def score(self, rows: Sequence[tuple[Ids, Ids]], advance: Advance) -> list[Score]:
         """See `LanguageModel.score`."""
-        ids = self.generator.ids_of
-        checked = [(ids(context, at), ids(new, at)) for at, (context, new) in enumerate(rows)]
-        return score_shared(self.generator.staged, checked, advance)
+        return self.generator.score(rows, advance)
 
 
 @dataclass

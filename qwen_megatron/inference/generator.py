@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qwen_megatron.errors import DataError
@@ -137,19 +137,21 @@ class Generator:
             sampling = dataclasses.replace(sampling, stop_token_ids=ends)
         return Request(number=number, prompt=self.ids_of(prompt, number), sampling=sampling)
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+    def score(
+        self,
+        rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+        advance: Callable[[int], None] = lambda amount: None,
+    ) -> list[Score]:
         """How likely each continuation is after its context.
 
         Args:
-            rows: Token ids of context, at least one, and of continuation.
+            rows: Token ids of context and of continuation, at least one each.
+            advance: Told how many rows are done.
         Raises:
-            DataError: if a context is empty or an id is not known to the model.
+            DataError: if one is empty or an id is not known to the model.
         """
-        checked = [
-            (self.ids_of(context, index), self.ids_of(continuation, index) if len(continuation) else ())
-            for index, (context, continuation) in enumerate(rows)
-        ]
-        return score_rows(self.staged, checked)
+        checked = [(self.ids_of(context, index), self.ids_of(new, index)) for index, (context, new) in enumerate(rows)]
+        return score_rows(self.staged, checked, advance)
 
     def ids_of(self, prompt: Sequence[int] | str, index: int) -> tuple[int, ...]:
         """Token ids of a prompt, held against the model's vocabulary.

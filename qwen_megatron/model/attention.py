@@ -86,10 +86,10 @@ class QwenCoreAttention(MegatronModule):
         """
         context = context_of(packed_seq_params)
         context.refuse_beyond(self.takes, type(self.kernel).__name__)
-        if context.cache is None:
+        if context.cache is None and not context.text_lengths:
             positions = self.positions_of_whole(query.size(0) * self.context_group.size(), query.device)
         else:
-            self.check_cache(context, query.size(0))
+            self.check_rows(context, query.size(0))
             context.check(query.size(1), query.size(0))
             positions = context.once("positions", lambda: self.positions_of_rows(context, query))
         query, key = rotate(query, positions.cos, positions.sin), rotate(key, positions.cos, positions.sin)
@@ -141,8 +141,8 @@ class QwenCoreAttention(MegatronModule):
             )
         return Positions(cos=cos, sin=sin, query_scale=scale)
 
-    def check_cache(self, context: AttentionContext, count: int) -> None:
-        """Refuses what a cache does not go with.
+    def check_rows(self, context: AttentionContext, count: int) -> None:
+        """Refuses what rows with a cache, or with lengths of their own, do not go with.
 
         Raises:
             ValueError: naming it.

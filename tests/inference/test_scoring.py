@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qwen_megatron.evaluation.scoring import score_shared, stems_of
 from qwen_megatron.inference.loading import logits
-from qwen_megatron.inference.scoring import Score
+from qwen_megatron.inference.scoring import Score, score_rows, stems_of
 from qwen_megatron.inference.staged_model import StagedModel
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.qwen_model import QwenModel
@@ -54,7 +53,7 @@ def test_shared_contexts_change_nothing(changed: dict[str, Any]) -> None:
     with groups_of() as groups:
         model = tiny_model(groups, **changed)
         advanced: list[int] = []
-        scores = score_shared(StagedModel(model, groups), ROWS, advanced.append)
+        scores = score_rows(StagedModel(model, groups), ROWS, advanced.append)
         expected = alone(model)
     assert [score.log_probability for score in scores] == pytest.approx([total for total, _ in expected], abs=2e-4)
     assert [score.is_greedy for score in scores] == [is_greedy for _, is_greedy in expected]
@@ -69,7 +68,7 @@ def test_greedy_continuations_are_known() -> None:
         for _ in range(4):
             new += (int(logits(model, torch.tensor([[*OTHER, *new]]))[0, -1].argmax()),)
         wrong = (*new[:2], (new[2] + 1) % 100, new[3])
-        scores = score_shared(StagedModel(model, groups), [(OTHER, new), (OTHER, new[:1]), (OTHER, wrong)])
+        scores = score_rows(StagedModel(model, groups), [(OTHER, new), (OTHER, new[:1]), (OTHER, wrong)])
     assert [score.is_greedy for score in scores] == [True, True, False]
 
 
@@ -82,7 +81,7 @@ def test_a_context_is_run_once() -> None:
 
 def scoring_job(tensor_size: int, pipeline_size: int) -> list[Score]:
     with groups_of(tensor_size, pipeline_size) as groups:
-        return score_shared(StagedModel(tiny_model(groups), groups), ROWS)
+        return score_rows(StagedModel(tiny_model(groups), groups), ROWS)
 
 
 def test_any_layout_gives_the_same_scores(ranks: RankPool) -> None:
