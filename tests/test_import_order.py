@@ -29,6 +29,7 @@ LAYERS = (
     "checkpoint",
     "convert",
     "inference",
+    "serving",
     "evaluation",
     "jobs",
     "planning",
