@@ -48,6 +48,7 @@ COMMANDS = (
     "convert",
     "logits",
     "generate",
+    "chat",
 )
 
 # Old name of a command -> its name.
