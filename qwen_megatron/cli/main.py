@@ -49,6 +49,7 @@ COMMANDS = (
     "logits",
     "generate",
     "chat",
+    "serve",
 )
 
 # Old name of a command -> its name.

@@ -19,12 +19,14 @@ class Piece:
         token: None where a stop token or the end of a held text came.
         text: That has become certain with it; empty without a vocabulary.
         finish_reason: Where it is the last of its prompt.
+        log_probability: Of the token, in nats, under the model itself.
     """
 
     index: int
     token: int | None
     text: str
     finish_reason: FinishReason | None
+    log_probability: float = 0.0
 
 
 class Progress:
@@ -55,4 +57,10 @@ class Progress:
             reason = FinishReason.STOP
         self.completion.finish_reason = reason
         self.completion.text = stream.text if stream else None
-        return Piece(index=self.index, token=step.token, text=certain, finish_reason=reason)
+        return Piece(
+            index=self.index,
+            token=step.token,
+            text=certain,
+            finish_reason=reason,
+            log_probability=step.log_probability,
+        )
