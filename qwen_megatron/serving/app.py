@@ -14,6 +14,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from data_tools.chat.chatml import Message
@@ -161,12 +162,7 @@ class Service:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise RefusedError(415, f"Content-Type is {media_type or 'missing'}; must be application/json")
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > self.terms.max_body_bytes:
-                raise RefusedError(413, f"the body has more than {self.terms.max_body_bytes} bytes; shorten it")
-        body = parse_body(bytes(content), kind)
+        body = parse_body(await read(request, self.terms.max_body_bytes), kind)
         if body.model not in (None, self.terms.name):
             message = f"model {body.model!r:.100} is not served here; the only one is {self.terms.name!r}"
             raise RefusedError(404, message, param="model", code="model_not_found")
@@ -178,8 +174,11 @@ class Service:
         Raises:
             RefusedError: if the client called it by another.
         """
-        if self.terms.hosts is not None and request.url.hostname not in self.terms.hosts:
-            raise RefusedError(403, f"host {request.url.hostname!r:.100} is not this server; it is bound to loopback")
+        # Not the address that the framework makes of it, which may fall back on the server's own.
+        host = request.headers.get("host", "").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if self.terms.hosts is not None and name not in self.terms.hosts:
+            raise RefusedError(403, f"host {host!r:.100} is not this server, which is bound to the loopback")
 
     def ids_of(self, prompt: str | Sequence[int] | Sequence[str]) -> list[int]:
         """Token ids of a prompt.
@@ -282,6 +281,23 @@ class Service:
         except StoppingError:
             raise stopping() from None
         return Pieces(arrived, functools.partial(self.engine.cancel, number))
+
+
+async def read(request: Request, max_bytes: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        RefusedError: if it is too large, or does not come whole.
+    """
+    content = bytearray()
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > max_bytes:
+                raise RefusedError(413, f"the body has more than {max_bytes} bytes; shorten it")
+    except ClientDisconnect:
+        raise RefusedError(CLIENT_CLOSED, "the client has gone") from None
+    return bytes(content)
 
 
 class Pieces:

@@ -45,7 +45,9 @@ def parse_plan(value: Any) -> Plan:
 
 def parse_request(value: Any) -> Request:
     """A request from JSON, which has lists in the place of tuples."""
-    sampling = {name: tuple(item) if isinstance(item, list) else item for name, item in value["sampling"].items()}
+    sampling: dict[str, Any] = {
+        name: tuple(item) if isinstance(item, list) else item for name, item in value["sampling"].items()
+    }
     return Request(
         number=of_type(int)(value["number"]),
         prompt=tuple(INTEGERS(value["prompt"])),

@@ -27,7 +27,6 @@ from tests.inference.test_generator import tiny_model
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "qwen1-mini"
 # As the released chat models have it.
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -102,11 +101,6 @@ def test_piped_lines_are_questions(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
     assert main(["chat", str(source), "--max-new-tokens", "6"]) == 1
     assert "standard input: is not utf-8" in capsys.readouterr().err
-
-
-def test_models_of_unknown_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat", str(FIXTURE)]) == 1
-    assert "its vocabulary has 160 rows, Qwen's tokenizer 151851 tokens" in capsys.readouterr().err
 
 
 def test_the_history_goes_with_every_question(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -126,19 +127,28 @@ class Server:
         return self.health() == {"status": "ok", "running": 0, "waiting": 0, "cache_bytes": 0}
 
 
-@pytest.fixture(scope="module")
-def server(generator: Generator) -> Iterator[Server]:
+@contextlib.contextmanager
+def running(generator: Generator) -> Iterator[Server]:
+    """A server in a thread of its own."""
     engine = Engine(generator, MAX_WAITING)
     app = build_app(engine, Terms(name=NAME, max_model_len=LONGEST, hosts=hosts_of("127.0.0.1")))
     addresses: list[str] = []
     thread = threading.Thread(target=serve, args=(engine, app, listener_on("127.0.0.1", 0), addresses.append))
     thread.start()
-    eventually(lambda: bool(addresses))
-    with openai.OpenAI(base_url=f"{addresses[0]}/v1", api_key="-", max_retries=0) as api:
-        yield Server(addresses[0], api, engine)
-    engine.stop(5.0)
-    thread.join(20)
+    try:
+        eventually(lambda: bool(addresses))
+        with openai.OpenAI(base_url=f"{addresses[0]}/v1", api_key="-", max_retries=0) as api:
+            yield Server(addresses[0], api, engine)
+    finally:
+        engine.stop(5.0)
+        thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def server(generator: Generator) -> Iterator[Server]:
+    with running(generator) as server:
+        yield server
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -336,15 +346,58 @@ def test_nulls_and_harmless_parameters_ask_for_nothing(server: Server) -> None:
     assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
 
 
+HOSTS = [
+    ("localhost:8000", 200),
+    ("LOCALHOST", 200),
+    ("127.0.0.1", 200),
+    ("[::1]:9", 200),
+    ("evil.example:8000", 403),
+    ("evil_example", 403),
+    ("localhost.evil.example", 403),
+    ("[x", 403),
+    ("", 403),
+]
+
+
 def test_pages_in_a_browser_do_not_reach_it(server: Server) -> None:
     """Without asking first, a page may send only other media types; a name of its own may lead to the loopback."""
-    answer = httpx.post(
-        f"{server.url}/v1/completions", content=b'{"prompt": "x"}', headers={"Content-Type": "text/plain"}
-    )
+    url = f"{server.url}/v1/completions"
+    answer = httpx.post(url, content=b'{"prompt": "x"}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 415
-    answer = httpx.get(f"{server.url}/v1/models", headers={"Host": "evil.example:8000"})
-    assert answer.status_code == 403
+    for host, status in HOSTS:
+        assert httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == status, host
     assert server.api.models.list().data[0].id == NAME
+
+
+HEADERS = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+        (HEADERS + b"Content-Length: -1\r\n\r\n", b"400"),
+        (HEADERS + b"Content-Length: 9\r\n\r\n{", b""),
+        (b"\0\xff\r\n\r\n", b"400"),
+    ],
+)
+def test_what_is_no_http_ends_its_connection(server: Server, sent: bytes, status: bytes) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(4096)[9:12] == status
+    eventually(server.is_idle)
+
+
+def test_answers_that_outlast_the_grace_are_cut_off(generator: Generator) -> None:
+    with running(generator) as server:
+        stream = server.api.completions.create(model=NAME, prompt="x", max_tokens=490, stream=True)
+        next(stream)
+        server.engine.stop(0.0)
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            list(stream)
+        eventually(lambda: server.engine.has_ended)
 
 
 def test_an_error_of_the_model_ends_the_server(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
