@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     sampling, opening = sampling_of(args), opening_of(args)
     with open_generator(args.source, opening) as generator:
         conversation = Conversation(generator, sampling, args.system)
-        lines = TimedLines(sys.stdin.fileno()) if is_shared() and is_first_rank() else TerminalLines()
+        is_awaited = is_shared() and is_first_rank() and sys.stdin is not None
+        lines = TimedLines(sys.stdin.fileno()) if is_awaited else TerminalLines()
         Chat(conversation, lines, native_length_of(args.source, opening)).run()
     return 0
 

@@ -34,7 +34,8 @@ class TerminalLines:
     """Standard input, with the line editing of the terminal where it is one."""
 
     def __init__(self) -> None:
-        self.is_terminal = sys.stdin.isatty()
+        # It is None in a process that was started without.
+        self.is_terminal = sys.stdin is not None and sys.stdin.isatty()
         if self.is_terminal:
             with contextlib.suppress(ImportError):
                 # Importing it is all that `input` needs to edit lines and to remember them.
@@ -46,6 +47,8 @@ class TerminalLines:
         Raises:
             DataError: if it is not in the encoding of the terminal.
         """
+        if sys.stdin is None:
+            return None
         try:
             return input(PROMPT if self.is_terminal else "")
         except EOFError:

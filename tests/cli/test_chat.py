@@ -101,6 +101,8 @@ def test_piped_lines_are_questions(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
     assert main(["chat", str(source), "--max-new-tokens", "6"]) == 1
     assert "standard input: is not utf-8" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", str(source)]) == 0
 
 
 def test_the_history_goes_with_every_question(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
