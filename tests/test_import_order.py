@@ -30,6 +30,7 @@ LAYERS = (
     "checkpoint",
     "convert",
     "inference",
+    "serving",
     "evaluation",
     "jobs",
     "planning",

@@ -50,6 +50,8 @@ COMMANDS = (
     "generate",
     "perplexity",
     "evaluate",
+    "chat",
+    "serve",
 )
 
 # Old name of a command -> its name.

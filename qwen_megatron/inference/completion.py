@@ -24,14 +24,21 @@ class Request:
     """A text to go on with.
 
     Attributes:
-        number: Names it; with the seed it fixes the draws.
+        number: Names it among those of its batch.
         prompt: Token ids, at least one.
         sampling: How it goes on.
+        draws: With the seed it fixes the draws; None for `number`.
     """
 
     number: int
     prompt: tuple[int, ...]
     sampling: Sampling
+    draws: int | None = None
+
+    @property
+    def name_of_draws(self) -> int:
+        """What the draws are named by, beside the seed."""
+        return self.number if self.draws is None else self.draws
 
 
 @dataclass(frozen=True, kw_only=True)

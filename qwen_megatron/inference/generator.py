@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from qwen_megatron.errors import DataError
-from qwen_megatron.inference.completion import Completion, FinishReason, Request
+from qwen_megatron.inference.completion import Completion, Request
 from qwen_megatron.inference.extension import Extension, extend
+from qwen_megatron.inference.progress import Piece, Progress
 from qwen_megatron.inference.running_batch import RunningBatch
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.inference.scoring import Score, score_rows
 from qwen_megatron.inference.staged_model import StagedModel
-from qwen_megatron.inference.text_stream import TextStream
 from qwen_megatron.inference.vocabulary import Vocabulary
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups
 
 # Texts that are generated at once, if nothing else is said.
 MAX_ROWS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What a stream gives: a new token of one of its prompts.
-
-    Attributes:
-        index: Of the prompt.
-        token: None where a stop token or the end of a held text came.
-        text: That has become certain with it; empty without a vocabulary.
-        finish_reason: Where it is the last of its prompt.
-    """
-
-    index: int
-    token: int | None
-    text: str
-    finish_reason: FinishReason | None
 
 
 class Generator:
@@ -91,40 +73,35 @@ class Generator:
         prompts: Sequence[Sequence[int] | str],
         sampling: Sampling | Sequence[Sampling] | None = None,
         completions: list[Completion] | None = None,
+        *,
+        first_draw: int = 0,
     ) -> Iterator[Piece]:
         """The same, token by token; a stream that is closed gives up its texts.
 
         Args:
             prompts, sampling: As for `generate`.
             completions: One for each prompt, filled as the stream goes on.
+            first_draw: Names the draws of the first prompt, with the seed; the next number those of the next.
         """
         if completions is None:
             completions = [Completion() for _ in prompts]
         each = [sampling or Sampling()] * len(prompts) if not isinstance(sampling, Sequence) else list(sampling)
         batch = RunningBatch(self.staged, self.num_tokens, self.max_rows)
-        texts = []
+        progress = []
         for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
-            batch.add(self.request(index, prompt, settings))
-            texts.append(None if self.vocabulary is None else TextStream(self.vocabulary, settings.stop))
+            batch.add(self.request(index, prompt, settings, draws=first_draw + index))
+            progress.append(Progress(index, self.vocabulary, settings.stop, completions[index]))
         while not batch.is_done:
             for step in batch.step():
-                completion, text = completions[step.number], texts[step.number]
-                reason, certain = step.finish_reason, ""
-                if step.token is not None:
-                    completion.tokens.append(step.token)
-                    completion.log_probabilities.append(step.log_probability)
-                    certain = text.push(step.token) if text else ""
-                if text and reason is not None:
-                    certain += text.finish()
-                if text and text.is_stopped:
-                    # Perhaps the batch would go on with it.
+                piece = progress[step.number].take(step)
+                if piece.finish_reason is not None:
+                    # After a stop text the batch would go on with it.
                     batch.cancel(step.number)
-                    reason = FinishReason.STOP
-                completion.finish_reason = reason
-                completion.text = text.text if text else None
-                yield Piece(index=step.number, token=step.token, text=certain, finish_reason=reason)
+                yield piece
 
-    def request(self, number: int, prompt: Sequence[int] | str, sampling: Sampling) -> Request:
+    def request(
+        self, number: int, prompt: Sequence[int] | str, sampling: Sampling, *, draws: int | None = None
+    ) -> Request:
         """A request whose ids are checked and whose ends are known.
 
         Raises:
@@ -135,7 +112,7 @@ class Generator:
         if sampling.stop_token_ids is None:
             ends = self.vocabulary.end_ids if self.vocabulary else ()
             sampling = dataclasses.replace(sampling, stop_token_ids=ends)
-        return Request(number=number, prompt=self.ids_of(prompt, number), sampling=sampling)
+        return Request(number=number, prompt=self.ids_of(prompt, number), sampling=sampling, draws=draws)
 
     def score(
         self,

@@ -124,6 +124,18 @@ def described(source: Path, name: str | None) -> tuple[ModelConfig, int | None]:
     return saved_model_config(source, name), trained if isinstance(trained, int) else None
 
 
+def native_length_of(source: Path, opening: Opening) -> int:
+    """Tokens of the context a model was trained on, or was made for where that is more.
+
+    Raises:
+        CheckpointError: if the source does not tell.
+    """
+    if opening.native_length:
+        return opening.native_length
+    config, trained_length = described(source if is_hf_folder(source) else checkpoint_in(source), opening.name)
+    return max(config.seq_length, trained_length or 0)
+
+
 def check_layout(config: ModelConfig, groups: Groups) -> None:
     """Refuses a layout that does not divide the model.
 

@@ -126,7 +126,11 @@ class RunningBatch:
             logits_bv = self.staged.logits(hidden_bh)[:, : self.num_tokens].cpu()
             draws = [
                 choose(
-                    logits_v, [*row.request.prompt, *row.new], row.request.sampling, row.request.number, len(row.new)
+                    logits_v,
+                    [*row.request.prompt, *row.new],
+                    row.request.sampling,
+                    row.request.name_of_draws,
+                    len(row.new),
                 )
                 for row, logits_v in zip(rows, logits_bv, strict=True)
             ]

@@ -35,6 +35,10 @@ WRONG_USES = [
     ("generate ck --prompt=", 2, ["--prompt='': must have at least one character"]),
     ("generate ck --prompt a --max-new-tokens 0", 2, ["'0' is not a positive number"]),
     ("generate --prompt a", 2, ["the following arguments are required: SOURCE"]),
+    ("chat ck", 1, ["ck: its vocabulary has 160 rows, Qwen's tokenizer 151851 tokens"]),
+    ("chat ck --temperature -1", 2, ["temperature=-1: must be between 0"]),
+    ("serve ck --port 0", 1, ["ck: its vocabulary has 160 rows, Qwen's tokenizer 151851 tokens"]),
+    ("serve ck --max-running 0", 2, ["'0' is not a positive number"]),
     # What a run left.
     ("report run", 2, ["run: holds neither metrics.jsonl nor starts.jsonl"]),
     ("trace run --step 1", 2, ["run"]),

@@ -16,6 +16,7 @@ LAYERS = (
     ("text",),
     ("readers",),
     ("tokenizer",),
+    ("chat",),
     ("settings",),
     ("corpus",),
     ("filters", "dedup", "decontamination", "quality", "sources"),
