@@ -2,13 +2,15 @@
 
 Random models of hidden size 1024 x 24 layers with Qwen's vocabulary (463,987,712 parameters), both in one process.
 Contestants take turns, several rounds; a ratio is the median over rounds of ratios within a round. Decoding is greedy,
-after a prompt of 32 tokens; transformers generates with its cache, SDPA attention and as many threads.
+after a prompt of 32 tokens; transformers generates with its cache, SDPA attention and as many threads. Both have the
+huge pages that our commands ask for.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import statistics
 import subprocess
 import sys
@@ -150,7 +152,10 @@ def main() -> None:
         for precision in options.precision:
             command = [sys.executable, __file__, "--rows-only", "--precision", precision, "--threads", str(threads)]
             command += ["--rounds", str(options.rounds), "--tokens", str(options.tokens)]
-            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+            environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+            found = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+            ).stdout.splitlines()
             rows = [line for line in found if line.startswith("|")]
             print("\n".join(rows), flush=True)
             lines += rows

@@ -14,7 +14,7 @@ from qwen_megatron.cli.chat_input import LineSource, TerminalLines, TimedLines
 from qwen_megatron.cli.generate import show
 from qwen_megatron.cli.inference_options import add_opening, add_sampling, is_first_rank, opening_of, sampling_of
 from qwen_megatron.errors import DataError
-from qwen_megatron.jobs.launcher import settle_environment
+from qwen_megatron.jobs.launcher import settle_inference
 from qwen_megatron.libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError, DataError, PlatformError: from source and input.
         ConfigError: if an option is wrong.
     """
-    settle_environment()
+    settle_inference()
     silence_libraries()
     from qwen_megatron.inference.conversation import Conversation
     from qwen_megatron.inference.opening import native_length_of, open_generator

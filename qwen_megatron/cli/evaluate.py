@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_megatron.cli.inference_options import add_opening, count, is_first_rank, opening_of, positive
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.launcher import settle_environment
+from qwen_megatron.jobs.launcher import settle_inference
 from qwen_megatron.libraries import silence_libraries
 
 EPILOG = """examples:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(listing()))
         return 0
     check_options(args)
-    settle_environment()
+    settle_inference()
     silence_libraries()
     from qwen_megatron.evaluation.evaluate import make_plan, report_json, report_table, write_json, write_samples
     from qwen_megatron.evaluation.sandbox import Limits

@@ -19,7 +19,7 @@ from qwen_megatron.cli.inference_options import (
 )
 from qwen_megatron.cli.token_ids import check_output, check_range, read_ids
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.launcher import settle_environment
+from qwen_megatron.jobs.launcher import settle_inference
 from qwen_megatron.libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     """
     check_options(args)
     ids_bs = None if args.input_ids is None else read_ids(args.input_ids)
-    settle_environment()
+    settle_inference()
     silence_libraries()
     if ids_bs is not None:
         return continue_ids(args, ids_bs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_megatron.cli.inference_options import add_opening, add_windows, is_first_rank, opening_of, positive
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.jobs.launcher import settle_environment
+from qwen_megatron.jobs.launcher import settle_inference
 from qwen_megatron.libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.json is not None and not args.json.parent.is_dir():
         raise ConfigError(f"--json={args.json}: {args.json.parent} is not a folder; make it first")
-    settle_environment()
+    settle_inference()
     silence_libraries()
     from qwen_megatron.evaluation.perplexity import measure, read_tokens
     from qwen_megatron.inference.extension import parse_windows

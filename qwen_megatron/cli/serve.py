@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data_tools.commands.outcome import EXIT_INTERRUPTED, EXIT_OK
 from qwen_megatron.cli.inference_options import add_opening, count, is_first_rank, opening_of, positive
 from qwen_megatron.errors import ConfigError, PlatformError
-from qwen_megatron.jobs.launcher import settle_environment
+from qwen_megatron.jobs.launcher import settle_inference
 from qwen_megatron.libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: if an option is wrong.
     """
     check(args)
-    settle_environment()
+    settle_inference()
     silence_libraries()
     from qwen_megatron.inference.opening import native_length_of, open_generator
 
