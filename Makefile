@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer
+.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -80,6 +80,10 @@ bench-save: setup ## waiting time of asynchronous and synchronous saves, into do
 
 bench-infer: setup ## speed of generation against transformers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_infer.py --write
+	$(PY) benchmarks/bench_evaluate.py --write
+
+bench-context: setup ## perplexity beyond the trained context (the paper's Table 3 in little), into docs/benchmarks.md
+	$(PY) benchmarks/bench_context.py --write
 
 docs: setup ## the documentation as a site in build/site; any warning is an error
 	$(PY) -m pip install --quiet -r requirements/docs.txt

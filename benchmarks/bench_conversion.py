@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -21,11 +20,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from results import write_section
+import psutil
+from results import machine_line, write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECE_BYTES = 8 << 20
@@ -241,17 +240,12 @@ HEAD = (
 )
 
 
-def section(rows: list[str], rounds: int, load: float) -> list[str]:
+def section(rows: list[str], rounds: int, busy: float) -> list[str]:
     """The benchmark's part of docs/benchmarks.md."""
-    import torch
-
     return [
         "## Conversion (`make bench-convert`)",
         "",
-        (
-            f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, load average {load:.1f} "
-            f"at the start, torch {torch.__version__}."
-        ),
+        machine_line(busy),
         (
             f"Random models in bf16, {rounds} {'round' if rounds == 1 else 'rounds'}, medians of seconds, largest "
             "peaks. `copy` reads, hashes (sha256), writes and syncs the same bytes once; `both / copy` is import and "
@@ -277,13 +271,13 @@ def main() -> None:
     if options.step is not None:
         run_step(options.step, options.only[0], *options.folders)
         return
-    load = os.getloadavg()[0]
+    busy = psutil.cpu_percent(interval=2.0)
     names = options.only or [name for name in MODELS if not name.startswith("7B")]
     rows = []
     for name in names:
         rows.append(row_of(name, measure(name, options.rounds, options.directory)))
         print(rows[-1], flush=True)
-    lines = section(rows, options.rounds, load)
+    lines = section(rows, options.rounds, busy)
     print("\n".join(lines))
     if options.write:
         write_section("bench-convert", lines)

@@ -12,9 +12,9 @@ from data_tools.io.plain_text import printable
 from qwen_megatron.cli.inference_options import (
     add_opening,
     add_sampling,
+    count,
     is_first_rank,
     opening_of,
-    positive,
     sampling_of,
 )
 from qwen_megatron.cli.token_ids import check_output, check_range, read_ids
@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", type=Path, metavar="NEW.npy", help="new ids, int64 [batch, N], with --input-ids")
     parser.add_argument(
         "--stop-id",
-        type=positive,
+        type=count,
         metavar="ID",
         help="with --input-ids: ends a row, which is filled with it (none: all rows get N tokens)",
     )

@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
     parser = CommandParser(
         prog="qwen-megatron",
-        description="Pretrains Qwen language models on Megatron-Core's parallelism, and converts their checkpoints.",
+        description="Trains Qwen language models on Megatron-Core's parallelism, converts, runs and evaluates them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
