@@ -109,7 +109,7 @@ def test_of_a_run_the_newest_checkpoint_is_taken(
     ids, logits = str(tmp_path / "ids.npy"), tmp_path / "logits.npy"
     assert main(["logits", str(run), "--input-ids", ids, "--output", str(logits)]) == 0
     assert main(["generate", str(run), "--prompt", "a"]) == 1
-    assert f"{run}: its vocabulary has 160 rows" in capfd.readouterr().err
+    assert f"{run / 'iter_0000010'}: its vocabulary has 160 rows" in capfd.readouterr().err
     told = [message for message in caplog.messages if message.startswith("taking")]
     assert told == [f"taking {newest}, the newest checkpoint of this run"] * 4
     # What was exported can be replaced, card included.

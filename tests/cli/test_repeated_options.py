@@ -13,7 +13,7 @@ from data_tools.commands.parser import CommandParser
 
 PROGRAMS = {"qwen-data": data_tools.cli.build_parser, "qwen-megatron": qwen_megatron.cli.main.build_parser}
 # Of options whose type refuses "1".
-VALUES = {"--shard": "0/4"}
+VALUES = {"--shard": "0/4", "--lengths": "8"}
 
 
 def commands(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[list[str], argparse.ArgumentParser]]:

@@ -22,9 +22,9 @@ WRONG_USES = [
     ("convert to-hf run out", 1, ["run is not a complete checkpoint"]),
     ("convert to-hf ck out --format gguf", 2, ["invalid choice: 'gguf'"]),
     ("convert to-hf ck out --model draft", 1, ["holds no model 'draft'; it has model"]),
-    ("convert from-hf llama out", 1, ["must be qwen (the first series) or qwen2"]),
+    ("convert from-hf llama out", 1, ["must be qwen (the first series), qwen2 (Qwen1.5"]),
     ("convert from-hf run out", 1, ["config.json"]),
-    ("convert verify ck llama", 1, ["must be qwen (the first series) or qwen2"]),
+    ("convert verify ck llama", 1, ["must be qwen (the first series), qwen2 (Qwen1.5"]),
     # Logits.
     ("logits ck --input-ids float.npy --output out", 1, ["float.npy: has dtype float64; must be int64"]),
     ("logits ck --input-ids large.npy --output out", 1, ["large.npy: id 99999 at [0, 1]", "(0 to 159)"]),
