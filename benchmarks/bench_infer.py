@@ -99,14 +99,14 @@ def shape(work: str) -> tuple[int, int]:
     return (1, PREFILL) if work.startswith("prefill") else (int(work.rpartition(" ")[2]), PROMPT)
 
 
-def measure(precision: str, threads: int, rounds: int, tokens: int) -> Times:
+def measure(precision: str, threads: int, rounds: int, tokens: int, works: list[str]) -> Times:
     """Seconds of both, by work and round."""
 
     torch.set_num_threads(threads)
-    times: Times = {work: [] for work in WORKS}
+    times: Times = {work: [] for work in works}
     with inference_groups() as groups:
         ours, theirs = contestants(precision, groups)
-        for work in WORKS:
+        for work in works:
             ours(work, 2), theirs(work, 2)
         for _ in range(rounds):
             for work, found in times.items():
@@ -133,12 +133,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="tokens a contestant decodes in a round")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument(
+        "--works",
+        nargs="+",
+        choices=WORKS,
+        default=list(WORKS),
+        help="in bf16 torch takes minutes to prefill on processors that cannot multiply it",
+    )
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     parser.add_argument("--rows-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows_only:
         (precision,), (threads,) = options.precision, options.threads
-        times = measure(precision, threads, options.rounds, options.tokens)
+        times = measure(precision, threads, options.rounds, options.tokens, options.works)
         print("\n".join(rows_of(times, precision, threads)))
         return
     lines = [
@@ -151,7 +158,7 @@ def main() -> None:
     for threads in options.threads:
         for precision in options.precision:
             command = [sys.executable, __file__, "--rows-only", "--precision", precision, "--threads", str(threads)]
-            command += ["--rounds", str(options.rounds), "--tokens", str(options.tokens)]
+            command += ["--rounds", str(options.rounds), "--tokens", str(options.tokens), "--works", *options.works]
             environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
             found = subprocess.run(
                 command, check=True, stdout=subprocess.PIPE, text=True, env=environment
