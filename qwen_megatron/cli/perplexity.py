@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_megatron.cli.inference_options import add_opening, add_windows, is_first_rank, opening_of, positive
-from qwen_megatron.errors import ConfigError
+from qwen_megatron.errors import ConfigError, DataError
 from qwen_megatron.jobs.launcher import settle_inference
 from qwen_megatron.libraries import silence_libraries
 
@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.json is not None and not args.json.parent.is_dir():
         raise ConfigError(f"--json={args.json}: {args.json.parent} is not a folder; make it first")
+    if args.data.endswith((".npy", ".txt", ".md")) and not Path(args.data).is_file():
+        raise DataError(f"{args.data}: no such file; check the name")
     settle_inference()
     silence_libraries()
     from qwen_megatron.evaluation.perplexity import measure, read_tokens

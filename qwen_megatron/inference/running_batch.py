@@ -33,6 +33,11 @@ class Row:
         """Tokens of the whole text."""
         return len(self.request.prompt) + len(self.new)
 
+    @property
+    def penalized(self) -> list[int]:
+        """Tokens that a repetition penalty makes less likely; none without one, which costs nothing then."""
+        return [*self.request.prompt, *self.new] if self.request.sampling.repetition_penalty != 1.0 else []
+
 
 class RunningBatch:
     """Requests in a key/value cache. On several ranks all must ask for the same, in the same order.
@@ -125,13 +130,7 @@ class RunningBatch:
             # Chosen on the CPU, where a draw costs no launch for each of its small steps.
             logits_bv = self.staged.logits(hidden_bh)[:, : self.num_tokens].cpu()
             draws = [
-                choose(
-                    logits_v,
-                    [*row.request.prompt, *row.new],
-                    row.request.sampling,
-                    row.request.name_of_draws,
-                    len(row.new),
-                )
+                choose(logits_v, row.penalized, row.request.sampling, row.request.name_of_draws, len(row.new))
                 for row, logits_v in zip(rows, logits_bv, strict=True)
             ]
             chosen = torch.tensor([[draw.token, draw.log_probability] for draw in draws], dtype=torch.float64)

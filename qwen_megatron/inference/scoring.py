@@ -7,6 +7,7 @@ Legend: b rows, s tokens of a row, n tokens, h hidden, v vocabulary rows.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -205,11 +206,8 @@ def read_off(
     ordered = sorted(labels)
     for start in range(0, len(vectors_nh), LOGIT_TOKENS):
         logits_nv = staged.logits(vectors_nh[start : start + LOGIT_TOKENS])
-        asked = [
-            (place - start, result_of[number], label)
-            for place, number, label in ordered
-            if start <= place < start + LOGIT_TOKENS
-        ]
+        first, last = (bisect_left(ordered, (edge, -1, -1)) for edge in (start, start + LOGIT_TOKENS))
+        asked = [(place - start, result_of[number], label) for place, number, label in ordered[first:last]]
         place_n, row_n, label_n = torch.tensor(asked, device=logits_nv.device).unbind(dim=1)
         totals_n, best_n = logits_nv.logsumexp(dim=1), logits_nv.argmax(dim=1)
         log_probabilities_n = (logits_nv[place_n, label_n] - totals_n[place_n]).double().cpu()

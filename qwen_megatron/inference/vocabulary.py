@@ -125,9 +125,9 @@ def vocabulary_of(source: Path, vocab_size: int) -> Vocabulary:
     if vocab_size < NUM_TOKENS:
         raise CheckpointError(
             f"{source}: its vocabulary has {vocab_size} rows, Qwen's tokenizer {NUM_TOKENS} tokens; text needs a model "
-            "with Qwen's vocabulary, or a Hugging Face folder with its tokenizer.json; or give ids (--input-ids)"
+            "with Qwen's vocabulary, or a Hugging Face folder with its tokenizer.json; `generate --input-ids` takes ids"
         )
     raise CheckpointError(
         f"{source}: was trained on tokens that are not Qwen's; text needs a Hugging Face folder with its "
-        "tokenizer.json; or give ids (--input-ids)"
+        "tokenizer.json; `generate --input-ids` takes ids"
     )
