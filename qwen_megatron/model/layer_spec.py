@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.dropout import DropoutLayer
-from qwen_megatron.model.linear import ColumnLinear, RowLinear
+from qwen_megatron.model.linear import ColumnLinear, RowLinear, SwiGlu
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
 from qwen_megatron.model.torch_attention import TorchAttention
@@ -101,7 +101,10 @@ def layer_spec(
             k_layernorm=kernels.norm if qk_layernorm else IdentityOp,
         ),
     )
-    mlp = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=kernels.norm_linear, linear_fc2=kernels.linear))
+    mlp = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=kernels.norm_linear, linear_fc2=kernels.linear, activation_func=SwiGlu),
+    )
     # Transformer Engine's linear owns the norm before it; checkpoints carry its names.
     fused_names = {
         "input_layernorm.": "self_attention.linear_qkv.layer_norm_",

@@ -1,4 +1,4 @@
-"""Megatron-Core's parallel linears, with products of their own in inference."""
+"""Megatron-Core's parallel linears, and what stands between two of them, with ways of their own in inference."""
 
 from __future__ import annotations
 
@@ -6,12 +6,26 @@ from typing import Any, cast
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.module import MegatronModule
 
+from qwen_megatron.platforms import activations
 from qwen_megatron.platforms.few_rows import few_rows_linear
 
 
 class InferenceProduct:
-    """Takes over the product itself in inference; what goes before and after it between ranks stays Megatron-Core's."""
+    """Takes over the product itself in inference; what goes before and after it between ranks stays Megatron-Core's.
+
+    On one rank nothing does, and the product is all there is.
+    """
+
+    def forward(self, input_: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not torch.is_inference_mode_enabled() or self.tp_group.size() > 1:  # type: ignore[attr-defined]
+            return cast(tuple[torch.Tensor, torch.Tensor | None], super().forward(input_, *others))  # type: ignore[misc]
+        weight = others[0] if others and others[0] is not None else self.weight  # type: ignore[attr-defined]
+        bias = self.bias  # type: ignore[attr-defined]
+        if self.skip_bias_add:  # type: ignore[attr-defined]
+            return self._forward_impl(input_, weight), bias
+        return self._forward_impl(input_, weight, bias), None
 
     def _forward_impl(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, **others: Any
@@ -34,3 +48,17 @@ class ColumnLinear(InferenceProduct, ColumnParallelLinear):
 
 class RowLinear(InferenceProduct, RowParallelLinear):
     """Each rank has some of the inputs; the results are summed."""
+
+
+class SwiGlu(MegatronModule):
+    """silu(gate) * value, as Megatron-Core's feed-forward layer takes it between its two linears.
+
+    Megatron-Core's own on the CPU adds an offset of 0 to the values first, in a pass over all of them.
+    """
+
+    def forward(self, gates_and_values: torch.Tensor) -> torch.Tensor:
+        """[s, b, 2 * f], gates before values, to [s, b, f]."""
+        if activations.takes(gates_and_values):
+            return activations.swiglu(gates_and_values)
+        gates, values = gates_and_values.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gates) * values

@@ -90,6 +90,8 @@ def transformer_config(
         # Compiled fusions: their first step costs minutes on a CPU.
         bias_dropout_fusion=not on_cpu,
         bias_activation_fusion=not on_cpu,
+        # The layer spec's own, in Megatron-Core's words.
+        use_te_activation_func=on_cpu,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         # Needs the extension that comes with NVIDIA apex; Megatron-Core would raise at the first step without it.

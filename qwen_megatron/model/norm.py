@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from qwen_megatron.platforms import activations
+
 
 class RmsNorm(torch.nn.Module):
     """x / rms(x) * weight, the mean square in fp32 (Zhang and Sennrich 2019, arXiv 1910.07467).
@@ -26,6 +28,8 @@ class RmsNorm(torch.nn.Module):
 
     def forward(self, hidden_sbh: torch.Tensor) -> torch.Tensor:
         """[s, b, h] to [s, b, h], in the input's dtype."""
+        if activations.takes(hidden_sbh, self.weight):
+            return activations.rms_norm(hidden_sbh, self.weight, self.eps)
         x = hidden_sbh.float()
         x = x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.eps)
         return x.to(hidden_sbh.dtype) * self.weight
