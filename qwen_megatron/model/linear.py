@@ -18,10 +18,12 @@ class InferenceProduct:
     On one rank nothing does, and the product is all there is.
     """
 
-    def forward(self, input_: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def product_alone(
+        self, input_: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Output, and the bias where it is left to others; None where there is more to do than the product."""
         if not torch.is_inference_mode_enabled() or self.tp_group.size() > 1:  # type: ignore[attr-defined]
-            return cast(tuple[torch.Tensor, torch.Tensor | None], super().forward(input_, *others))  # type: ignore[misc]
-        weight = others[0] if others and others[0] is not None else self.weight  # type: ignore[attr-defined]
+            return None
         bias = self.bias  # type: ignore[attr-defined]
         if self.skip_bias_add:  # type: ignore[attr-defined]
             return self._forward_impl(input_, weight), bias
@@ -45,9 +47,23 @@ class InferenceProduct:
 class ColumnLinear(InferenceProduct, ColumnParallelLinear):
     """Each rank has some of the outputs."""
 
+    def forward(
+        self,
+        input_: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        runtime_gather_output: bool | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As Megatron-Core's: [s, b, i] to [s, b, o / tp], and the bias where it is left to others."""
+        alone = self.product_alone(input_, self.weight if weight is None else weight)
+        return alone or super().forward(input_, weight, runtime_gather_output)
+
 
 class RowLinear(InferenceProduct, RowParallelLinear):
     """Each rank has some of the inputs; the results are summed."""
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As Megatron-Core's: [s, b, i / tp] to [s, b, o], and the bias where it is left to others."""
+        return self.product_alone(input_, self.weight) or super().forward(input_)
 
 
 class SwiGlu(MegatronModule):
