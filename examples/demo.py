@@ -7,24 +7,15 @@ Face -> equal logits -> generation. Every step is a command that you can type yo
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
+from stages import ROOT, MemoryMeter, Stage, run, times
 
-ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
-BIN = Path(sys.executable).parent
 PROMPT = "def main("
 LOGIT_TOLERANCE = 1e-4
 NEXT = """Next, after `source .venv/bin/activate`:
@@ -33,52 +24,6 @@ NEXT = """Next, after `source .venv/bin/activate`:
   twenty more steps        qwen-megatron launch examples/demo.yaml training.train_iters=100 optimizer.lr_decay_iters=80
   your own text            qwen-data tokenize YOUR.jsonl --output runs/mine/corpus; then README.md, quick tour
   the released sizes       qwen-megatron recipes"""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command that ran: title, wall time and what it printed."""
-
-    title: str
-    seconds: float
-    output: str
-
-
-class MemoryMeter(threading.Thread):
-    """Samples the resident memory of this process and all below it."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak_bytes = 0
-
-    def run(self) -> None:
-        while True:
-            total = 0
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
-            time.sleep(0.5)
-
-
-def run(console: Console, title: str, *command: str) -> Stage:
-    """Shows a command, runs it with its output passed through, and stops the demo if it fails."""
-    console.rule(f"[bold]{title}")
-    console.print(f"$ {shlex.join(command)}", style="dim", highlight=False, soft_wrap=True)
-    started = time.perf_counter()
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    lines = []
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-    if process.returncode:
-        console.print(f"[red]{title}: stopped with exit status {process.returncode}")
-        sys.exit(1)
-    return Stage(title, time.perf_counter() - started, "".join(lines))
 
 
 def main() -> None:
@@ -118,10 +63,7 @@ def summarize(console: Console, stages: list[Stage], peak_bytes: int) -> None:
         ("greedy", repr(stages[6].output.rstrip("\n"))),
         ("logits", f"ours and transformers' differ by {difference:.1e} at most"),
         ("peak memory", f"{peak_bytes / 2**30:.1f} GiB over all processes"),
-        (
-            "time",
-            f"{sum(s.seconds for s in stages):.0f} s: {', '.join(f'{s.title} {s.seconds:.0f}' for s in stages)}",
-        ),
+        ("time", times(stages)),
         ("model", "demo/hf: load it with transformers.AutoModelForCausalLM.from_pretrained"),
     ):
         table.add_row(name, value)
