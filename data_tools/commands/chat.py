@@ -1,6 +1,7 @@
 """``qwen-data chat``."""
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -126,6 +127,7 @@ def _summary(prefix: str, kind: str, sidecar: "Sidecar", seconds: float) -> str:
     job = {"dialogues": "sft", "pairs": "reward", "prompts": "ppo"}[kind]
     return (
         f"{prefix}: {num_samples:,} {kind} of {sidecar.records_in:,} records, {sidecar.num_tokens:,} tokens{truncated} "
-        f"in {seconds:,.1f} s\nnext: qwen-data inspect {prefix} --document 0, which shows what is learned; then "
-        f"qwen-megatron {job} RECIPE.yaml data.blend={{{prefix}: 1}}"
+        f"in {seconds:,.1f} s\n"
+        f"look at one:  qwen-data inspect {shlex.quote(prefix)} --document 0\n"
+        f"train on it:  qwen-megatron {job} RECIPE.yaml {shlex.quote(f'data.blend=[{prefix}]')}"
     )
