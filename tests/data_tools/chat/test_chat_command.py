@@ -16,10 +16,14 @@ import pytest
 import zstandard
 
 from data_tools.chat.chat_corpus import ChatCorpus
+from data_tools.chat.chatml import ChatML
+from data_tools.chat.formats import Reading
+from data_tools.chat.samples import Sampler
 from data_tools.cli import main
 from data_tools.corpus.sidecar import Sidecar
 from data_tools.engine import operations
 from data_tools.errors import DataError
+from data_tools.readers.jsonl import RejectedRecordError
 from data_tools.stages import chat_files
 from data_tools.tokenizer.qwen import IM_END, QwenTokenizer
 
@@ -223,22 +227,37 @@ def test_hostile_records_cost_themselves_alone(tmp_path: Path, write: Callable[.
         b'{"messages": [{"role": ' + deep + b', "content": "a"}]}',
         {"messages": [{"role": "\x1b[31m", "content": "a"}]},
         {"messages": [{"role": "user", "content": {"a": 1}}]},
+        dialogue(1, turns=200),
         dialogue(1),
     ]
-    assert chat(write(records), "--output", str(tmp_path / "a")) == 0
+    assert chat(write(records), "--output", str(tmp_path / "a"), "--max-document-bytes", "10K") == 0
     sidecar = Sidecar.read(tmp_path / "a")
     assert sidecar.num_documents == 1
-    assert sidecar.rejected == {
+    assert dict(sidecar.rejected) == {
         "invalid_utf8": 1,
         "lone_surrogate": 1,
-        "not_encodable": 1,
         "not_json": 1,
         "text_not_string": 1,
+        "too_long": 2,
         "unknown_role": 2,
         "wrong_call": 1,
         "wrong_tools": 2,
         "wrong_type": 1,
     }
+
+
+def test_a_text_that_no_encoder_takes_costs_its_record() -> None:
+    def refusing(text: str) -> list[int]:
+        if "no" in text:
+            raise DataError("not this")
+        return [7]
+
+    sampler = Sampler(
+        reading=Reading(kind="dialogues"), vocabulary=ChatML(refusing, 1, 2), labels="assistant", max_tokens=99
+    )
+    (sample,) = sampler.samples({"prompt": "a", "completion": "no"})
+    assert isinstance(sample, RejectedRecordError)
+    assert (sample.reason, sample.detail) == ("not_encodable", "turn 1: not this")
 
 
 def test_a_run_that_was_stopped_goes_on(

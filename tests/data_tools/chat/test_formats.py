@@ -163,6 +163,12 @@ def m(*spoken: str) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": text} for role, text in pairs]}
 
 
+def calls(*identifiers: str) -> dict[str, Any]:
+    """A message that calls tools."""
+    listed = [{"id": one, "function": {"name": "w", "arguments": "{}"}} for one in identifiers]
+    return {"role": "assistant", "tool_calls": listed}
+
+
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "w", "arguments": "{}"}}]}
 BAD = [
     ({"text": "a"}, "dialogues", "no_format"),
@@ -180,6 +186,11 @@ BAD = [
     (m("user: a", "assistant: "), "dialogues", "empty_message"),
     (m("user: a", "tool: b", "assistant: c"), "dialogues", "result_without_call"),
     ({"messages": [CALL, *m("user: a")["messages"]]}, "dialogues", "call_without_result"),
+    ({"messages": [calls("1", "1")]}, "dialogues", "wrong_call"),
+    ({"messages": [calls("1"), {"role": "tool", "tool_call_id": "2", "content": "a"}]}, "dialogues",
+     "result_without_call"),
+    ({"messages": [calls("1", "2", "3"), {"role": "tool", "tool_call_id": "1", "content": "a"}]}, "dialogues",
+     "call_without_result"),
     ({"messages": [CALL, *m("assistant: a")["messages"]]}, "dialogues", "call_without_result"),
     ({"messages": [CALL, *m("tool: 3", "user: a")["messages"]]}, "dialogues", "result_without_answer"),
     ({"messages": [{**CALL, "role": "user"}]}, "dialogues", "wrong_call"),
