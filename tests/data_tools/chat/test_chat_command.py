@@ -294,6 +294,32 @@ def test_a_run_that_was_stopped_goes_on(
     assert not (tmp_path / ".chat.chat-work").exists()
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_run_that_dies_while_it_publishes_goes_on(
+    tmp_path: Path, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Between the two corpora, or between the files of one and its sidecar, there is no corpus, and no mixed one."""
+    source, prefix = write([dialogue(1)]), tmp_path / "chat"
+    real, calls = Sidecar.write, []
+
+    def dying(sidecar: Sidecar, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == at:
+            path.with_name(f".{path.name}.0123abcd.tmp").touch()
+            raise KeyboardInterrupt
+        real(sidecar, path)
+
+    monkeypatch.setattr(Sidecar, "write", dying)
+    assert chat(source, "--output", str(prefix)) == 130
+    assert (tmp_path / "chat.targets.bin").exists()
+    with pytest.raises(DataError):
+        ChatCorpus.open(prefix)
+    monkeypatch.undo()
+    assert chat(source, "--output", str(prefix)) == 0
+    assert main(["verify", str(prefix)]) == 0
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def _full_disk(*arguments: object) -> None:
     raise DataError("the disk is full")
 
