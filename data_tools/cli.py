@@ -11,6 +11,8 @@ from types import FrameType
 from typing import NoReturn
 
 from data_tools.commands import (
+    chat,
+    collect_docs,
     collect_stdlib,
     import_corpus,
     inspect,
@@ -33,6 +35,7 @@ _COMMANDS = {
     "run": run,
     "stage": stage,
     "tokenize": tokenize,
+    "chat": chat,
     "import-corpus": import_corpus,
     "inspect": inspect,
     "verify": verify,
@@ -42,6 +45,7 @@ _COMMANDS = {
     "tokenizer": tokenizer,
     "tokenizer-report": tokenizer_report,
     "collect-stdlib": collect_stdlib,
+    "collect-docs": collect_docs,
 }
 
 # Old name of a command -> its name.
