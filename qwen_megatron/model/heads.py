@@ -29,6 +29,8 @@ class Output(enum.Enum):
     """[b, s] fp32, nats."""
     LOG_PROBABILITIES = "log-probabilities"
     """[b, s] fp32 of the labels at chosen positions, 0 at others."""
+    LOG_PROBABILITIES_AND_ENTROPIES = "log-probabilities and entropies"
+    """[b, s, 2] fp32 at chosen positions, 0 at others; entropies in nats, without a gradient."""
     SCALARS = "scalars"
     """[b, s] fp32, of a scalar head."""
 
@@ -55,6 +57,7 @@ class HeadRequest:
         needed = {
             Output.TOKEN_LOSSES: ("labels_bs",),
             Output.LOG_PROBABILITIES: ("labels_bs", "positions_bs"),
+            Output.LOG_PROBABILITIES_AND_ENTROPIES: ("labels_bs", "positions_bs"),
         }.get(self.output, ())
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:

@@ -1,0 +1,1 @@
+"""Learning from preferences: rollouts, rewards, advantages and the losses of PPO."""
