@@ -22,6 +22,10 @@ FORMAT = "qwen-megatron-corpus"
 VERSION = 1
 TOKEN_DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16")
 
+# What a document of a chat corpus is: a dialogue; chosen and rejected dialogue in turn; a dialogue up to an answer.
+DIALOGUES, PAIRS, PROMPTS = "dialogues", "pairs", "prompts"
+CHAT_KINDS = (DIALOGUES, PAIRS, PROMPTS)
+
 
 def corpus_path(prefix: str | Path, suffix: str) -> Path:
     """The corpus file with ``suffix`` (bin, idx, crc, json, lock); dots inside the prefix are kept."""
@@ -46,6 +50,27 @@ class InputFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatContent:
+    """What a corpus of dialogues says beyond what every corpus says.
+
+    Attributes:
+        kind: dialogues, pairs or prompts.
+        labels: the rule by which tokens are targets.
+        end_of_turn: token id that ends a turn; None if there is none.
+        vocab_size: every token id is below it.
+        truncated: documents that were cut at the end of a turn.
+        targets: fingerprint of PREFIX.targets, the corpus of one 0 or 1 a token.
+    """
+
+    kind: str
+    labels: str
+    end_of_turn: int | None
+    vocab_size: int
+    truncated: int
+    targets: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sidecar:
     """The content of PREFIX.json.
 
@@ -56,13 +81,14 @@ class Sidecar:
         end_of_document: token id that ends each document.
         tokenizer: fingerprint of the tokenizer; None for an imported corpus, whose tokenizer is not known.
         shuffle_seed: seed of the document order; None if the order of the input was kept.
-        records_in: records read; always num_documents plus all of ``rejected``.
+        records_in: records read; always the documents (of pairs: half of them) plus all of ``rejected``.
         rejected: reason -> number of records.
         bin, idx, crc: sizes and checksums of the other three files.
         inputs: the files that were read, in order.
         tool_version: version of the package that wrote the corpus.
         created: time of writing, ISO 8601, UTC.
         crc_block_bytes: bytes of .bin under each checksum of .crc.
+        chat: of a corpus of dialogues, pairs or prompts; None for one of text.
     """
 
     dtype: str
@@ -80,6 +106,7 @@ class Sidecar:
     tool_version: str
     created: str
     crc_block_bytes: int = BLOCK_BYTES
+    chat: ChatContent | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,6 +133,8 @@ class Sidecar:
     def write(self, path: Path) -> None:
         """Writes the sidecar to ``path`` atomically."""
         document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        if self.chat is None:
+            del document["chat"]
         write_atomically(path, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
 
 
@@ -179,6 +208,22 @@ class _Fields:
             for entry in fields
         )
 
+    def chat(self) -> ChatContent | None:
+        if "chat" not in self.document:
+            return None
+        fields = self.child("chat")
+        content = ChatContent(
+            kind=fields.text("kind"),
+            labels=fields.text("labels"),
+            end_of_turn=None if fields.document.get("end_of_turn") is None else fields.count("end_of_turn"),
+            vocab_size=fields.count("vocab_size"),
+            truncated=fields.count("truncated"),
+            targets=fields.text("targets"),
+        )
+        if content.kind not in CHAT_KINDS:
+            raise self.error("chat.kind", f"must be one of {', '.join(CHAT_KINDS)}", content.kind)
+        return content
+
     def sidecar(self) -> Sidecar:
         if self.document.get("format") != FORMAT:
             raise self.error("format", f"must be {FORMAT!r}", self.document.get("format"))
@@ -205,6 +250,7 @@ class _Fields:
             tool_version=self.text("tool_version"),
             created=self.text("created"),
             crc_block_bytes=self.block_bytes(),
+            chat=self.chat(),
         )
         self._check_agreement(sidecar)
         return sidecar
@@ -220,6 +266,11 @@ class _Fields:
         if sidecar.crc.size_bytes != crc_bytes:
             rule = f"must be {crc_bytes} for bin.size_bytes={bin_bytes} in blocks of {sidecar.crc_block_bytes}"
             raise self.error("crc.size_bytes", rule, sidecar.crc.size_bytes)
-        records = sidecar.num_documents + sum(sidecar.rejected.values())
+        is_pairs = sidecar.chat is not None and sidecar.chat.kind == PAIRS
+        if is_pairs and sidecar.num_documents % 2:
+            raise self.error("num_documents", "must be even: a pair is two documents", sidecar.num_documents)
+        good = sidecar.num_documents // 2 if is_pairs else sidecar.num_documents
+        records = good + sum(sidecar.rejected.values())
         if sidecar.records_in != records:
-            raise self.error("records_in", f"must be num_documents plus all rejected = {records}", sidecar.records_in)
+            name = "num_documents / 2" if is_pairs else "num_documents"
+            raise self.error("records_in", f"must be {name} plus all rejected = {records}", sidecar.records_in)

@@ -93,8 +93,9 @@ def _token_problems(prefix: str | Path, sidecar: Sidecar, scan: TokenScan) -> li
         problems.append(f"{bin_path}: {len(damaged)} of {len(expected)} blocks are damaged")
     if not len(damaged) and scan.checksums.sha256() != sidecar.bin.sha256:
         problems.append(f"{bin_path}: sha256 {scan.checksums.sha256()}, the sidecar says {sidecar.bin.sha256}")
-    # Imported corpora may hold documents without the end token, ours do not.
-    if not damaged.size and sidecar.tokenizer is not None and scan.first_unended is not None:
+    # Imported corpora may hold documents without the end token and dialogues have none, our texts do not.
+    is_text = sidecar.tokenizer is not None and sidecar.chat is None
+    if not damaged.size and is_text and scan.first_unended is not None:
         problems.append(
             f"{bin_path}: {scan.unended_documents} documents, first document {scan.first_unended}, do not end with "
             f"{sidecar.end_of_document}: {corpus_path(prefix, 'idx')} does not belong to it"
