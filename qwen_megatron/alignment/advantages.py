@@ -5,8 +5,12 @@ Legend: b rows, s positions; position t belongs to the action that comes after i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
+
+from qwen_megatron.parallel.groups import Groups
 
 # Added to the variance of advantages.
 EPSILON = 1e-8
@@ -41,23 +45,23 @@ def generalized_advantages(
     return advantages.float(), (advantages + values).float()
 
 
-def whitened(values_bs: torch.Tensor, mask_bs: torch.Tensor, replicas: dist.ProcessGroup) -> torch.Tensor:
+def whitened(values_bs: torch.Tensor, mask_bs: torch.Tensor, groups: Groups) -> torch.Tensor:
     """Shifted and scaled to mean 0 and variance 1 over the masked positions of all replicas; 0 elsewhere.
 
     Args:
         values_bs: [b, s], this replica's rows.
         mask_bs: [b, s] bool.
-        replicas: Data-parallel group.
+        groups: Layout.
     """
     values = values_bs.double().masked_fill(~mask_bs, 0.0)
-    count, total = summed([mask_bs.sum(), values.sum()], replicas)
+    count, total = summed([mask_bs.sum(), values.sum()], groups)
     centered = (values - total / count).masked_fill(~mask_bs, 0.0)
-    (squares,) = summed([centered.square().sum()], replicas)
+    (squares,) = summed([centered.square().sum()], groups)
     return (centered * (squares / count + EPSILON).rsqrt()).float()
 
 
-def summed(numbers: list[torch.Tensor], replicas: dist.ProcessGroup) -> torch.Tensor:
-    """Each number added up over the replicas, fp64."""
-    sums = torch.stack([number.double() for number in numbers])
-    dist.all_reduce(sums, group=replicas)
-    return sums
+def summed(numbers: Sequence[torch.Tensor], groups: Groups) -> torch.Tensor:
+    """Each number added up over the replicas: fp64 on the CPU. Collective over them."""
+    sums = torch.stack([number.double() for number in numbers]).to(groups.device)
+    dist.all_reduce(sums, group=groups.dp)
+    return sums.cpu()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from qwen_megatron.alignment.advantages import summed
+from qwen_megatron.parallel.groups import Groups
 
 
 @dataclass(kw_only=True)
@@ -30,11 +30,11 @@ class RunningMoments:
     mean: float = 0.0
     squares: float = 0.0
 
-    def update(self, scores_b: torch.Tensor, replicas: dist.ProcessGroup) -> None:
+    def update(self, scores_b: torch.Tensor, groups: Groups) -> None:
         """Takes in the scores of all replicas; collective. Source: Chan et al. 1979, the pairwise algorithm."""
         scores = scores_b.double()
         ones = torch.ones_like(scores)
-        count, total, squares = summed([ones.sum(), scores.sum(), scores.square().sum()], replicas).tolist()
+        count, total, squares = summed([ones.sum(), scores.sum(), scores.square().sum()], groups).tolist()
         mean, both = total / count, self.count + count
         distance = mean - self.mean
         self.squares += max(squares - count * mean * mean, 0.0) + distance * distance * self.count * count / both

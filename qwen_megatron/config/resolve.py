@@ -17,6 +17,7 @@ from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.ppo import PpoConfig
 from qwen_megatron.config.sections.training import TrainingConfig
 from qwen_megatron.errors import ConfigError
 
@@ -26,7 +27,7 @@ class ResolvedConfig:
     """A run, worked out.
 
     Attributes:
-        model, parallel, optimizer, training, data, checkpoint, logging: The sections, every value fixed.
+        model, parallel, optimizer, training, data, checkpoint, logging, ppo: The sections, every value fixed.
         world_size: Processes of the job.
         data_parallel_size: Replicas of the model: world size / (tensor x pipeline x context size).
         num_microbatches: Micro-batches of each data-parallel rank in an optimizer step of the full batch.
@@ -46,6 +47,7 @@ class ResolvedConfig:
     data: DataConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
+    ppo: PpoConfig
     world_size: int
     data_parallel_size: int
     num_microbatches: int
@@ -115,6 +117,7 @@ def resolved_config(sections: Sections) -> ResolvedConfig:
         data=sections.data,
         checkpoint=sections.checkpoint,
         logging=sections.logging,
+        ppo=sections.ppo,
         world_size=parallel.world_size,
         data_parallel_size=data_parallel_size,
         num_microbatches=training.global_batch_size // (training.micro_batch_size * data_parallel_size),

@@ -79,7 +79,8 @@ def prepare_start(
     if not paths:
         found += filter(None, [refusal(Path(config.checkpoint.directory), settings_digest(config))])
         try:
-            start = planned_start(config, None if corpora else kind.sources(config), with_sizes=with_sizes)
+            sources = None if corpora else kind.sources(config)
+            start = planned_start(config, sources, trained=kind.trained, with_sizes=with_sizes)
         except CheckpointError as error:
             raise ConfigError([str(error), *found]) from error
     if found:

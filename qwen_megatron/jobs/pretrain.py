@@ -137,8 +137,15 @@ class Pretraining(Job):
             loader.close()
 
 
-def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups) -> Loader:
-    """This rank's way to the samples of a dataset."""
+def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs_tokens: bool = False) -> Loader:
+    """This rank's way to the samples of a dataset.
+
+    Args:
+        dataset: Samples.
+        config: Of the run.
+        groups: Layout.
+        needs_tokens: Every pipeline stage needs them; otherwise the first and the last.
+    """
     return Loader(
         dataset,
         micro_batch_size=config.training.micro_batch_size,
@@ -151,7 +158,7 @@ def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups) -> Loade
         read_ahead=config.num_microbatches,
         group=groups.tp_cp,
         device=groups.device,
-        needs_tokens=groups.is_first_stage or groups.is_last_stage,
+        needs_tokens=needs_tokens or groups.is_first_stage or groups.is_last_stage,
     )
 
 

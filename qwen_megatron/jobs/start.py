@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +52,20 @@ class Start:
 
 
 def planned_start(
-    config: ResolvedConfig, sources: Callable[[int], Sources] | None, *, with_sizes: bool = True
+    config: ResolvedConfig,
+    sources: Callable[[int], Sources] | None,
+    *,
+    trained: Sequence[str] = (MAIN,),
+    with_sizes: bool = True,
 ) -> Start:
-    """What a start of pretraining would do.
+    """What a start of a job would do.
 
     The bytes of tensors are not looked at: of a checkpoint that is damaged in them a start takes the one before.
 
     Args:
         config: Resolved configuration.
         sources: What samples come from, after so many; None if that cannot be opened, then data is not compared.
+        trained: Names of the models that the job trains.
         with_sizes: Look at the size of every file of a checkpoint: in one process of a job, they may be thousands.
     Raises:
         CheckpointError: if there is no checkpoint where there should be one, or the weights do not fit.
@@ -77,7 +82,7 @@ def planned_start(
             notes = tuple(departures(source, config.model))
         return Start(folder=None, state=TrainState(), last_step=last, init_from=options.init_from, notes=notes)
     saved = CheckpointState.read(folder)
-    check_continuable(saved, folder, {MAIN: True})
+    check_continuable(saved, folder, dict.fromkeys(trained, True))
     state = saved.train_state
     allowed = check_changes(saved, config, sources and sources(state.consumed_samples), folder)
     last = state.iteration + training.batch_sizes.steps_between(state.consumed_samples, training.samples_in_all)

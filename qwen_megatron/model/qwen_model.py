@@ -144,7 +144,8 @@ class QwenModel(GPTModel):
     ) -> torch.Tensor:
         """Log-probabilities at chosen positions, with entropies where they are asked for."""
         labels_bs, positions_bs = request.labels_bs, request.positions_bs
-        assert labels_bs is not None and positions_bs is not None
+        assert labels_bs is not None
+        assert positions_bs is not None
         weight_vh = self.output_layer.weight if weight_vh is None else weight_vh
         shard = VocabularyShard(
             vocab_size=self.num_tokens_in_vocabulary,

@@ -10,6 +10,7 @@ from typing import Any, cast
 from data_tools.settings.problems import Problems
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.train.names import MAIN
 
 
 class JobKind(abc.ABC):
@@ -22,6 +23,7 @@ class JobKind(abc.ABC):
         examples: Commands, as its help shows them.
         entry: `module:function`, imported only when the job starts; called with the resolved configuration, it returns
             why it left early, None if it came to its end.
+        trained: Names of the models that it trains.
     """
 
     name: str
@@ -29,6 +31,7 @@ class JobKind(abc.ABC):
     description: str
     examples: str
     entry: str
+    trained: tuple[str, ...] = (MAIN,)
 
     def check_settings(self, sections: Sections, problems: Problems) -> None:  # noqa: B027 - not every job has rules
         """Rules of this job between settings, besides those that hold for all."""
