@@ -1,0 +1,1 @@
+"""What alignment minimises and how it is asked."""
