@@ -1,4 +1,4 @@
-"""Small chat corpora: dialogues of bytes made of the standard library's docstrings, and preferences that follow a rule."""
+"""Small chat corpora: dialogues of bytes, made of docstrings, and preferences that follow a rule."""
 
 from __future__ import annotations
 
@@ -66,8 +66,7 @@ def random_dialogues(count: int, longest: int, vocab_size: int, seed: int = 0) -
 
 
 def preferences(count: int, vocab_size: int, length: int, seed: int = 0) -> Iterator[Rendered]:
-    """Chosen and rejected dialogue of each pair in turn: after the same question, the answer with more of the tokens below
-    an eighth of the vocabulary is preferred.
+    """Chosen and rejected dialogue of each pair in turn: only the better answer has tokens below an eighth of all.
 
     The two highest ids begin and end turns.
     """

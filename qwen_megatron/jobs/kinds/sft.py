@@ -20,8 +20,8 @@ class Sft(BlendedJob):
     help = "fine-tune a model on dialogues"
     description = (
         "Fine-tunes a model on dialogues; the answers alone are learned, the mean over all of a batch. "
-        "Starts from checkpoint.init_from, a checkpoint or a Hugging Face folder, or goes on from the newest checkpoint "
-        "in checkpoint.directory if there is one."
+        "Starts from checkpoint.init_from, a checkpoint or a Hugging Face folder, or goes on from the newest "
+        "checkpoint in checkpoint.directory if there is one."
     )
     entry = "qwen_megatron.jobs.sft:sft"
     examples = """\
@@ -31,8 +31,8 @@ class Sft(BlendedJob):
   check without training:
     qwen-megatron sft recipe:sft-7b data.blend=[data/dialogues] checkpoint.init_from=exports/7b --dry-run
   a second stage: the first one's weights, a schedule of its own, another folder:
-    qwen-megatron launch sft recipe:code-sft-2 data.blend=[data/code] \\
-        checkpoint.init_from=runs/code-sft-1/iter_0002000 checkpoint.directory=runs/code-sft-2
+    qwen-megatron launch sft recipe:code-sft-2-7b data.blend=[data/code] \\
+        checkpoint.init_from=runs/code-sft-1-7b/iter_0002000
 """
 
     def check_settings(self, sections: Sections, problems: Problems) -> None:
