@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from data_tools.commands import (
+    chat,
     collect_stdlib,
     import_corpus,
     inspect,
@@ -33,6 +34,7 @@ _COMMANDS = {
     "run": run,
     "stage": stage,
     "tokenize": tokenize,
+    "chat": chat,
     "import-corpus": import_corpus,
     "inspect": inspect,
     "verify": verify,

@@ -1,7 +1,7 @@
-"""A corpus of dialogues: a Megatron corpus of their tokens, and one of the same documents with a 0 or 1 for each token.
+"""A corpus of dialogues: a Megatron corpus of their tokens, and one of the same documents with a 0 or 1 for each.
 
-PREFIX is the corpus of tokens; its sidecar says what a document is and names, by fingerprint, PREFIX.targets, which says
-what is learned. Both are opened, read and verified as any corpus is.
+PREFIX is the corpus of tokens; its sidecar says what a document is and names, by fingerprint, PREFIX.targets, which
+says what is learned. Both are opened, read and verified as any corpus is.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ TARGETS = "targets"
 class ChatCorpus:
     """An open corpus of dialogues, pairs or prompts.
 
-    Pickling sends the prefix and the fingerprint; unpickling opens the files again and refuses a corpus that was rebuilt
-    in between.
+    Pickling sends the prefix and the fingerprint; unpickling opens the files again and refuses a corpus that was
+    rebuilt in between.
 
     Attributes:
         prefix: path without suffix.

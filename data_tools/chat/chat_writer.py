@@ -2,14 +2,15 @@
 
 import os
 from array import array
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from data_tools import _native
 from data_tools.chat.chat_corpus import targets_prefix
@@ -17,19 +18,12 @@ from data_tools.chat.rendered import Rendered
 from data_tools.chat.rendering import ASSISTANT_LABELS
 from data_tools.corpus.index import DTYPE_CODES
 from data_tools.corpus.lock import corpus_lock
-from data_tools.corpus.sidecar import (
-    CHAT_KINDS,
-    PAIRS,
-    ChatContent,
-    FileDigest,
-    InputFile,
-    Sidecar,
-    corpus_path,
-)
+from data_tools.corpus.sidecar import CHAT_KINDS, PAIRS, ChatContent, FileDigest, InputFile, Sidecar, corpus_path
 from data_tools.corpus.writer import TOKEN_DTYPE, prepare_place, publish, require_absent, scratch_folder
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import sync_file, write_atomically
 from data_tools.io.checksums import StreamChecksums, sha256_of_file
+from data_tools.io.progress import Progress, SilentProgress
 from data_tools.io.system_errors import naming
 from data_tools.version import version
 
@@ -48,7 +42,7 @@ class Origin:
     """
 
     shuffle_seed: int | None = None
-    rejected: Mapping[str, int] | None = None
+    rejected: Mapping[str, int] = field(default_factory=dict)
     truncated: int = 0
     inputs: tuple[InputFile, ...] = ()
 
@@ -75,122 +69,140 @@ def write_chat_corpus(
         end_of_turn: token id that ends a turn, if there is one.
         end_of_document: what rows are filled up with in this vocabulary; no document ends with it.
         labels: the rule that the targets follow.
-        origin: counts and files, for the sidecar; nothing was rejected if None.
+        origin: counts and files; of an unknown one if None.
         overwrite: replace a corpus that is there.
     Returns:
-        the sidecar.
+        the sidecar of PREFIX.
     Raises:
         DataError: no documents, an odd number of them for pairs, an empty or negative one, or the corpus exists.
         OSError: the disk is full or fails. Nothing is left behind.
     """
-    if kind not in CHAT_KINDS:
-        raise DataError(f"kind={kind!r:.100}: must be one of {', '.join(CHAT_KINDS)}")
     prepare_place(prefix)
     with corpus_lock(prefix):
-        require_absent(prefix, overwrite=overwrite)
-        require_absent(targets_prefix(prefix), overwrite=overwrite)
-        with scratch_folder(prefix) as folder, naming(corpus_path(prefix, "bin")):
-            return _write(
-                Path(prefix), folder, documents, kind, tokenizer, end_of_turn, end_of_document, labels, origin
-            )
+        for one in (prefix, targets_prefix(prefix)):
+            require_absent(one, overwrite=overwrite)
+        content = ChatContent(kind=kind, labels=labels, end_of_turn=end_of_turn, vocab_size=0, truncated=0, targets="")
+        return write_locked(prefix, documents, content, tokenizer, end_of_document, origin or Origin())
 
 
-def _write(
-    prefix: Path,
-    folder: Path,
+def write_locked(
+    prefix: str | Path,
     documents: Iterable[Rendered],
-    kind: str,
+    content: ChatContent,
     tokenizer: str | None,
-    end_of_turn: int | None,
     end_of_document: int,
-    labels: str,
-    origin: Origin | None,
+    origin: Origin,
+    progress: Progress | None = None,
 ) -> Sidecar:
-    origin = origin or Origin()
-    places = {name: folder / name for name in ("tokens", "targets")}
-    for place in places.values():
-        place.mkdir()
-    with ExitStack() as stack:
-        tokens, targets = (
-            _Stream(stack.enter_context(corpus_path(place / "corpus", "bin").open("wb"))) for place in places.values()
+    """What `write_chat_corpus` does once nothing stands in the way; replaces what is there.
+
+    Args:
+        prefix: the caller holds its lock.
+        content: its kind, labels and end of turn; the rest is filled in.
+        progress: told the tokens written.
+    """
+    if content.kind not in CHAT_KINDS:
+        raise DataError(f"kind={content.kind!r:.100}: must be one of {', '.join(CHAT_KINDS)}")
+    with scratch_folder(prefix) as folder, naming(corpus_path(prefix, "bin")):
+        written = _Written(folder)
+        with written.streams():
+            for number, document in enumerate(documents):
+                if not len(document) or int(document.tokens.min()) < 0:
+                    raise DataError(f"document {number}: must have tokens, none of them negative")
+                written.add(document)
+                (progress or SilentProgress()).advance(len(document))
+        num_documents = len(written.lengths)
+        if not num_documents:
+            raise DataError(f"{prefix}: no documents; a corpus has at least one")
+        if content.kind == PAIRS and num_documents % 2:
+            raise DataError(f"{prefix}: {num_documents} documents of pairs; chosen and rejected make an even number")
+        bin_, idx, crc = written.seal("targets", TARGET_DTYPE)
+        flags = Sidecar(
+            dtype=TARGET_DTYPE.name,
+            num_tokens=sum(written.lengths),
+            num_documents=num_documents,
+            end_of_document=1,
+            tokenizer=None,
+            shuffle_seed=origin.shuffle_seed,
+            records_in=num_documents,
+            rejected={},
+            bin=bin_,
+            idx=idx,
+            crc=crc,
+            inputs=(),
+            tool_version=version(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        lengths = array("i")
-        vocab_size = 0
-        for number, document in enumerate(documents):
-            if not len(document) or int(document.tokens.min()) < 0:
-                raise DataError(f"document {number}: must have tokens, none of them negative")
-            vocab_size = max(vocab_size, int(document.tokens.max()) + 1)
-            lengths.append(len(document))
-            tokens.write(document.tokens.astype(TOKEN_DTYPE))
-            targets.write(document.targets.astype(TARGET_DTYPE))
-    if not lengths:
-        raise DataError(f"{prefix}: no documents; a corpus has at least one")
-    if kind == PAIRS and len(lengths) % 2:
-        raise DataError(f"{prefix}: {len(lengths)} documents of pairs; chosen and rejected make an even number")
-    rejected = dict(sorted((origin.rejected or {}).items()))
-    num_records = len(lengths) // 2 if kind == PAIRS else len(lengths)
-    whole = Sidecar(
-        dtype=TOKEN_DTYPE.name,
-        num_tokens=sum(lengths),
-        num_documents=len(lengths),
-        end_of_document=end_of_document,
-        tokenizer=tokenizer,
-        shuffle_seed=origin.shuffle_seed,
-        records_in=num_records + sum(rejected.values()),
-        rejected=rejected,
-        **_seal(places["tokens"], lengths, tokens.checksums, TOKEN_DTYPE),
-        inputs=origin.inputs,
-        tool_version=version(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    flags = replace(
-        whole,
-        dtype=TARGET_DTYPE.name,
-        end_of_document=1,
-        tokenizer=None,
-        records_in=len(lengths),
-        rejected={},
-        inputs=(),
-        **_seal(places["targets"], lengths, targets.checksums, TARGET_DTYPE),
-    )
-    content = ChatContent(
-        kind=kind,
-        labels=labels,
-        end_of_turn=end_of_turn,
-        vocab_size=vocab_size,
-        truncated=origin.truncated,
-        targets=flags.fingerprint,
-    )
-    sidecar = replace(whole, chat=content)
-    # Without its sidecar the old corpus is none: it goes before the targets that it names.
-    corpus_path(prefix, "json").unlink(missing_ok=True)
-    publish(places["targets"], targets_prefix(prefix), flags)
-    publish(places["tokens"], prefix, sidecar)
+        content = replace(content, vocab_size=written.vocab_size, truncated=origin.truncated, targets=flags.fingerprint)
+        bin_, idx, crc = written.seal("tokens", TOKEN_DTYPE)
+        num_good = num_documents // 2 if content.kind == PAIRS else num_documents
+        sidecar = replace(
+            flags,
+            dtype=TOKEN_DTYPE.name,
+            end_of_document=end_of_document,
+            tokenizer=tokenizer,
+            records_in=num_good + sum(origin.rejected.values()),
+            rejected=dict(sorted(origin.rejected.items())),
+            bin=bin_,
+            idx=idx,
+            crc=crc,
+            inputs=origin.inputs,
+            chat=content,
+        )
+        # Without its sidecar the old corpus is none: that goes before the targets that it names.
+        corpus_path(prefix, "json").unlink(missing_ok=True)
+        publish(folder / "targets", targets_prefix(prefix), flags)
+        publish(folder / "tokens", prefix, sidecar)
     return sidecar
 
 
-class _Stream:
-    """A file being written, with its checksums."""
+class _Written:
+    """Both token files as they grow.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.checksums = StreamChecksums()
+    Attributes:
+        lengths: tokens of each document.
+        vocab_size: every token is below it.
+    """
 
-    def write(self, values: np.ndarray) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._streams: dict[str, BinaryIO] = {}
+        self._checksums = {name: StreamChecksums() for name in ("tokens", "targets")}
+        self.lengths = array("i")
+        self.vocab_size = 0
+
+    @contextmanager
+    def streams(self) -> Iterator[None]:
+        """Opens the files for the block."""
+        with ExitStack() as stack:
+            for name in self._checksums:
+                (self._folder / name).mkdir()
+                path = corpus_path(self._folder / name / "corpus", "bin")
+                self._streams[name] = stack.enter_context(path.open("wb"))
+            yield
+
+    def add(self, document: Rendered) -> None:
+        """Appends a document to both."""
+        self.vocab_size = max(self.vocab_size, int(document.tokens.max()) + 1)
+        self.lengths.append(len(document))
+        self._append("tokens", document.tokens.astype(TOKEN_DTYPE))
+        self._append("targets", document.targets.astype(TARGET_DTYPE))
+
+    def _append(self, name: str, values: npt.NDArray[np.generic]) -> None:
         content = values.tobytes()
-        self._stream.write(content)
-        self.checksums.update(content)
+        self._streams[name].write(content)
+        self._checksums[name].update(content)
 
-
-def _seal(place: Path, lengths: "array[int]", checksums: StreamChecksums, dtype: np.dtype) -> dict[str, FileDigest]:
-    """Writes index and checksums beside a token file; the digests of the three."""
-    corpus = place / "corpus"
-    sync_file(corpus_path(corpus, "bin"))
-    write_atomically(corpus_path(corpus, "crc"), checksums.crc_bytes())
-    index = corpus_path(corpus, "idx")
-    _native.write_index(os.fsencode(index), np.frombuffer(lengths, np.int32), DTYPE_CODES[dtype.name], dtype.itemsize)
-    digests = {"bin": FileDigest(size_bytes=checksums.size_bytes, sha256=checksums.sha256())}
-    for suffix in ("idx", "crc"):
-        path = corpus_path(corpus, suffix)
-        digests[suffix] = FileDigest(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
-    return digests
+    def seal(self, name: str, dtype: np.dtype) -> tuple[FileDigest, FileDigest, FileDigest]:
+        """Writes index and checksums of one of them; the digests of .bin, .idx and .crc."""
+        corpus, checksums = self._folder / name / "corpus", self._checksums[name]
+        sync_file(corpus_path(corpus, "bin"))
+        write_atomically(corpus_path(corpus, "crc"), checksums.crc_bytes())
+        index = corpus_path(corpus, "idx")
+        lengths = np.frombuffer(self.lengths, dtype=np.int32)
+        _native.write_index(os.fsencode(index), lengths, DTYPE_CODES[dtype.name], dtype.itemsize)
+        idx, crc = (
+            FileDigest(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
+            for path in (index, corpus_path(corpus, "crc"))
+        )
+        return FileDigest(size_bytes=checksums.size_bytes, sha256=checksums.sha256()), idx, crc

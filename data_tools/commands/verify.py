@@ -2,8 +2,12 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from data_tools.errors import DataError
+
+if TYPE_CHECKING:
+    from data_tools.corpus.sidecar import Sidecar
 
 _EXAMPLES = """examples:
   qwen-data verify corpora/mix
@@ -28,21 +32,26 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(options: argparse.Namespace) -> int:
     """Verifies the corpus."""
-    from data_tools.corpus.verify import verify
-
     if options.json:
         return _print_json(options.prefix)
-    sidecar = verify(options.prefix)
+    sidecar = _verified(options.prefix)
     print(f"{options.prefix}: {sidecar.num_documents:,} documents, {sidecar.num_tokens:,} tokens, all checksums agree")
     return 0
 
 
-def _print_json(prefix: str) -> int:
+def _verified(prefix: str) -> "Sidecar":
+    from data_tools.chat.verify import verify_chat
+    from data_tools.corpus.sidecar import Sidecar
     from data_tools.corpus.verify import verify
 
+    is_chat = Sidecar.read(prefix).chat is not None
+    return verify_chat(prefix) if is_chat else verify(prefix)
+
+
+def _print_json(prefix: str) -> int:
     found: dict[str, object] = {"prefix": prefix, "is_whole": True, "problems": []}
     try:
-        sidecar = verify(prefix)
+        sidecar = _verified(prefix)
         found |= {"documents": sidecar.num_documents, "tokens": sidecar.num_tokens}
     except DataError as error:
         found |= {"is_whole": False, "problems": str(error).splitlines()}

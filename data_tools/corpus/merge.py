@@ -65,6 +65,12 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, *, overwrite: bool
 
 def _check_agreement(corpora: Sequence[_Source]) -> None:
     first = corpora[0]
+    for corpus in corpora:
+        if corpus.sidecar.chat is not None:
+            raise RefusedError(
+                f"{corpus.prefix}: is a corpus of {corpus.sidecar.chat.kind}, which is not merged; name several of "
+                "them in data.blend, or give qwen-data chat all their inputs"
+            )
     for corpus in corpora[1:]:
         for name in ("dtype", "end_of_document", "tokenizer"):
             ours, theirs = getattr(corpus.sidecar, name), getattr(first.sidecar, name)

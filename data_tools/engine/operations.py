@@ -26,6 +26,7 @@ OPERATIONS = {
     "tokenize_encode": ("tokenize_encode", "encode_part"),
     "tokenize_bucket": ("tokenize_gather", "gather_bucket"),
     "tokenize_seal": ("tokenize", "seal_corpus"),
+    "chat_encode": ("chat_encode", "encode_part"),
 }
 
 

@@ -5,9 +5,7 @@ killed goes on from there. Memory does not grow with the text or with its longes
 """
 
 import contextlib
-import glob
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,15 +24,15 @@ from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import QUARANTINE_FILE, Task
 from data_tools.errors import DataError, PathError, RefusedError
-from data_tools.io.atomic_file import refuse_link, write_atomically
+from data_tools.io.atomic_file import write_atomically
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree
 from data_tools.io.progress import progress_bar
-from data_tools.io.streams import InputStream
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
 from data_tools.stages.tokenize_gather import gather_runs
 from data_tools.stages.tokenize_seal import seal
+from data_tools.stages.user_files import content_of, input_file, refuse_files_named_twice, require_own_work
 from data_tools.tokenizer.encoder import ENCODERS
 
 # Parts that the input is cut into: enough to share among many workers, each large enough to be worth a file.
@@ -121,18 +119,18 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
         raise RefusedError(f"{options.rejected}: its folder does not exist; create it or name another file")
     if options.rejected is not None and options.rejected.is_dir():
         raise RefusedError(f"{options.rejected}: is a folder; name a file")
-    input_files = tuple(_input_file(Path(path)) for path in inputs)
-    _refuse_files_named_twice(input_files)
+    input_files = tuple(input_file(Path(path), _OTHER_INPUTS) for path in inputs)
+    refuse_files_named_twice(input_files)
     with corpus_lock(prefix):
         return _tokenize(input_files, Path(prefix), options)
 
 
 def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: TokenizeOptions) -> Sidecar:
     work = prefix.parent / f".{prefix.name}.work"
-    _require_own_work(work)
+    require_own_work(work, _OWN_WORK, "qwen-data tokenize")
     tasks = _encode_tasks(work / "runs", input_files, options)
     # Killed while it gave its files their names: they are not somebody else's.
-    was_publishing = _content(work / _PUBLISHING) == _plan_key(tasks)
+    was_publishing = content_of(work / _PUBLISHING) == _plan_key(tasks)
     require_absent(prefix, overwrite=options.overwrite or was_publishing)
     executor = InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
     try:
@@ -161,7 +159,7 @@ def _run(
     runner.title = "tokenizing"
     encoded = runner.run(work / "runs", tasks)
     for file in input_files:
-        if _input_file(Path(file.path)) != file:
+        if input_file(Path(file.path), _OTHER_INPUTS) != file:
             raise DataError(f"{file.path}: changed while it was read; tokenize again when it is complete")
     rejected: Counter[str] = Counter()
     for manifest in encoded:
@@ -212,53 +210,6 @@ def _encode_tasks(folder: Path, files: Sequence[InputFile], options: TokenizeOpt
 
 def _plan_key(tasks: Sequence[Task]) -> bytes:
     return hashlib.sha256("".join(task.key() for task in tasks).encode()).hexdigest().encode()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _require_own_work(work: Path) -> None:
-    """Lets pass what an earlier call left, or nothing: the folder is removed in the end.
-
-    Raises:
-        PathError: it is a symbolic link, no folder, or holds something else.
-    """
-    refuse_link(work)
-    if not os.path.lexists(work):
-        return
-    foreign = [entry for entry in work.iterdir() if not _OWN_WORK.fullmatch(entry.name)] if work.is_dir() else [work]
-    if foreign:
-        raise PathError(
-            f"{foreign[0]}: qwen-data tokenize did not make it, but keeps its work in {work} and removes that in the "
-            "end; move it away, or choose another --output"
-        )
-
-
-def _input_file(path: Path) -> InputFile:
-    """Size and time of an input, found to be readable before any work is done."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from error
-    if path.is_dir() or (glob.has_magic(str(path)) and not path.exists()):
-        raise RefusedError(f"{path}: must be one file; {_OTHER_INPUTS}")
-    InputStream(path).close()
-    status = path.stat()
-    return InputFile(path=str(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
-
-
-def _refuse_files_named_twice(files: Sequence[InputFile]) -> None:
-    """Every document would be in the corpus twice."""
-    seen: set[str] = set()
-    for file in files:
-        real = os.path.realpath(file.path)
-        if real in seen:
-            raise RefusedError(f"{file.path}: is named twice; name every file once")
-        seen.add(real)
 
 
 def _no_documents(inputs: Sequence[InputFile], rejected: Counter[str], list_path: Path) -> str:

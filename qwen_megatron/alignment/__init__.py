@@ -1,1 +1,1 @@
-"""Learning from preferences: rollouts, rewards, advantages and the losses of PPO."""
+"""Learning from preferences: what alignment minimises, how models are asked, rollouts, rewards and advantages."""

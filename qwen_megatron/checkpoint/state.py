@@ -212,6 +212,22 @@ def check_continuable(state: CheckpointState, folder: Path, trained: Mapping[str
         )
 
 
+def check_heads(state: CheckpointState, folder: Path, heads: Mapping[str, str]) -> None:
+    """Refuses a checkpoint whose models have other heads than a job's.
+
+    Args:
+        state: Of the checkpoint, which holds these models.
+        folder: The checkpoint, for messages.
+        heads: Of the job's models, by name.
+    Raises:
+        CheckpointError: naming a model whose head differs.
+    """
+    for name, head in heads.items():
+        saved = state.model(name, folder).head
+        if saved != head:
+            raise CheckpointError(f"{folder}: model {name!r} has a {saved} head, this job's a {head} head")
+
+
 def config_sections(config: ResolvedConfig) -> dict[str, Any]:
     """The resolved configuration as plain data."""
     names = ("model", "parallel", "optimizer", "training", "data", "checkpoint", "logging", "ppo")

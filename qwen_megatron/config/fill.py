@@ -129,6 +129,11 @@ def fill_training(given: Given, model: ModelConfig, problems: Problems) -> Train
     """The context trained on is the paper's where the model's is not shorter."""
     if "seq_length" not in given and not problems.usable("model.seq_length"):
         problems.unusable.add("training.seq_length")
+    epochs = given.get("train_epochs")
+    if epochs is not None and "train_iters" in given and problems.usable("training.train_epochs"):
+        rule = f"cannot be combined with training.train_iters({given['train_iters']})"
+        rule += "; use null to train for that many steps"
+        problems.add("training.train_epochs", epochs, rule)
     return TrainingConfig(**{"seq_length": min(PAPER_SEQ_LENGTH, model.seq_length), **given})
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_tools.chat.react import ACTION, ACTION_INPUT, OBSERVATION, Tool, tool_names, tool_texts
+
 ALL_TOOLS, TOOL_NAMES = "tool_texts", "tool_names"
 TOOL_KEYS = ("name_for_model", "name_for_human", "description_for_model", "parameters")
-ACTION, ACTION_INPUT, OBSERVATION = "\nAction:", "\nAction Input:", "\nObservation:"
 
 # Splits a text into the words that ROUGE compares.
 Words = Callable[[str], Sequence[str]]
@@ -57,14 +58,16 @@ def tool_fields(record: Mapping[str, Any]) -> dict[str, str]:
     """
     if "tools" not in record:
         return {ALL_TOOLS: "", TOOL_NAMES: ""}
-    texts = [
-        f"{tool['name_for_model']}: Call this tool to interact with the {tool['name_for_human']} API. What is the "
-        f"{tool['name_for_human']} API useful for? {tool['description_for_model']} Parameters: "
-        f"{json.dumps(tool['parameters'], ensure_ascii=False)} Format the arguments as a JSON object."
+    tools = [
+        Tool(
+            name=str(tool["name_for_model"]),
+            human_name=str(tool["name_for_human"]),
+            description=str(tool["description_for_model"]),
+            parameters=tool["parameters"],
+        )
         for tool in record["tools"]
     ]
-    names = ",".join(str(tool["name_for_model"]) for tool in record["tools"])
-    return {ALL_TOOLS: "\n\n".join(texts), TOOL_NAMES: names}
+    return {ALL_TOOLS: tool_texts(tools), TOOL_NAMES: tool_names(tools)}
 
 
 def call_in(text: str) -> Call | None:

@@ -69,7 +69,11 @@ def sidecars(key: str, prefixes: Iterable[str], problems: list[str]) -> dict[str
     for prefix in prefixes:
         try:
             # Not kept open: there may be more corpora than files may be open.
-            corpora[prefix] = Corpus.open(prefix).sidecar
+            sidecar = Corpus.open(prefix).sidecar
+            if sidecar.chat is not None:
+                kind = sidecar.chat.kind
+                raise DataError(f"is a corpus of {kind}, not of text; pretraining takes those of qwen-data tokenize")
+            corpora[prefix] = sidecar
         except DataError as error:
             problems.append(f"{key}={prefix}: {error}")
     return corpora
@@ -86,20 +90,34 @@ def check_held_out(
     key: str, held_out: Mapping[str, Sidecar], corpora: Mapping[str, Sidecar], seq_length: int
 ) -> list[str]:
     """Corpora that are evaluated on hold a sample each and are not trained on under another name."""
-    problems = []
-    trained_on = {corpus.fingerprint: prefix for prefix, corpus in corpora.items()}
+    problems = refuse_same_content(
+        key,
+        {prefix: corpus.fingerprint for prefix, corpus in held_out.items()},
+        {prefix: corpus.fingerprint for prefix, corpus in corpora.items()},
+    )
     for prefix, corpus in held_out.items():
-        if (same := trained_on.get(corpus.fingerprint)) is not None:
-            problems.append(
-                f"{key}={prefix}: holds the same tokens as {same}, which is trained on (data.blend); use another "
-                "corpus, or data.eval_samples to hold out a part of it"
-            )
         if (corpus.num_tokens - 1) // seq_length < 1:
             problems.append(
                 f"{key}={prefix}: its {corpus.num_tokens} tokens must be more than training.seq_length({seq_length}); "
                 "use more text"
             )
     return problems
+
+
+def refuse_same_content(key: str, held_out: Mapping[str, str], trained_on: Mapping[str, str]) -> list[str]:
+    """A problem for each corpus that is evaluated on and, under another name, trained on.
+
+    Args:
+        key: Setting that names the corpora of the evaluation.
+        held_out, trained_on: Fingerprints by prefix.
+    """
+    names = {fingerprint: prefix for prefix, fingerprint in trained_on.items()}
+    return [
+        f"{key}={prefix}: holds the same tokens as {names[fingerprint]}, which is trained on (data.blend); use another "
+        "corpus, or data.eval_samples to hold out a part of it"
+        for prefix, fingerprint in held_out.items()
+        if fingerprint in names
+    ]
 
 
 def differing(what: str, found: Mapping[str, object]) -> list[str]:

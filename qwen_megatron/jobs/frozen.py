@@ -13,6 +13,7 @@ from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.jobs.architecture import read_source
 from qwen_megatron.jobs.resume import start_from_weights
+from qwen_megatron.model.head_kinds import SCALAR
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.parallel.objects import broadcast, of_type
 from qwen_megatron.platforms import Platform
@@ -50,6 +51,8 @@ def frozen_model(
     Raises:
         CheckpointError: if the source is not whole or has another head.
     """
+    if head == SCALAR and read_source(source).head != SCALAR:
+        raise CheckpointError(f"{source}: has no scalar head; train a reward model with qwen-megatron reward")
     model = architecture_of(source, config)
     trainable = build_trainable(
         config, groups, platform, name=name, head=head, model=model, is_trained=False, timers=timers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -45,7 +46,7 @@ def prepare_config(
     kind.check_settings(sections, problems)
     if problems.messages:
         raise ConfigError(problems.messages)
-    return resolved_config(sections)
+    return resolved_config(sections, kind.shape)
 
 
 def prepare_start(
@@ -75,17 +76,38 @@ def prepare_start(
     found = corpora + paths + check_packages(sections.logging)
     if problems.messages:
         raise ConfigError(problems.messages + found)
-    config = resolved_config(sections)
+    config = resolved_config(sections, kind.shape)
+    if config.training.train_epochs is not None and not corpora:
+        config = with_steps_of_epochs(settings, config, world_size, kind)
     if not paths:
         found += filter(None, [refusal(Path(config.checkpoint.directory), settings_digest(config))])
         try:
-            sources = None if corpora else kind.sources(config)
-            start = planned_start(config, sources, trained=kind.trained, with_sizes=with_sizes)
+            start = planned_start(
+                config, None if corpora else kind.sources(config), heads=kind.heads, with_sizes=with_sizes
+            )
         except CheckpointError as error:
             raise ConfigError([str(error), *found]) from error
     if found:
         raise MachineError(found)
     return config, start
+
+
+def with_steps_of_epochs(
+    settings: Settings, config: ResolvedConfig, world_size: int | None, kind: JobKind
+) -> ResolvedConfig:
+    """The configuration with `training.train_epochs` as a number of steps, which is what is recorded and compared.
+
+    Raises:
+        ConfigError: if that number breaks a rule.
+    """
+    epochs = config.training.train_epochs or 1
+    steps = math.ceil(epochs * kind.epoch_samples(config) / config.training.global_batch_size)
+    training = {**settings["training"], "train_epochs": None, "train_iters": steps}
+    problems = Problems()
+    sections = examine({**settings, "training": training}, world_size, problems)
+    if problems.messages:
+        raise ConfigError([f"training.train_epochs={epochs}, {steps} steps: {text}" for text in problems.messages])
+    return resolved_config(sections, kind.shape)
 
 
 def with_source(settings: Settings, problems: Problems) -> tuple[Settings, list[str]]:

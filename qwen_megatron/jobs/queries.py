@@ -6,10 +6,10 @@ from typing import Any
 
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
-from qwen_megatron.data.prompts.dataset import PromptDataset, open_prompts
+from qwen_megatron.data.prompts.dataset import Queries, open_prompts
 
 
-def open_queries(config: ResolvedConfig) -> PromptDataset:
+def open_queries(config: ResolvedConfig) -> Queries:
     """The corpora of `data.blend`.
 
     Raises:
@@ -52,7 +52,7 @@ def pretraining_samples(config: ResolvedConfig, consumed_queries: int) -> int:
 
 
 def ppo_sources(
-    config: ResolvedConfig, queries: PromptDataset, texts: BlendedDataset | None, consumed_queries: int
+    config: ResolvedConfig, queries: Queries, texts: BlendedDataset | None, consumed_queries: int
 ) -> dict[str, dict[str, Any]]:
     """What queries and text come from; see `data.protocol.Dataset.sources`."""
     found = queries.sources(consumed_queries)

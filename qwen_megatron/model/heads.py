@@ -17,6 +17,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_sharded_tensor_for_checkpoint
 
+from qwen_megatron.model.head_kinds import SCALAR_HEAD
+
 
 class Output(enum.Enum):
     """What a model's last stage can return; every tensor-parallel rank gets the same, but for logits."""
@@ -112,7 +114,7 @@ class ScalarHead(MegatronModule):
         return {
             f"{prefix}weight": make_sharded_tensor_for_checkpoint(
                 self.weight,
-                "scalar_head.weight",
+                SCALAR_HEAD,
                 prepend_offsets=sharded_offsets,
                 tp_group=self.tp_group,
                 dp_cp_group=(metadata or {}).get("dp_cp_group"),

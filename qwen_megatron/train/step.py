@@ -253,7 +253,7 @@ def attention_context(trainable: Trainable, step: int, batch: Batch) -> Attentio
         return None
     return AttentionContext(
         document_ids_bs=batch.document_ids_bs,
-        dropout_keys_b=None if seed is None else row_keys(seed, step, batch.samples),
+        dropout_keys_b=None if seed is None else row_keys(seed, step, batch.row_names),
     )
 
 

@@ -18,7 +18,8 @@ A stage of the 1F1B schedule holds as many micro-batches at once as there are st
 interleaved schedule holds (1 + (p - 1) / (p v)) times as much on the first stage.
 
 Around the layers: the embedding's output; the last norm; for 512 tokens at a time logits (in the weights' precision)
-and hidden states; the gradient of the last hidden states.
+and hidden states; the gradient of the last hidden states. A scalar head: the last hidden states and their gradient in
+fp32 besides. A micro-batch of pairs is two sequences a pair.
 Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for the method and the schedules' factors; Rajbhandari et
 al. 2020 (arXiv 1910.02054) for the state; the layer's own terms are counted from `model/layer_spec.py`.
 """
@@ -95,16 +96,19 @@ def activation_bytes(config: ResolvedConfig, stage: int) -> int:
 
 
 def loss_bytes(config: ResolvedConfig) -> int:
-    """Logits of a block, and the last hidden states with their gradient."""
+    """Logits of a block, or fp32 copies for a scalar head, and the last hidden states with their gradient."""
+    hidden = tokens_of_microbatch(config) * config.model.hidden_size
+    if config.shape.has_scalar_head:
+        return 3 * hidden * bytes_per_number(config) + 2 * hidden * 4
     rows = config.padded_vocab_size // config.parallel.tensor_model_parallel_size
     block = min(LOSS_BLOCK_TOKENS, tokens_of_microbatch(config))
-    hidden = 3 * tokens_of_microbatch(config) * config.model.hidden_size
-    return (block * rows + hidden) * bytes_per_number(config)
+    return (block * rows + 3 * hidden) * bytes_per_number(config)
 
 
 def tokens_of_microbatch(config: ResolvedConfig) -> int:
     """Tokens of a micro-batch on one context-parallel rank."""
-    return config.training.micro_batch_size * config.training.seq_length // config.parallel.context_parallel_size
+    rows = config.training.micro_batch_size * config.shape.rows_per_sample
+    return rows * config.training.seq_length // config.parallel.context_parallel_size
 
 
 def bytes_per_number(config: ResolvedConfig) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_tools.settings.problems import Problems
 from data_tools.tokenizer.qwen import is_of_qwen
 from qwen_megatron.checkpoint.state import CheckpointState
 from qwen_megatron.config.fill import Sections
+from qwen_megatron.config.job_shape import JobShape
 from qwen_megatron.config.resolve import ResolvedConfig, resolved_config
 from qwen_megatron.config.rules.ppo import check_ppo
 from qwen_megatron.convert.hf_paths import is_hf_folder
@@ -17,7 +19,7 @@ from qwen_megatron.errors import CheckpointError, DataError
 from qwen_megatron.jobs.architecture import read_source, shape_differences
 from qwen_megatron.jobs.kinds.base import JobKind
 from qwen_megatron.jobs.queries import open_pretraining, open_queries, ppo_sources
-from qwen_megatron.model.head_kinds import SCALAR
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL, SCALAR
 from qwen_megatron.train.names import MAIN, VALUE
 
 
@@ -28,7 +30,8 @@ class Ppo(JobKind):
     help = "improve a model by its own answers and a reward model"
     description = "PPO. Starts from the newest checkpoint in checkpoint.directory if there is one."
     entry = "qwen_megatron.jobs.ppo:ppo"
-    trained = (MAIN, VALUE)
+    shape = JobShape(has_ppo_models=True)
+    heads = MappingProxyType({MAIN: LANGUAGE_MODEL, VALUE: SCALAR})
     examples = """\
   check without training:
     qwen-megatron ppo recipe:ppo-7b data.blend=[data/queries] checkpoint.init_from=runs/sft/iter_0004000 \\
@@ -61,12 +64,7 @@ class Ppo(JobKind):
         return lambda consumed: ppo_sources(config, queries, texts, consumed)
 
     def data_lines(self, config: ResolvedConfig) -> tuple[list[str], list[str]]:
-        queries = open_queries(config)
-        lines = [
-            f"{prefix}: {count:,} queries to train on, {left_out:,} of more than {queries.seq_length} tokens left out"
-            for (prefix, left_out), count in zip(queries.left_out.items(), queries.train_counts, strict=True)
-        ]
-        return lines, []
+        return list(open_queries(config).notes), []
 
     def warnings(self, config: ResolvedConfig) -> list[str]:
         sources = open_queries(config).sources(0)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from data_tools.settings.problems import Problems
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.resolve import ResolvedConfig
+from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.pretraining.tokenizers import foreign_corpora
 from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.corpora import check_corpora
-from qwen_megatron.jobs.held_out import data_plan
-from qwen_megatron.jobs.kinds.base import JobKind
+from qwen_megatron.jobs.kinds.base import BlendedJob
 
 
-class Pretrain(JobKind):
+class Pretrain(BlendedJob):
     """Next-token loss over a blend of corpora."""
 
     name = "pretrain"
@@ -36,11 +33,8 @@ class Pretrain(JobKind):
     def check_data(self, sections: Sections, problems: Problems) -> list[str]:
         return check_corpora(sections, problems)
 
-    def sources(self, config: ResolvedConfig) -> Callable[[int], Mapping[str, Mapping[str, Any]]]:
-        return open_blend(config).sources
-
-    def data_lines(self, config: ResolvedConfig) -> tuple[list[str], list[str]]:
-        return data_plan(config, open_blend(config))
+    def open(self, config: ResolvedConfig) -> BlendedSamples:
+        return open_blend(config)
 
     def warnings(self, config: ResolvedConfig) -> list[str]:
         return foreign_corpora(config.data.blend, config.model.vocab_size)
