@@ -72,6 +72,21 @@ def write_queries(prefix: Path, count: int = 64, seed: int = 0) -> Path:
     return prefix
 
 
+def write_text(prefix: Path, count: int = 40) -> Path:
+    """A corpus of text in which every token is the one after the token before."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    from data_tools.corpus.import_corpus import import_corpus
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for start in range(count):
+        tokens = ((np.arange(48) + start) % (VOCAB - 2) + 2).astype(np.int32)
+        builder.add_document(np.append(tokens, 0).astype(np.int32), [len(tokens) + 1])
+    builder.finalize(f"{prefix}.idx")
+    import_corpus(prefix, end_of_document=0)
+    return prefix
+
+
 class Preferred(Objective):
     """Rows 2k and 2k + 1 are the better and the worse text of a pair."""
 
