@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import torch
 
 from qwen_megatron.alignment.advantages import generalized_advantages, summed, whitened
-from qwen_megatron.alignment.asking import ask, scalars_of
+from qwen_megatron.alignment.asking import Request, ask, scalars_of
 from qwen_megatron.alignment.experience import rows_of, with_extras
+from qwen_megatron.alignment.pairwise_loss import rewards_at
 from qwen_megatron.alignment.policy_loss import actions_of
 from qwen_megatron.alignment.rewards import RunningMoments, kl_of_tokens, token_rewards
 from qwen_megatron.alignment.rollout import Query, Rollout
+from qwen_megatron.alignment.swapping import SharedPlace
 from qwen_megatron.config.sections.ppo import PpoConfig
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.preference.batch import END_INDEX
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.model.heads import HeadRequest
 from qwen_megatron.parallel.groups import Groups
@@ -34,6 +37,7 @@ class Models:
         reference: What the policy is kept near.
         reward: Scores a text at its last token.
         rollout: Draws from the policy.
+        place: Where reference and reward model take turns; None if both are there.
     """
 
     policy: Trainable
@@ -41,6 +45,13 @@ class Models:
     reference: Trainable
     reward: Trainable
     rollout: Rollout
+    place: SharedPlace | None = None
+
+    def ask_frozen(self, trainable: Trainable, request: Request, rows: Batch, *, micro_batch_size: int) -> torch.Tensor:
+        """What the reference or the reward model says; see `asking.ask`."""
+        if self.place is not None:
+            self.place.bring(trainable)
+        return ask(trainable, request, rows, micro_batch_size=micro_batch_size)
 
 
 def responded(
@@ -72,13 +83,13 @@ def judged(models: Models, rows: Batch, micro_batch_size: int, *, with_values: b
         return actions_of(batch, with_entropies=True)
 
     own_bs2 = ask(models.policy, with_entropies, rows, micro_batch_size=micro_batch_size, width=2)
-    reference_bs = ask(models.reference, actions_of, rows, micro_batch_size=micro_batch_size)
-    scalars_bs = ask(models.reward, scalars_of, rows, micro_batch_size=micro_batch_size)
+    reference_bs = models.ask_frozen(models.reference, actions_of, rows, micro_batch_size=micro_batch_size)
+    scalars_bs = models.ask_frozen(models.reward, scalars_of, rows, micro_batch_size=micro_batch_size)
     found = {
         "log_probabilities_bs": own_bs2[..., 0].contiguous(),
         "entropies_bs": own_bs2[..., 1].contiguous(),
         "kl_bs": kl_of_tokens(own_bs2[..., 0], reference_bs, mask_bs),
-        "score_b": scalars_bs.gather(1, rows.extras["end_index_b"][:, None])[:, 0],
+        "score_b": rewards_at(scalars_bs, rows.extras[END_INDEX]),
     }
     if with_values:
         found["values_bs"] = ask(models.value, scalars_of, rows, micro_batch_size=micro_batch_size)
@@ -129,7 +140,7 @@ def described(rows: Batch, counted_b: torch.Tensor, groups: Groups) -> dict[str,
         rows.extras["kl_bs"].double()[mask_bs].sum(),
         rows.extras["entropies_bs"].double()[mask_bs].sum(),
         (~rows.extras["finished_b"] & counted_b).sum(),
-        (rows.extras["end_index_b"][counted_b] + 1).sum(),
+        (rows.extras[END_INDEX][counted_b] + 1).sum(),
     ]
     count, actions, score, squares, kl, entropy, truncated, tokens = summed(parts, groups).tolist()
     variance = max(squares / count - (score / count) ** 2, 0.0)

@@ -14,6 +14,7 @@ import torch
 
 from qwen_megatron.alignment.rollout import Responses
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.preference.batch import END_INDEX
 
 # Marks micro-batches of pretraining text among those of experience.
 PRETRAINING = "pretraining_b"
@@ -48,7 +49,7 @@ def rows_of(queries: Sequence[Sequence[int]], responses: Responses, seq_length: 
         position_ids_bs=torch.arange(seq_length).expand_as(tokens_bs).contiguous(),
         document_ids_bs=None,
         samples=tuple(range(len(responses.tokens))),
-        extras={"end_index_b": torch.tensor(ends), "finished_b": torch.tensor(responses.finished)},
+        extras={END_INDEX: torch.tensor(ends), "finished_b": torch.tensor(responses.finished)},
     )
 
 

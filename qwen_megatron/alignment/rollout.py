@@ -13,6 +13,7 @@ from qwen_megatron.inference.running_batch import RunningBatch
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.inference.staged_model import StagedModel
 from qwen_megatron.model.builder import build_model, unwrapped
+from qwen_megatron.model.layer_spec import FUSED_NAMES
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 
@@ -134,8 +135,16 @@ def alias_of(policy: Trainable, config: ResolvedConfig) -> QwenModel:
             layers_in_last_stage=parallel.num_layers_in_last_pipeline_stage,
         )
     )
-    weights = dict(source.named_parameters())
+    # By the names of torch's kernels, which the alias runs on: Transformer Engine's linears own the norms before them.
+    weights = {unfused_name(name): weight for name, weight in source.named_parameters()}
     for name, parameter in alias.named_parameters():
         parameter.data = weights[name].data
         parameter.requires_grad_(False)
     return alias.eval()
+
+
+def unfused_name(name: str) -> str:
+    """A parameter's name where norms stand alone."""
+    for alone, fused in FUSED_NAMES.items():
+        name = name.replace(fused, alone)
+    return name

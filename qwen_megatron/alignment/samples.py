@@ -8,6 +8,7 @@ from typing import Any
 
 from data_tools.io.atomic_file import append_line, refuse_link
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.preference.batch import END_INDEX
 from qwen_megatron.inference.vocabulary import Vocabulary
 from qwen_megatron.train.hooks.metrics import drop_rows_after
 from qwen_megatron.train.run import Hook, Run, StepRecord
@@ -57,7 +58,7 @@ def samples_of(rows: Batch, count: int, vocabulary: Vocabulary | None) -> list[d
 
     found = []
     for row in range(min(count, len(rows.tokens_bs))):
-        end, actions = int(rows.extras["end_index_b"][row]), int(rows.loss_mask_bs[row].sum())
+        end, actions = int(rows.extras[END_INDEX][row]), int(rows.loss_mask_bs[row].sum())
         tokens = rows.tokens_bs[row, : end + 1].tolist()
         split = len(tokens) - actions
         found.append(

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from qwen_megatron.config.arithmetic.memory import rank_memory
+from qwen_megatron.config.arithmetic.ppo import work_shares
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.schema import SECTIONS
 from qwen_megatron.config.serialize import to_dict
@@ -33,6 +34,7 @@ def derived_values(config: ResolvedConfig) -> dict[str, Any]:
         "tokens_per_step": config.tokens_per_step,
         "tokens_in_all": None if config.training.train_epochs is not None else tokens_in_all(config),
         "flops_per_token": config.flops_per_token,
+        **({"work_shares": work_shares(config)} if config.shape.has_ppo_models else {}),
     }
 
 
@@ -70,7 +72,6 @@ def summary(config: ResolvedConfig) -> str:
     memory = max(rank_memory(config), key=lambda stage: stage.total)
     samples = "pairs" if config.shape.rows_per_sample > 1 else "sequences"
     head = ", a scalar head" if config.shape.has_scalar_head else ""
-    state = memory.weights + memory.gradients + memory.optimizer
     rows = {
         "model": f"{config.num_parameters:,} parameters, {model.num_layers} layers, hidden {model.hidden_size}, "
         f"{model.num_attention_heads} heads, vocabulary {model.vocab_size} (padded {config.padded_vocab_size})"
@@ -82,8 +83,8 @@ def summary(config: ResolvedConfig) -> str:
         f"platform {parallel.platform}",
         "stages": f"{' '.join(str(count) for count in config.layers_per_stage)} layers; at most {max(per_rank):,} "
         "parameters on a rank",
-        "memory": f"about {memory.total / GIB:.1f} GiB on the fullest rank, {state / GIB:.1f} of it weights, gradients "
-        "and optimizer; by arithmetic, the device's own not counted",
+        "memory": f"about {memory.total / GIB:.1f} GiB on the fullest rank, {memory.state / GIB:.1f} of it weights, "
+        "gradients and optimizer; by arithmetic, the device's own not counted",
         "batch": f"{training.global_batch_size} {samples} of {training.seq_length} tokens: {config.num_microbatches} "
         f"micro-batches of {training.micro_batch_size} on each replica{ramp_text(config)}",
         "run": f"{steps:,} of {config.num_steps:,} steps, {config.tokens_per_step:,} tokens a step, "
@@ -94,6 +95,9 @@ def summary(config: ResolvedConfig) -> str:
         f"{config.data.eval_samples} samples held out{evaluated_on(config)}",
         "folder": config.checkpoint.directory,
     }
+    if config.shape.has_ppo_models:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in work_shares(config).items())
+        rows["models"] = "policy, value, reference and reward model in memory; work of a step: " + shares
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
 
 

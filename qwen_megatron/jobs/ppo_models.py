@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qwen_megatron.alignment.collecting import Models
 from qwen_megatron.alignment.rollout import PolicyRollout
+from qwen_megatron.alignment.swapping import SharedPlace
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.frozen import architecture_of, content_of, frozen_model
@@ -32,11 +33,15 @@ def build_models(config: ResolvedConfig, given: Session, *, num_tokens: int) -> 
     reference, reward = frozen_sources(config)
     frozen = functools.partial(frozen_model, config, given.groups, given.platform, timers=given.timers)
     policy, value = build_trained(config, given)
+    asked = {
+        "reference": frozen(reference, name="reference", head=LANGUAGE_MODEL),
+        "reward": frozen(reward, name="reward", head=SCALAR),
+    }
     return Models(
         policy=policy,
         value=value,
-        reference=frozen(reference, name="reference", head=LANGUAGE_MODEL),
-        reward=frozen(reward, name="reward", head=SCALAR),
+        **asked,
+        place=SharedPlace(list(asked.values())) if config.ppo.share_frozen_model else None,
         rollout=PolicyRollout(policy, config, num_tokens=num_tokens, max_rows=config.ppo.rollout_batch_size),
     )
 

@@ -14,11 +14,12 @@ import torch
 
 from data_tools.chat.chat_writer import write_chat_corpus
 from data_tools.chat.rendered import Rendered
+from qwen_megatron.alignment.pairwise_loss import PairwiseLoss, pair_margins, rewards_at
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.preference.batch import CORPUS, END_INDEX
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL, SCALAR
 from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.train.job import Job, StepOutcome
-from qwen_megatron.train.objective import Objective, Sums
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.state import TrainState
 from tests.support.ranks import RankPool
@@ -87,27 +88,14 @@ def write_text(prefix: Path, count: int = 40) -> Path:
     return prefix
 
 
-class Preferred(Objective):
-    """Rows 2k and 2k + 1 are the better and the worse text of a pair."""
-
-    def request(self, batch: Batch) -> HeadRequest:
-        return HeadRequest(output=Output.SCALARS)
-
-    def measure(self, output: torch.Tensor, batch: Batch) -> Sums:
-        scores_b = output.gather(1, batch.extras["end_index_b"][:, None])[:, 0]
-        difference = scores_b[::2] - scores_b[1::2]
-        return Sums(
-            total=-torch.nn.functional.logsigmoid(difference).sum(),
-            count=torch.tensor(len(difference), dtype=torch.int32),
-        )
-
-
 def pairs(generator: np.random.Generator, count: int) -> Batch:
     """Pairs of texts of random lengths and shares of liked tokens, the better one first."""
     rows, ends = np.zeros((2 * count, LENGTH), dtype=np.int64), []
     for k in range(count):
-        found = []
-        for _ in range(2):
+        found: list[tuple[float, list[int]]] = []
+        # Texts of nearly the same worth are no pair.
+        while len(found) < 2 or abs(found[0][0] - found[1][0]) < 0.05:
+            found = found[-1:]
             liking, query = generator.random(), generator.integers(2, VOCAB, size=generator.integers(3, QUERY + 1))
             size = generator.integers(3, RESPONSE + 1)
             liked = generator.integers(LIKED.start, LIKED.stop, size=size)
@@ -125,7 +113,7 @@ def pairs(generator: np.random.Generator, count: int) -> Batch:
         position_ids_bs=torch.arange(LENGTH).expand_as(tokens_bs),
         document_ids_bs=None,
         samples=(None,) * (2 * count),
-        extras={"end_index_b": torch.tensor(ends)},
+        extras={END_INDEX: torch.tensor(ends), CORPUS: torch.zeros(2 * count, dtype=torch.int64)},
     )
 
 
@@ -169,7 +157,7 @@ def save_model_job(directory: str, head: str, seed: int, steps: int, overrides: 
         for step in range(steps):
             train_step(
                 trainable,
-                Preferred(),
+                PairwiseLoss(),
                 iter([pairs(generator, 16)]),
                 shape=BatchShape(micro_batch_size=32, seq_length=LENGTH),
                 num_microbatches=1,
@@ -182,8 +170,7 @@ def save_model_job(directory: str, head: str, seed: int, steps: int, overrides: 
             batch = pairs(np.random.default_rng(10_000 + seed), 256)
             with torch.no_grad():
                 scalars_bs = trainable.models[0].eval()(batch.tokens_bs, None, None, HeadRequest(output=Output.SCALARS))
-            scores_b = scalars_bs.gather(1, batch.extras["end_index_b"][:, None])[:, 0]
-            accuracy = float((scores_b[::2] > scores_b[1::2]).float().mean())
+            accuracy = float((pair_margins(rewards_at(scalars_bs, batch.extras[END_INDEX])) > 0).float().mean())
         run = Run(
             job=Saved(config),
             directory=Path(directory),

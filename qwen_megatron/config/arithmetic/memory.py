@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen_megatron.config.arithmetic.ppo import other_models
 from qwen_megatron.config.resolve import ResolvedConfig
 
 LOSS_BLOCK_TOKENS = 512
@@ -41,6 +42,8 @@ class RankMemory:
         weights, gradients, optimizer: State.
         activations: What waits for the backward pass at the fullest moment.
         loss: Output layer and loss, on the last stage.
+        other_models: What PPO holds besides the policy; see `arithmetic.ppo`.
+        cache: Keys and values of responses under way; then nothing waits for a backward pass.
     """
 
     weights: int
@@ -48,11 +51,18 @@ class RankMemory:
     optimizer: int
     activations: int
     loss: int
+    other_models: int = 0
+    cache: int = 0
 
     @property
     def total(self) -> int:
         """All together; the device's context, the collectives' buffers and fragmentation come on top."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+        return self.state + max(self.activations + self.loss, self.cache)
+
+    @property
+    def state(self) -> int:
+        """What is there all the time: weights, gradients and optimizer of all models."""
+        return self.weights + self.gradients + self.optimizer + self.other_models
 
 
 def rank_memory(config: ResolvedConfig) -> tuple[RankMemory, ...]:
@@ -65,12 +75,15 @@ def stage_memory(config: ResolvedConfig, stage: int) -> RankMemory:
     is_bf16 = config.training.precision == "bf16"
     parameters = config.num_parameters_per_rank[stage]
     sharing = config.data_parallel_size * config.parallel.context_parallel_size
+    others = other_models(config, stage) if config.shape.has_ppo_models else None
     return RankMemory(
         weights=(2 if is_bf16 else 4) * parameters,
         gradients=4 * parameters,
         optimizer=-(-(12 if is_bf16 else 8) * parameters // sharing),
         activations=activation_bytes(config, stage),
         loss=loss_bytes(config) if stage == len(config.layers_per_stage) - 1 else 0,
+        other_models=0 if others is None else others.value + others.frozen,
+        cache=0 if others is None else others.cache,
     )
 
 
