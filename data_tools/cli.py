@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from data_tools.commands import (
     chat,
+    collect_docs,
     collect_stdlib,
     import_corpus,
     inspect,
@@ -44,6 +45,7 @@ _COMMANDS = {
     "tokenizer": tokenizer,
     "tokenizer-report": tokenizer_report,
     "collect-stdlib": collect_stdlib,
+    "collect-docs": collect_docs,
 }
 
 # Old name of a command -> its name.

@@ -1,6 +1,5 @@
 """Messages as files hold them to a dialogue: calls of tools and their results become parts of the assistant's turn."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +78,7 @@ class _Answer:
     def __init__(self, in_react: bool) -> None:
         self._in_react = in_react
         self._parts: list[Part] = []
-        self._calls: deque[ToolCall] = deque()  # whose result is to come
+        self._calls: dict[str, ToolCall] = {}  # whose result is to come, by identifier or, without one, by place
         self._thought = ""
         self._result: str | None = None  # of the last call, not yet answered
 
@@ -88,36 +87,43 @@ class _Answer:
         """Whether something was said, and no call waits for its result, nor a result for its answer."""
         return bool(self._parts) and not self._calls and self._result is None
 
+    @property
+    def _next_call(self) -> ToolCall:
+        return next(iter(self._calls.values()))
+
     def add(self, message: Said, number: int) -> None:
         """The assistant says something, or calls."""
         if self._calls:
             raise RejectedRecordError(
-                "call_without_result", f"message {number}: the call of {self._calls[0].name} has no result before it"
+                "call_without_result", f"message {number}: the call of {self._next_call.name} has no result before it"
             )
         self._put_result()
         if message.calls:
-            self._calls.extend(message.calls)
+            # An identifier is text that is not empty; the key of a call without one must not be another's.
+            self._calls = {call.identifier or f"\0{place}": call for place, call in enumerate(message.calls)}
+            if len(self._calls) < len(message.calls):
+                raise RejectedRecordError("wrong_call", f"message {number}: two calls have the same identifier")
             self._thought = message.text
         else:
             self._parts.append(Part(text=answer_text(message.text) if self._in_react else message.text))
 
     def add_result(self, message: Said, number: int) -> None:
         """A tool returns something."""
-        names = [call.identifier for call in self._calls]
-        if not self._calls or (message.answers and all(names) and message.answers not in names):
+        first = next(iter(self._calls), None)
+        key = message.answers if message.answers in self._calls else first
+        # By order where the call or its result has no identifier.
+        if key is None or (message.answers and key != message.answers and not key.startswith("\0")):
             raise RejectedRecordError("result_without_call", f"message {number} is the result of no call before it")
-        place = names.index(message.answers) if message.answers in names else 0
-        call = self._calls[place]
-        del self._calls[place]
+        call = self._calls.pop(key)
         self._put_call(call)
         self._result = message.text
 
     def take(self, *, at_end: bool = False) -> list[Utterance]:
         """The turn, if there is one; the next begins empty."""
-        if self._calls and at_end and len(self._calls) == 1:
-            self._put_call(self._calls.popleft())
+        if at_end and len(self._calls) == 1:
+            self._put_call(self._calls.popitem()[1])
         if self._calls:
-            raise RejectedRecordError("call_without_result", f"the call of {self._calls[0].name} has no result")
+            raise RejectedRecordError("call_without_result", f"the call of {self._next_call.name} has no result")
         if self._result is not None and not at_end:
             raise RejectedRecordError("result_without_answer", "the assistant says nothing after the result of a call")
         parts, self._parts, self._result = tuple(self._parts), [], None

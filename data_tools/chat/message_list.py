@@ -43,9 +43,8 @@ def said_message(message: object, number: int, key: str) -> Said:
         raise RejectedRecordError("wrong_type", f"{where} must be an object, not {kind_of(message)}")
     role = message.get("role", message.get("from"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise RejectedRecordError(
-            "unknown_role", f"{where}: role {role!r:.60} is none of {', '.join(dict.fromkeys(_ROLES))}"
-        )
+        found = repr(role[:60]) if isinstance(role, str) else kind_of(role)
+        raise RejectedRecordError("unknown_role", f"{where}: role must be one of {', '.join(_ROLES)}, not {found}")
     text = _content(message, where)
     if role == FUNCTION_CALL:
         return Said(role=ASSISTANT, text="", calls=tuple(_written_calls(text, where)))
@@ -78,7 +77,8 @@ def _tool(tool: object, number: int) -> Tool:
     description = inner.get("description", "")
     if not isinstance(description, str):
         raise RejectedRecordError("wrong_tools", f"tools[{number}].description must be text")
-    return Tool(name=name, human_name=name, description=description, parameters=inner.get("parameters", {}))
+    parameters = _written(inner.get("parameters", {}), f"tools[{number}].parameters", "wrong_tools")
+    return Tool(name=name, human_name=name, description=description, parameters=parameters)
 
 
 def _content(message: Mapping[str, Any], where: str) -> str:
@@ -122,9 +122,16 @@ def _call(call: object, where: str, identifier: str) -> ToolCall:
     if not isinstance(call, dict) or not isinstance(name, str) or not name:
         raise RejectedRecordError("wrong_call", f"{where}: a call must be an object with a name and arguments")
     arguments = call.get("arguments", {})
-    # Spelled as Python spells JSON, which is what the released code gives.
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    text = arguments if isinstance(arguments, str) else _written(arguments, where, "wrong_call")
     return ToolCall(name=name, arguments=text, identifier=identifier)
+
+
+def _written(value: object, where: str, reason: str) -> str:
+    """JSON spelled as Python spells it, which is what the released code gives."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise RejectedRecordError(reason, f"{where}: is nested too deeply") from error
 
 
 def _parsed(text: str, where: str, reason: str) -> object:

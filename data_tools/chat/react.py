@@ -14,10 +14,8 @@ Source: Qwen Technical Report (arXiv 2309.16609), section 3.4 and appendix; Qwen
 al. 2022 (arXiv 2210.03629).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 THOUGHT, ACTION, ACTION_INPUT, OBSERVATION = "Thought:", "\nAction:", "\nAction Input:", "\nObservation:"
 FINAL = "Thought: I now know the final answer.\nFinal Answer: "
@@ -50,13 +48,13 @@ class Tool:
         name: By which the model calls it.
         human_name: By which the model is told what it is.
         description: What it is good for.
-        parameters: JSON: their names, types and meanings.
+        parameters: Their names, types and meanings, as JSON.
     """
 
     name: str
     human_name: str
     description: str
-    parameters: Any
+    parameters: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ def tool_texts(tools: Sequence[Tool]) -> str:
     """A paragraph about each tool."""
     return "\n\n".join(
         f"{tool.name}: Call this tool to interact with the {tool.human_name} API. What is the {tool.human_name} API "
-        f"useful for? {tool.description} Parameters: {json.dumps(tool.parameters, ensure_ascii=False)} Format the "
+        f"useful for? {tool.description} Parameters: {tool.parameters} Format the "
         "arguments as a JSON object."
         for tool in tools
     )

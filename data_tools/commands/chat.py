@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.commands.arguments import add_workers_argument, positive_int, seed
+from data_tools.commands.arguments import add_workers_argument, byte_size, positive_int, seed
 from data_tools.commands.rejections import check_rejected, rejection_limit
 
 if TYPE_CHECKING:
@@ -70,6 +70,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of the input")
     add_workers_argument(parser)
     parser.add_argument(
+        "--max-document-bytes",
+        type=byte_size,
+        default="64M",
+        metavar="SIZE",
+        help="reject longer lines (64M)",
+    )
+    parser.add_argument(
         "--max-bad",
         type=rejection_limit,
         metavar="LIMIT",
@@ -102,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             shuffle=not options.no_shuffle,
             workers=options.workers,
+            max_document_bytes=options.max_document_bytes,
             overwrite=options.overwrite,
             rejected=options.rejected,
         ),

@@ -59,7 +59,7 @@ def scratch_folder(prefix: str | Path) -> Iterator[Path]:
     for stale in target.parent.iterdir():
         if scratch.fullmatch(stale.name) and stale.is_dir() and not stale.is_symlink():
             remove_tree(stale, target.parent)
-    remove_files(target.parent, temporary_of(rf"{name}\.(?:json|rejected\.jsonl)"))
+    remove_files(target.parent, temporary_of(rf"{name}\.(?:(?:targets\.)?json|rejected\.jsonl)"))
     folder = Path(tempfile.mkdtemp(prefix=pattern, dir=target.parent))
     try:
         yield folder

@@ -43,13 +43,13 @@ def is_array(path: str) -> bool:
 
 
 def read_objects(
-    part: FileRange, max_record_bytes: int, count: RangeCount, *, array: bool
+    part: FileRange, max_document_bytes: int, count: RangeCount, *, array: bool
 ) -> Iterator[PlacedObject | BadRecord]:
     """Every object in the range, or what stands in its place.
 
     Args:
         part: a file, or of plain JSON Lines a range.
-        max_record_bytes: a longer line is a bad record.
+        max_document_bytes: a longer line is a bad record.
         count: is told the lines.
         array: whether the file is one JSON array.
     Raises:
@@ -60,7 +60,7 @@ def read_objects(
         return
     with open_input(part.path) as stream:
         lines = LineRange(stream, part)
-        for line in read_lines(lines, max_record_bytes):
+        for line in read_lines(lines, max_document_bytes):
             number, place = line.number - lines.skipped_lines, line.offset + lines.origin
             try:
                 yield PlacedObject(place, number, parse_record(line))

@@ -41,8 +41,8 @@ def qwen_chatml() -> ChatML:
 def encode_part(task: Task) -> TaskResult:
     """The operation `chat_encode`: files, or a range of one, to NAME.tokens, .targets, .index and .bad.jsonl.
 
-    The options are kind, format, system, labels, max_tokens, max_record_bytes, seed, shuffle, array (whether the inputs
-    are JSON arrays) and files: the numbers of the inputs among all files.
+    The options are kind, format, system, labels, max_tokens, max_document_bytes, seed, shuffle, array (whether the
+    inputs are JSON arrays) and files: the numbers of the inputs among all files.
     """
     options = task.options
     reading = Reading(kind=options["kind"], record_format=options["format"], system=options["system"])
@@ -57,7 +57,7 @@ def encode_part(task: Task) -> TaskResult:
         for number, (part, file_number) in enumerate(zip(task.inputs, options["files"], strict=True)):
             count = RangeCount()
             places: list[int] = []
-            for place, line, sample in _samples(part, sampler, options["max_record_bytes"], count, options["array"]):
+            for place, line, sample in _samples(part, sampler, options["max_document_bytes"], count, options["array"]):
                 if isinstance(sample, Sample):
                     places.append(place)
                     output.add(sample)
@@ -80,10 +80,10 @@ def encode_part(task: Task) -> TaskResult:
 
 
 def _samples(
-    part: FileRange, sampler: Sampler, max_record_bytes: int, count: RangeCount, array: bool
+    part: FileRange, sampler: Sampler, max_document_bytes: int, count: RangeCount, array: bool
 ) -> Iterator[tuple[int, int, Sample | RejectedRecordError]]:
     """Place, line and sample of every record, or why there is none."""
-    for one in read_objects(part, max_record_bytes, count, array=array):
+    for one in read_objects(part, max_document_bytes, count, array=array):
         if isinstance(one, BadRecord):
             yield 0, one.line, RejectedRecordError(one.reason, one.detail)
             continue

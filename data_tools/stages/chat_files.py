@@ -58,7 +58,7 @@ class ChatOptions:
         seed: of the document order, 0 to 2^64 - 1.
         shuffle: False keeps the order of the input.
         workers: processes that encode; 1 encodes in this process.
-        max_record_bytes: a longer line is rejected.
+        max_document_bytes: a longer line is rejected.
         overwrite: replace a corpus that is there.
         rejected: where rejected records are listed; None: PREFIX.rejected.jsonl.
     """
@@ -71,7 +71,7 @@ class ChatOptions:
     seed: int = 1234
     shuffle: bool = True
     workers: int = 1
-    max_record_bytes: int = 64 * 1024 * 1024
+    max_document_bytes: int = 64 * 1024 * 1024
     overwrite: bool = False
     rejected: Path | None = None
 
@@ -84,7 +84,11 @@ class ChatOptions:
         ):
             if value not in allowed:
                 raise DataError(f"{name}={value!r:.100}: must be one of {', '.join(allowed)}")
-        for name, count in (("max_tokens", self.max_tokens), ("workers", self.workers)):
+        for name, count in (
+            ("max_tokens", self.max_tokens),
+            ("workers", self.workers),
+            ("max_document_bytes", self.max_document_bytes),
+        ):
             if count < 1:
                 raise DataError(f"{name}={count} must be at least 1")
         if not 0 <= self.seed < 2**64:
@@ -199,7 +203,7 @@ def _tasks(folder: Path, files: Sequence[InputFile], options: ChatOptions) -> It
                     "system": options.system,
                     "labels": options.labels,
                     "max_tokens": options.max_tokens,
-                    "max_record_bytes": options.max_record_bytes,
+                    "max_document_bytes": options.max_document_bytes,
                     "seed": options.seed,
                     "shuffle": options.shuffle,
                     "array": array,

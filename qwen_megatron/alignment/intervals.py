@@ -27,4 +27,5 @@ def wilson_interval(right: float, count: int, z: float = Z_95) -> tuple[float, f
     scale = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / scale
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact where none or all are right, where rounding would leave the share outside.
+    return 0.0 if right == 0 else centre - half, 1.0 if right == count else centre + half

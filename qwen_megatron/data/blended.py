@@ -42,10 +42,14 @@ class OpenCorpus(Protocol):
     """
 
     @property
-    def sidecar(self) -> Sidecar: ...
+    def sidecar(self) -> Sidecar:
+        """Of the corpus."""
+        ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identity of the content."""
+        ...
 
     def verify_again(self) -> None:
         """See `data_tools.corpus.reader.Corpus`."""

@@ -63,7 +63,7 @@ def tool_fields(record: Mapping[str, Any]) -> dict[str, str]:
             name=str(tool["name_for_model"]),
             human_name=str(tool["name_for_human"]),
             description=str(tool["description_for_model"]),
-            parameters=tool["parameters"],
+            parameters=json.dumps(tool["parameters"], ensure_ascii=False),
         )
         for tool in record["tools"]
     ]

@@ -188,6 +188,7 @@ def test_wrong_command_lines_exit_with_2(
         ["import-corpus", "none"],
         ["tokenize", "none.jsonl", "--output", "/proc/none/c"],
         ["collect-stdlib", "--output", "/proc/none/x.jsonl"],
+        ["collect-docs", "--output", "/proc/none"],
     ],
 )
 def test_bad_data_exits_with_1_and_one_message(

@@ -26,14 +26,14 @@ BYTES = ChatML(lambda text: [min(code, 127) for code in text.encode()], START_OF
 
 @cache
 def documented(count: int) -> tuple[tuple[str, str], ...]:
-    """Names of functions of the standard library and the first lines of their docstrings, no name twice."""
+    """Names of functions of the standard library and how their docstrings begin, no name twice."""
     found: dict[str, str] = {}
     for path in source_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and len(found) < count and len(node.name) > 3:
+            if isinstance(node, ast.FunctionDef) and len(found) < count and 3 < len(node.name) < 12:
                 said = (ast.get_docstring(node) or "").partition("\n")[0]
-                if 12 < len(said) < 60 and said.isascii():
-                    found.setdefault(node.name, said)
+                if len(said) > 12 and said.isascii():
+                    found.setdefault(node.name, said[:24])
         if len(found) >= count:
             return tuple(found.items())
     raise AssertionError(f"{inspect.__file__}: the standard library documents fewer functions")
