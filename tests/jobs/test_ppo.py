@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from qwen_megatron.checkpoint.state import CheckpointState
+from qwen_megatron.cli.main import main
 from qwen_megatron.train.run import Hook, Run, StepRecord
 from tests.jobs.ppo_run import KILL, run_ppo
 from tests.support.launch import ForkedAgent
@@ -223,3 +224,33 @@ def test_pretraining_text_keeps_its_loss_low(ranks: RankPool, toy: Toy, tmp_path
         )
         (losses[coefficient],) = ranks.run(1, text_loss_job, overrides=run, text=str(tmp_path / "text.npy"))
     assert losses[1] < losses[0] - 0.3
+
+
+def test_the_command_checks_everything_first(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dry run says what there is to learn from; what does not fit is said at once, by the setting's name."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    settings = toy.settings(tmp_path / "run")
+    assert main(["ppo", *settings, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "64 queries" in told or "59 queries; 5 held out" in told
+    assert "policy, value, reference and reward model in memory; work of a step: rollout" in told
+    assert "a new run with the weights of" in told
+    wrong = {
+        f"ppo.reward_model={toy.policy}": "has no reward model",
+        f"ppo.reference_model={toy.reward}": "scalar",
+        f"data.blend=[{toy.text}]": "is a corpus of text, not of prompts",
+        f"ppo.pretraining_blend=[{toy.queries}]": "prompts",
+        "ppo.response_length=18": "holds 0 queries of at most",
+    }
+    for override, message in wrong.items():
+        assert main(["ppo", *settings, override, "--dry-run"]) == 2, override
+        assert message in capsys.readouterr().err, override
+    assert main(["pretrain", *settings, "--dry-run"]) == 2
+    assert str(toy.queries) in capsys.readouterr().err
+
+
+def test_frozen_models_may_take_turns_in_one_place(ranks: RankPool, toy: Toy, tmp_path: Path, one: Path) -> None:
+    ranks.run(1, run_ppo, overrides=toy.settings(tmp_path / "run", "ppo.share_frozen_model=true"))
+    assert exactly(tmp_path / "run") == exactly(one)

@@ -14,9 +14,10 @@ from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.job_shape import JobShape
 from qwen_megatron.config.resolve import ResolvedConfig, resolved_config
 from qwen_megatron.config.rules.ppo import check_ppo
+from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.errors import CheckpointError, DataError
-from qwen_megatron.jobs.architecture import read_source, shape_differences
+from qwen_megatron.jobs.architecture import SourceModel, read_source, shape_differences
 from qwen_megatron.jobs.kinds.base import JobKind
 from qwen_megatron.jobs.queries import open_pretraining, open_queries, ppo_sources
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL, SCALAR
@@ -86,12 +87,23 @@ def check_frozen(sections: Sections, problems: Problems) -> list[str]:
             found.append(f"ppo.reward_model={reward}: {error}")
     if reference is not None and problems.usable("ppo.reference_model"):
         try:
-            different = shape_differences(read_source(Path(reference)), sections.model)
-            if different:
-                raise CheckpointError(f"{different}; policy and reference have one shape")
+            check_reference(read_source(Path(reference)), sections.model)
         except CheckpointError as error:
             found.append(f"ppo.reference_model={reference}: {error}")
     return found
+
+
+def check_reference(source: SourceModel, policy: ModelConfig) -> None:
+    """Refuses what is not of the policy's form.
+
+    Raises:
+        CheckpointError: saying what it is.
+    """
+    if source.head != LANGUAGE_MODEL:
+        raise CheckpointError(f"has a {source.head} head; the reference is a language model as the policy is")
+    different = shape_differences(source, policy)
+    if different:
+        raise CheckpointError(f"{different}; policy and reference have one shape")
 
 
 def check_reward_model(source: Path, vocab_size: int) -> None:
