@@ -40,7 +40,8 @@ class HfRollout:
     @torch.inference_mode()
     def response(self, request: Request) -> list[int]:
         """What follows one query, its end included where it was drawn."""
-        sampling, new, cache = request.sampling, [], None
+        sampling, cache = request.sampling, None
+        new: list[int] = []
         step = torch.tensor([request.prompt])
         while len(new) < sampling.max_new_tokens:
             output = self.model(step, past_key_values=cache, use_cache=True)

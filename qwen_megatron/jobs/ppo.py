@@ -159,8 +159,10 @@ class Ppo(Job):
         return {"scores": self.scores.state_dict(), "frozen": dict(self.contents)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Raises:
-        CheckpointError: if the run was trained beside other frozen models.
+        """Goes on from what `state_dict` gave.
+
+        Raises:
+            CheckpointError: if the run was trained beside other frozen models.
         """
         for key, content in self.contents.items():
             check_same_content(key, saved["frozen"][key], content)

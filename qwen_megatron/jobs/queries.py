@@ -7,6 +7,7 @@ from typing import Any
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.data.prompts.dataset import Queries, open_prompts
+from qwen_megatron.errors import DataError
 
 
 def open_queries(config: ResolvedConfig) -> Queries:
@@ -28,17 +29,24 @@ def open_pretraining(config: ResolvedConfig) -> BlendedDataset | None:
     """The corpora of `ppo.pretraining_blend`; None if there are none.
 
     Raises:
-        DataError: if one is missing, damaged or too small.
+        DataError: if one is missing, damaged, too small or not of text.
     """
     if not config.ppo.pretraining_blend:
         return None
-    return open_dataset(
+    texts = open_dataset(
         config.ppo.pretraining_blend,
         seq_length=config.training.seq_length,
         seed=config.training.seed,
         eval_samples=0,
         vocab_size=config.model.vocab_size,
     )
+    for prefix, corpus in zip(texts.prefixes, texts.opened, strict=True):
+        if corpus.sidecar.chat is not None:
+            raise DataError(
+                f"{prefix}: is a corpus of {corpus.sidecar.chat.kind}, not of text; ppo.pretraining_blend takes those "
+                "of qwen-data tokenize"
+            )
+    return texts
 
 
 def pretraining_samples(config: ResolvedConfig, consumed_queries: int) -> int:

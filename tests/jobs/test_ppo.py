@@ -234,14 +234,14 @@ def test_the_command_checks_everything_first(
     settings = toy.settings(tmp_path / "run")
     assert main(["ppo", *settings, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "64 queries" in told or "59 queries; 5 held out" in told
+    assert "59 queries; 5 held out; 0 left out, longer than 8 tokens" in told
     assert "policy, value, reference and reward model in memory; work of a step: rollout" in told
     assert "a new run with the weights of" in told
     wrong = {
         f"ppo.reward_model={toy.policy}": "has no reward model",
         f"ppo.reference_model={toy.reward}": "scalar",
         f"data.blend=[{toy.text}]": "is a corpus of text, not of prompts",
-        f"ppo.pretraining_blend=[{toy.queries}]": "prompts",
+        f"ppo.pretraining_blend=[{toy.queries}]": "is a corpus of prompts, not of text",
         "ppo.response_length=18": "holds 0 queries of at most",
     }
     for override, message in wrong.items():

@@ -53,11 +53,11 @@ class Ppo(JobKind):
         if not sections.data.blend:
             return [*found, "data.blend=[]: names no corpus; make one with qwen-data chat --kind prompts"]
         config = resolved_config(sections)
-        for opens in (open_queries, open_pretraining):
+        for key, opens in {"data.blend": open_queries, "ppo.pretraining_blend": open_pretraining}.items():
             try:
                 opens(config)
             except DataError as error:
-                found.append(str(error))
+                found.append(f"{key}: {error}")
         return found
 
     def sources(self, config: ResolvedConfig) -> Callable[[int], Mapping[str, Mapping[str, Any]]]:
