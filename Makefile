@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context
+.PHONY: docs help setup demo test test-faults test-align test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -56,6 +56,9 @@ test: setup ## the whole test suite on two cores; WORKERS=0 for one test after t
 
 test-faults: setup ## kills and other faults at many points, up to half an hour
 	$(PY) -m pytest -m faults -s
+
+test-align: setup ## PPO with three seeds and two prices of divergence, up to half an hour
+	$(PY) -m pytest -m align -s
 
 test-wheel: setup ## build the wheel, install it into an empty environment, run the tour from another folder
 	examples/wheel_tour.sh $(PY)

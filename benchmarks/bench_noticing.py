@@ -20,7 +20,7 @@ import torch
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import resolve
 from qwen_megatron.data.batch import Batch, make_batch
-from qwen_megatron.data.pretraining.dataset import SampleId
+from qwen_megatron.data.blended import SampleId
 from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.jobs.watchdog import BEAT_SECONDS, Watchdog
 from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group

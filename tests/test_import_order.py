@@ -32,6 +32,7 @@ LAYERS = (
     "inference",
     "serving",
     "evaluation",
+    "alignment",
     "jobs",
     "planning",
     "report",

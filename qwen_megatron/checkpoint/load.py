@@ -10,14 +10,23 @@ from typing import Any
 from qwen_megatron.checkpoint.choice import agree_on, choose_newest
 from qwen_megatron.checkpoint.manifest import MANIFEST, list_checkpoints
 from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
-from qwen_megatron.checkpoint.state import CheckpointState, check_continuable, only_model, saved_model_config
+from qwen_megatron.checkpoint.state import (
+    CheckpointState,
+    check_continuable,
+    check_heads,
+    only_model,
+    saved_model_config,
+)
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL, SCALAR
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.trainable import Trainable
 
 log = logging.getLogger(__name__)
+
+# In the state of a model, on its last stage.
+HEAD_WEIGHT = "output_layer.weight"
 
 
 def existing(path: Path) -> Path:
@@ -74,12 +83,8 @@ def load_checkpoint(folder: Path, trainables: Mapping[str, Trainable]) -> Checkp
     """
     state = CheckpointState.read(folder)
     check_continuable(state, folder, {name: one.optimizer is not None for name, one in trainables.items()})
+    check_heads(state, folder, {name: trainable.head for name, trainable in trainables.items()})
     for name, trainable in trainables.items():
-        saved = state.model(name, folder)
-        if saved.head != trainable.head:
-            raise CheckpointError(
-                f"{folder}: model {name!r} has a {saved.head} head, this job's a {trainable.head} head"
-            )
         check_architecture(folder, trainable.models[0], name)
     # All models in one pass over the files.
     loaded = load_tensors(
@@ -113,36 +118,42 @@ def continued_groups(saved: list[dict[str, Any]], trainable: Trainable) -> list[
 def load_weights(folder: Path, trainable: Trainable, name: str | None = None) -> None:
     """Weights alone, for `checkpoint.init_from`: an optimizer starts anew from them. Collective.
 
+    A scalar head stays as it is if the checkpoint holds a language model.
+
     Args:
         folder: A verified checkpoint.
         trainable: Overwritten.
         name: Of the model in the checkpoint; None for the only one.
     """
     for model in trainable.models:
-        load_model(folder, model, name)
+        load_model(folder, model, name, may_lack_head=True)
     if trainable.optimizer is not None:
         # The fp32 masters are copies; without this the first update would bring the old weights back.
         trainable.optimizer.reload_model_params()
 
 
-def load_model(folder: Path, qwen: QwenModel, name: str | None = None) -> None:
+def load_model(folder: Path, qwen: QwenModel, name: str | None = None, *, may_lack_head: bool = False) -> None:
     """Weights into a bare model, converted to its dtype. Collective.
 
     Args:
         folder: A verified checkpoint.
         qwen: Overwritten.
         name: Of the model in the checkpoint; None for the only one.
+        may_lack_head: A model with a scalar head takes the other weights of a language model.
     Raises:
         CheckpointError: if the checkpoint does not fit the model.
     """
     state = CheckpointState.read(folder)
     name = name or only_model(state, folder)
     saved = state.model(name, folder)
-    if saved.head != qwen.head:
+    lacks_head = may_lack_head and (saved.head, qwen.head) == (LANGUAGE_MODEL, SCALAR)
+    if saved.head != qwen.head and not lacks_head:
         raise CheckpointError(f"{folder}: model {name!r} has a {saved.head} head, a {qwen.head} head is asked for")
     check_architecture(folder, qwen, name)
-    loaded: dict[str, Any] = load_tensors({"model": sharded_weights(qwen, state.prefix(name))}, folder)
-    qwen.load_state_dict(loaded["model"])
+    weights = sharded_weights(qwen, state.prefix(name))
+    own = {place: weights.pop(place).data for place in list(weights) if lacks_head and place == HEAD_WEIGHT}
+    loaded: dict[str, Any] = load_tensors({"model": weights}, folder)
+    qwen.load_state_dict({**loaded["model"], **own})
 
 
 def check_architecture(folder: Path, qwen: QwenModel, name: str) -> None:

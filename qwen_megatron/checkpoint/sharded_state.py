@@ -15,9 +15,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from qwen_megatron.checkpoint.optimizer_shards import owned_tensors
 from qwen_megatron.model.qwen_model import QwenModel
+from qwen_megatron.train.optimizer import allocate_moments
 from qwen_megatron.train.trainable import Trainable
-
-MOMENTS = "optimizer.state.exp_avg"
 
 
 def saved_tensors(trainables: Collection[Trainable]) -> dict[str, ShardedTensor]:
@@ -46,14 +45,10 @@ def loaded_tensors(trainable: Trainable, prefix: str) -> dict[str, Any]:
     """
     if trainable.optimizer is None:
         return named(all_weights(trainable), prefix)
-    # Allocates the moments where no step has been taken yet.
-    trainable.optimizer.load_state_dict(trainable.optimizer.state_dict())
+    # Zeros: rows that pad the vocabulary for this layout are in no checkpoint.
+    allocate_moments(trainable.optimizer)
     weights = all_weights(trainable)
     owned = owned_tensors(trainable.optimizer, weights, weights=False)
-    for shard in owned.values():
-        if shard.key.startswith(MOMENTS):
-            # Allocated without content; rows that pad the vocabulary for this layout are in no checkpoint.
-            shard.data.zero_()
     return named({**weights, "optimizer": owned}, prefix)
 
 

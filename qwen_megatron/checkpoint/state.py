@@ -104,11 +104,16 @@ class CheckpointState:
     @property
     def has_qwen_tokens(self) -> bool:
         """Whether what was trained on are Qwen's tokens, as far as the checkpoint tells."""
-        return all(is_of_qwen(source["tokenizer"], source.get("end_of_document")) for source in self.data.values())
+        return have_qwen_tokens(self.data)
 
     def prefix(self, name: str) -> str:
         """What stands before the keys of a model's tensors."""
         return "" if self.version == 1 else f"{name}."
+
+
+def have_qwen_tokens(sources: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether samples are of Qwen's tokens, as far as their sources tell; see `data.protocol.Dataset.sources`."""
+    return all(is_of_qwen(source["tokenizer"], source.get("end_of_document")) for source in sources.values())
 
 
 def of_this_version(content: dict[str, Any], where: str) -> dict[str, Any]:
@@ -207,7 +212,23 @@ def check_continuable(state: CheckpointState, folder: Path, trained: Mapping[str
         )
 
 
+def check_heads(state: CheckpointState, folder: Path, heads: Mapping[str, str]) -> None:
+    """Refuses a checkpoint whose models have other heads than a job's.
+
+    Args:
+        state: Of the checkpoint, which holds these models.
+        folder: The checkpoint, for messages.
+        heads: Of the job's models, by name.
+    Raises:
+        CheckpointError: naming a model whose head differs.
+    """
+    for name, head in heads.items():
+        saved = state.model(name, folder).head
+        if saved != head:
+            raise CheckpointError(f"{folder}: model {name!r} has a {saved} head, this job's a {head} head")
+
+
 def config_sections(config: ResolvedConfig) -> dict[str, Any]:
     """The resolved configuration as plain data."""
-    names = ("model", "parallel", "optimizer", "training", "data", "checkpoint", "logging")
+    names = ("model", "parallel", "optimizer", "training", "data", "checkpoint", "logging", "ppo")
     return {name: to_dict(getattr(config, name)) for name in names}

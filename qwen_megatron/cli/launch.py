@@ -10,10 +10,12 @@ import subprocess
 import sys
 from typing import Any
 
-from qwen_megatron.cli import pretrain
+from qwen_megatron.cli import train
 from qwen_megatron.cli.settings import add_settings
 from qwen_megatron.config.load import split_settings
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs.kinds.base import JobKind
+from qwen_megatron.jobs.kinds.table import job_words, split_job
 from qwen_megatron.jobs.preflight import prepare_config, prepare_start
 from qwen_megatron.jobs.slurm import slurm_script
 
@@ -23,6 +25,8 @@ EPILOG = """examples:
   two of them:
     qwen-megatron launch recipe:demo --processes 2 parallel.pipeline_model_parallel_size=1 data.blend=[demo/corpus] \\
         checkpoint.directory=runs/two
+  another job than pretraining: sft, reward or ppo before the recipe:
+    qwen-megatron launch sft recipe:sft-7b data.blend=[data/dialogues] checkpoint.init_from=exports/7b
   a Slurm script for four nodes of eight GPUs; the second line submits it:
     qwen-megatron launch recipe:qwen-14b data.blend=[/shared/web] checkpoint.directory=/shared/14b --nodes 4
     qwen-megatron launch recipe:qwen-14b data.blend=[/shared/web] checkpoint.directory=/shared/14b --nodes 4 --submit
@@ -38,9 +42,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "launch",
         help="start all processes of a run, on this machine or through Slurm",
-        description="Starts parallel.world_size processes of `pretrain` on this machine, where nothing listens beyond "
-        "it; with --nodes prints a Slurm script instead. The configuration is checked first.",
-        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--processes N] [--nodes N [--submit]]",
+        description="Starts parallel.world_size processes of a job, `pretrain` where none is named, on this machine, "
+        "where nothing listens beyond it; with --nodes prints a Slurm script instead. The configuration is checked "
+        "first.",
+        usage="%(prog)s [JOB] [CONFIG ...] [SECTION.KEY=VALUE ...] [--processes N] [--nodes N [--submit]]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,21 +69,20 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {value}: must be at least 1")
     if args.max_restarts < 0:
         raise ConfigError(f"--max-restarts {args.max_restarts}: must be at least 0")
+    kind, given = split_job(args.settings)
     if args.nodes > 1:
-        return through_slurm(args)
+        return through_slurm(kind, given, args)
     if args.submit:
         raise ConfigError("--submit: is for several machines; give --nodes")
-    settings = list(args.settings)
-    if args.processes is not None:
-        settings.append(f"parallel.world_size={args.processes}")
+    settings = given if args.processes is None else [*given, f"parallel.world_size={args.processes}"]
     files, overrides = split_settings(settings)
-    config, _ = prepare_start(files, overrides, None)
+    config, _ = prepare_start(files, overrides, None, kind=kind)
     if config.world_size == 1:
-        return pretrain.run(argparse.Namespace(settings=settings, dry_run=False))
-    return on_this_machine(settings, config.world_size, args.max_restarts)
+        return train.run(argparse.Namespace(job=kind.name, settings=settings, dry_run=False))
+    return on_this_machine(kind, settings, config.world_size, args.max_restarts)
 
 
-def on_this_machine(settings: list[str], processes: int, max_restarts: int) -> int:
+def on_this_machine(kind: JobKind, settings: list[str], processes: int, max_restarts: int) -> int:
     """Starts the processes and waits for them; the exit status."""
     # torchrun announces its default of 1 on every start; the engine sets cores / processes itself.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -90,7 +94,7 @@ def on_this_machine(settings: list[str], processes: int, max_restarts: int) -> i
 
     options = ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
     try:
-        loopback.main([*options, "-m", "qwen_megatron", "pretrain", *settings])
+        loopback.main([*options, "-m", "qwen_megatron", kind.name, *settings])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         print(
@@ -103,7 +107,7 @@ def on_this_machine(settings: list[str], processes: int, max_restarts: int) -> i
     return 0
 
 
-def through_slurm(args: argparse.Namespace) -> int:
+def through_slurm(kind: JobKind, given: list[str], args: argparse.Namespace) -> int:
     """Prints the script, or gives it to sbatch.
 
     Raises:
@@ -114,10 +118,11 @@ def through_slurm(args: argparse.Namespace) -> int:
             "--max-restarts: a Slurm job is requeued by the script; set MAX_RESTARTS to restart inside it"
         )
     per_node = args.processes or 8
-    settings = [text for text in args.settings if not text.startswith("parallel.world_size=")]
+    settings = [text for text in given if not text.startswith("parallel.world_size=")]
     files, overrides = split_settings([*settings, f"parallel.world_size={args.nodes * per_node}"])
     # Corpora and folders may be seen by the nodes alone; the script checks them there.
-    prepare_config(files, overrides, None)
+    prepare_config(files, overrides, None, kind=kind)
+    settings = [*job_words(kind), *settings]
     script = slurm_script(settings, nodes=args.nodes, processes_per_node=per_node)
     if not args.submit:
         print(script, end="")

@@ -31,15 +31,17 @@ from qwen_megatron.errors import (
     PlatformError,
     TrainingError,
 )
+from qwen_megatron.jobs.kinds.table import JOBS
 from qwen_megatron.jobs.launcher import Launch, MachineError
 from qwen_megatron.libraries import without_compiler
 
 # How long a rank without a message waits for the one that has it.
 PATIENCE_SECONDS = 5.0
 
-COMMANDS = (
+# Modules of this package; `train` registers a command for each job, the others one of their own name.
+MODULES = (
     "launch",
-    "pretrain",
+    "train",
     "recipes",
     "show_config",
     "check_parity",
@@ -105,16 +107,21 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in MODULES:
         importlib.import_module(f"qwen_megatron.cli.{name}").add_parser(subparsers)
     add_shared_options(parser)
     return parser
 
 
+def command_names() -> list[str]:
+    """All commands."""
+    return [name for module in MODULES for name in (JOBS if module == "train" else [module.replace("_", "-")])]
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parses; for commands that take settings, options may stand anywhere between them."""
     complete(parser)
-    check_command(parser, argv, [name.replace("_", "-") for name in COMMANDS])
+    check_command(parser, argv, command_names())
     args, rest = parser.parse_known_args(argv)
     if rest and ("settings" not in args or any(text.startswith("-") for text in rest)):
         meant = [advice for text in rest if "settings" in args and (advice := setting_meant(text, argv))]

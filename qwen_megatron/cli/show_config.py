@@ -9,11 +9,13 @@ from qwen_megatron.cli.settings import add_settings
 from qwen_megatron.config.load import split_settings
 from qwen_megatron.config.reference import reference
 from qwen_megatron.config.summary import as_json, as_yaml
+from qwen_megatron.jobs.kinds.table import split_job
 from qwen_megatron.jobs.preflight import prepare_config
 
 EPILOG = """examples:
   qwen-megatron show-config examples/qwen-7b.yaml parallel.world_size=64
   qwen-megatron show-config model.preset=qwen-72b parallel.tensor_model_parallel_size=8
+  qwen-megatron show-config reward recipe:reward-7b
   qwen-megatron show-config examples/demo.yaml --json
   qwen-megatron show-config --reference > docs/configuration.md
 """
@@ -25,8 +27,9 @@ def add_parser(subparsers: Any) -> None:
         "show-config",
         help="print the resolved configuration with derived values",
         description="Prints the resolved configuration as YAML: data-parallel size, micro-batches, padded vocabulary, "
-        "layers per stage, parameters in all and per rank, tokens per step. Opens neither corpora nor folders.",
-        usage="%(prog)s [CONFIG ...] [SECTION.KEY=VALUE ...] [--json] [--reference]",
+        "layers per stage, parameters in all and per rank, tokens per step. Opens neither corpora nor folders. A job "
+        "(sft, reward, ppo) is named first; else it is pretrain.",
+        usage="%(prog)s [JOB] [CONFIG ...] [SECTION.KEY=VALUE ...] [--json] [--reference]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.reference:
         print(reference(), end="")
         return 0
-    files, overrides = split_settings(args.settings)
-    config = prepare_config(files, overrides, None)
+    kind, settings = split_job(args.settings)
+    files, overrides = split_settings(settings)
+    config = prepare_config(files, overrides, None, kind=kind)
     print(as_json(config) if args.json else as_yaml(config), end="")
     return 0

@@ -18,9 +18,11 @@ from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.optimizer import LARGEST_DEFAULT_WARMUP, OptimizerConfig
 from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.ppo import PpoConfig
 from qwen_megatron.config.sections.training import PAPER_SEQ_LENGTH, TrainingConfig
 
 Given = Mapping[str, Any]
+PRETRAINING = "ppo.pretraining_blend"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Sections:
     data: DataConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
+    ppo: PpoConfig
 
 
 def fill_sections(settings: Settings, world_size: int | None, problems: Problems) -> Sections:
@@ -51,6 +54,7 @@ def fill_sections(settings: Settings, world_size: int | None, problems: Problems
         data=DataConfig(**data),
         checkpoint=CheckpointConfig(**settings["checkpoint"]),
         logging=LoggingConfig(**settings["logging"]),
+        ppo=fill_ppo(settings["ppo"], problems),
     )
 
 
@@ -125,6 +129,11 @@ def fill_training(given: Given, model: ModelConfig, problems: Problems) -> Train
     """The context trained on is the paper's where the model's is not shorter."""
     if "seq_length" not in given and not problems.usable("model.seq_length"):
         problems.unusable.add("training.seq_length")
+    epochs = given.get("train_epochs")
+    if epochs is not None and "train_iters" in given and problems.usable("training.train_epochs"):
+        rule = f"cannot be combined with training.train_iters({given['train_iters']})"
+        rule += "; use null to train for that many steps"
+        problems.add("training.train_epochs", epochs, rule)
     return TrainingConfig(**{"seq_length": min(PAPER_SEQ_LENGTH, model.seq_length), **given})
 
 
@@ -141,6 +150,12 @@ def fill_optimizer(given: Given, training: TrainingConfig, problems: Problems) -
         **schedule_lengths(decay),
     }
     return OptimizerConfig(**{**followed, **given})
+
+
+def fill_ppo(given: Given, problems: Problems) -> PpoConfig:
+    """The blend of pretraining text typed as `data.blend` is."""
+    blend = check_blend(given.get("pretraining_blend", []), problems, PRETRAINING)
+    return PpoConfig(**{**given, "pretraining_blend": blend})
 
 
 def schedule_lengths(decay: int) -> dict[str, int]:

@@ -12,9 +12,9 @@ PREFIX = "recipe:"
 
 
 def recipes() -> dict[str, Path]:
-    """The files of all recipes by name, small models first."""
+    """The files of all recipes by name, small models first, then by name."""
     folder = Path(str(importlib.resources.files("qwen_megatron.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: size_of(path.stem))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: (size_of(path.stem), path.stem))}
 
 
 def size_of(name: str) -> float:

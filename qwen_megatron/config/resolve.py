@@ -9,6 +9,7 @@ from qwen_megatron.config.arithmetic.flops import training_flops_per_token
 from qwen_megatron.config.arithmetic.parameters import count_parameters, parameters_per_stage
 from qwen_megatron.config.arithmetic.stages import layers_per_stage
 from qwen_megatron.config.fill import Sections, fill_sections
+from qwen_megatron.config.job_shape import LANGUAGE_MODELLING, JobShape
 from qwen_megatron.config.rules.check import check_sections
 from qwen_megatron.config.schema import Settings
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
@@ -17,6 +18,7 @@ from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.ppo import PpoConfig
 from qwen_megatron.config.sections.training import TrainingConfig
 from qwen_megatron.errors import ConfigError
 
@@ -26,7 +28,7 @@ class ResolvedConfig:
     """A run, worked out.
 
     Attributes:
-        model, parallel, optimizer, training, data, checkpoint, logging: The sections, every value fixed.
+        model, parallel, optimizer, training, data, checkpoint, logging, ppo: The sections, every value fixed.
         world_size: Processes of the job.
         data_parallel_size: Replicas of the model: world size / (tensor x pipeline x context size).
         num_microbatches: Micro-batches of each data-parallel rank in an optimizer step of the full batch.
@@ -37,6 +39,7 @@ class ResolvedConfig:
         num_parameters: Parameters of the whole model, without padding.
         num_parameters_per_rank: Parameters that one rank of each pipeline stage stores.
         flops_per_token: Floating-point operations to train one token; see `config.flops`.
+        shape: What the job makes of the model and of samples.
     """
 
     model: ModelConfig
@@ -46,6 +49,7 @@ class ResolvedConfig:
     data: DataConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
+    ppo: PpoConfig
     world_size: int
     data_parallel_size: int
     num_microbatches: int
@@ -55,23 +59,25 @@ class ResolvedConfig:
     num_parameters: int
     num_parameters_per_rank: tuple[int, ...]
     flops_per_token: float
+    shape: JobShape = LANGUAGE_MODELLING
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step of the full batch over all processes."""
-        return self.training.global_batch_size * self.training.seq_length
+        return self.training.global_batch_size * self.shape.rows_per_sample * self.training.seq_length
 
     def microbatches_of(self, batch_size: int) -> int:
         """Micro-batches of each data-parallel rank in a step of `batch_size` samples."""
         return batch_size // (self.training.micro_batch_size * self.data_parallel_size)
 
 
-def resolve(settings: Settings, world_size: int | None = None) -> ResolvedConfig:
+def resolve(settings: Settings, world_size: int | None = None, shape: JobShape = LANGUAGE_MODELLING) -> ResolvedConfig:
     """Fixes every value and checks every rule; changes nothing.
 
     Args:
         settings: As given.
         world_size: Processes that a launcher started; None if there is none.
+        shape: Of the job.
     Raises:
         ConfigError: with every broken rule.
     """
@@ -79,7 +85,7 @@ def resolve(settings: Settings, world_size: int | None = None) -> ResolvedConfig
     sections = examine(settings, world_size, problems)
     if problems.messages:
         raise ConfigError(problems.messages)
-    return resolved_config(sections)
+    return resolved_config(sections, shape)
 
 
 def examine(settings: Settings, world_size: int | None, problems: Problems) -> Sections:
@@ -95,7 +101,7 @@ def examine(settings: Settings, world_size: int | None, problems: Problems) -> S
     return sections
 
 
-def resolved_config(sections: Sections) -> ResolvedConfig:
+def resolved_config(sections: Sections, shape: JobShape = LANGUAGE_MODELLING) -> ResolvedConfig:
     """The resolved configuration of sections that break no rule."""
     model, parallel, training = sections.model, sections.parallel, sections.training
     tensor_size, num_stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
@@ -115,15 +121,21 @@ def resolved_config(sections: Sections) -> ResolvedConfig:
         data=sections.data,
         checkpoint=sections.checkpoint,
         logging=sections.logging,
+        ppo=sections.ppo,
         world_size=parallel.world_size,
         data_parallel_size=data_parallel_size,
         num_microbatches=training.global_batch_size // (training.micro_batch_size * data_parallel_size),
         num_steps=training.batch_sizes.steps_between(0, training.samples_in_all),
         padded_vocab_size=padded_vocab_size,
         layers_per_stage=stages,
-        num_parameters=count_parameters(model),
+        num_parameters=count_parameters(model, has_scalar_head=shape.has_scalar_head),
         num_parameters_per_rank=parameters_per_stage(
-            model, tensor_size=tensor_size, padded_vocab_size=padded_vocab_size, layers_per_stage=stages
+            model,
+            tensor_size=tensor_size,
+            padded_vocab_size=padded_vocab_size,
+            layers_per_stage=stages,
+            has_scalar_head=shape.has_scalar_head,
         ),
-        flops_per_token=training_flops_per_token(model, training.seq_length),
+        flops_per_token=training_flops_per_token(model, training.seq_length, has_scalar_head=shape.has_scalar_head),
+        shape=shape,
     )

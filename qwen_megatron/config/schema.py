@@ -15,6 +15,7 @@ from qwen_megatron.config.sections.logging import LoggingConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.ppo import PpoConfig
 from qwen_megatron.config.sections.training import TrainingConfig
 
 
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Any]] = {
     "data": DataConfig,
     "checkpoint": CheckpointConfig,
     "logging": LoggingConfig,
+    "ppo": PpoConfig,
 }
 # `section.name` -> type with its bounds.
 TYPES: dict[str, Any] = {

@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 
 from qwen_megatron.convert.name_map import Part, entries
 from qwen_megatron.convert.weights import Box, SlicedSource, WeightSource
+from qwen_megatron.model.head_kinds import SCALAR_HEAD
 from qwen_megatron.model.qwen_model import QwenModel
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 def load_hf_weights(source: WeightSource, qwen: QwenModel) -> None:
     """Overwrites this rank's weights; no communication, reads the slices that this rank holds and nothing else.
 
-    Weights are converted to the dtype of the model; rows added for the layout become zero. A source that cannot read
-    slices is read in whole tensors, and the log says so.
+    A scalar head, which no folder has, stays as it is. Weights are converted to the dtype of the model; rows added for
+    the layout become zero. A source that cannot read slices is read in whole tensors, and the log says so.
 
     Args:
         source: Weights of the model's architecture.
@@ -34,6 +35,8 @@ def load_hf_weights(source: WeightSource, qwen: QwenModel) -> None:
     if not isinstance(source, SlicedSource):
         log.info("%s reads whole tensors, of which this rank keeps its part", type(source).__name__)
     for shard in held_shards(qwen):
+        if shard.key == SCALAR_HEAD:
+            continue
         entry = by_key[shard.key]
         part = Part(entry, shard.global_offset[0] if entry.is_layered else None)
         shard.data.zero_()

@@ -24,7 +24,8 @@ class Batch:
         document_ids_bs: [b, s] int64, number of the token's document within its row, which sees nothing of the others;
             whole sequences on every context-parallel rank, whose queries see keys of other ranks. None where tokens see
             all tokens before them.
-        samples: Where the tokens come from; None marks a filler row that counts for nothing.
+        samples: Where the tokens come from, each of one row or of as many following ones; None marks a filler that
+            counts for nothing.
         extras: What else an objective needs, by name; each [b, ...], whole on every rank.
     """
 
@@ -35,6 +36,14 @@ class Batch:
     document_ids_bs: torch.Tensor | None
     samples: tuple[object | None, ...]
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def row_names(self) -> tuple[object, ...]:
+        """A name for each row that no other row of the run has: its sample, numbered where that has several rows."""
+        per_sample = self.tokens_bs.size(0) // len(self.samples)
+        if per_sample == 1:
+            return self.samples
+        return tuple(f"{sample}.{row}" for sample in self.samples for row in range(per_sample))
 
     @property
     def size_bytes(self) -> int:
@@ -91,13 +100,14 @@ def make_batch(
     )
 
 
-def blank_batch(samples: Sequence[object | None], seq_length: int) -> Batch:
+def blank_batch(samples: Sequence[object | None], seq_length: int, *, rows_per_sample: int = 1) -> Batch:
     """A batch of zeros that takes no memory, for a stage that needs its samples and shapes only."""
-    zeros_bs = torch.zeros((), dtype=torch.int64).expand(len(samples), seq_length)
+    num_rows = len(samples) * rows_per_sample
+    zeros_bs = torch.zeros((), dtype=torch.int64).expand(num_rows, seq_length)
     return Batch(
         tokens_bs=zeros_bs,
         labels_bs=zeros_bs,
-        loss_mask_bs=torch.zeros(()).expand(len(samples), seq_length),
+        loss_mask_bs=torch.zeros(()).expand(num_rows, seq_length),
         position_ids_bs=zeros_bs,
         document_ids_bs=None,
         samples=tuple(samples),

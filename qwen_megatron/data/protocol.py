@@ -32,10 +32,12 @@ class Dataset(abc.ABC):
 
     Attributes:
         seq_length: Tokens a row.
+        rows_per_sample: Rows that a sample makes in a batch, next to each other.
         eval_ids: Ids of the held-out samples, in their order.
     """
 
     seq_length: int
+    rows_per_sample: int = 1
     eval_ids: Sequence[Any]
 
     @abc.abstractmethod
@@ -83,4 +85,4 @@ class Dataset(abc.ABC):
 
     def shape(self, micro_batch_size: int) -> BatchShape:
         """Of its micro-batches."""
-        return BatchShape(micro_batch_size=micro_batch_size, seq_length=self.seq_length)
+        return BatchShape(micro_batch_size=micro_batch_size * self.rows_per_sample, seq_length=self.seq_length)

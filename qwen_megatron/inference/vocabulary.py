@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT, IM_END, IM_START, NUM_TOKENS, QwenTokenizer, check_encodable
-from qwen_megatron.checkpoint.state import CheckpointState
+from qwen_megatron.checkpoint.state import CheckpointState, have_qwen_tokens
 from qwen_megatron.convert.config_file import read_json
 from qwen_megatron.convert.hf_paths import CONFIG, inside, is_hf_folder
 from qwen_megatron.errors import CheckpointError
@@ -103,6 +103,11 @@ def end_ids(folder: Path) -> tuple[int, ...]:
         if ids:
             return tuple(ids)
     return ()
+
+
+def vocabulary_of_sources(sources: Mapping[str, Mapping[str, Any]]) -> Vocabulary | None:
+    """The tokens of what samples come from; None if they are not known to be Qwen's."""
+    return QwenVocabulary() if have_qwen_tokens(sources) else None
 
 
 def vocabulary_of(source: Path, vocab_size: int) -> Vocabulary:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from data_tools.settings.words import show
 from qwen_megatron.checkpoint.manifest import listed_files
-from qwen_megatron.checkpoint.state import saved_model_config
+from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
 from qwen_megatron.config.schema import Settings
 from qwen_megatron.config.sections.model import SHAPE, STRETCHES, ModelConfig
 from qwen_megatron.convert.hf_config import read_config
 from qwen_megatron.convert.hf_format import Format
 from qwen_megatron.convert.hf_paths import CONFIG, inside, is_hf_folder
 from qwen_megatron.errors import CheckpointError
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 
 # What no shape tells, but the weights were trained with.
 SEMANTICS = ("seq_length", "rotary_base", *STRETCHES, "layernorm_epsilon")
@@ -31,11 +32,13 @@ class SourceModel:
         path: Where it is.
         model: Its architecture.
         hf_format: Format of a Hugging Face folder; None for a checkpoint.
+        head: `language_model` or `scalar`.
     """
 
     path: Path
     model: ModelConfig
     hf_format: Format | None
+    head: str = LANGUAGE_MODEL
 
     @property
     def semantics(self) -> tuple[str, ...]:
@@ -54,7 +57,20 @@ def read_source(path: Path) -> SourceModel:
         hf_format, model = read_config(inside(path, CONFIG))
         return SourceModel(path=path, model=model, hf_format=hf_format)
     listed_files(path)
-    return SourceModel(path=path, model=saved_model_config(path), hf_format=None)
+    return saved_source(path)
+
+
+def saved_source(path: Path) -> SourceModel:
+    """What a checkpoint says of its model.
+
+    Raises:
+        CheckpointError: if its `state.json` is missing or does not say.
+    """
+    state = CheckpointState.read(path)
+    name = only_model(state, path)
+    return SourceModel(
+        path=path, model=saved_model_config(path, name), hf_format=None, head=state.model(name, path).head
+    )
 
 
 def with_architecture(settings: Settings, source: SourceModel) -> Settings:
@@ -92,6 +108,19 @@ def check_same_shape(source: SourceModel, wanted: ModelConfig) -> None:
     different = shape_differences(source, wanted)
     if different:
         raise CheckpointError(f"checkpoint.init_from={source.path}: {different}; use the values it has")
+
+
+def check_head(source: SourceModel, wanted: str) -> None:
+    """Refuses a reward model where a language model is trained; a scalar head can be put on any model.
+
+    Raises:
+        CheckpointError: naming both heads.
+    """
+    if wanted == LANGUAGE_MODEL and source.head != wanted:
+        raise CheckpointError(
+            f"checkpoint.init_from={source.path}: is a reward or value model, with a {source.head} head, and has no "
+            "output layer; name the language model that it was trained from"
+        )
 
 
 def departures(source: SourceModel, wanted: ModelConfig) -> list[str]:

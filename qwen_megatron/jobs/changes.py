@@ -31,9 +31,18 @@ FREE = frozenset(
         "data.num_workers",
         "data.eval_blend",
         "data.eval_blend_samples",
+        # Whose weights they are is compared by content, not by path.
+        "ppo.reward_model",
+        "ppo.reference_model",
+        "ppo.rollout_batch_size",
+        "ppo.share_frozen_model",
+        "ppo.sample_interval",
+        "ppo.num_samples",
     }
 )
-COMPARED = ("model", "optimizer", "training", "data")
+COMPARED = ("model", "optimizer", "training", "data", "ppo")
+# Whether a blend is the same is a matter of its corpora, not of their paths.
+BLENDS = frozenset({"data.blend", "ppo.pretraining_blend"})
 
 # Sample numbers mean other tokens with another value of these.
 ORDER_OF_SAMPLES = frozenset({"training.seed", "training.seq_length", "data.eval_samples", "data.blend"})
@@ -123,8 +132,7 @@ def changed_settings(saved: dict[str, Any], config: ResolvedConfig) -> list[Chan
         Change(key=f"{section}.{name}", then=show(value), now=show(sections[section][name]))
         for section in COMPARED
         for name, value in saved.get(section, {}).items()
-        # Whether a blend is the same is a matter of its corpora, not of their paths.
-        if f"{section}.{name}" not in FREE | {"data.blend"} and sections[section].get(name, value) != value
+        if f"{section}.{name}" not in FREE | BLENDS and sections[section].get(name, value) != value
     ]
 
 

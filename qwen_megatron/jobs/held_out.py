@@ -6,7 +6,8 @@ from pathlib import Path
 
 from data_tools.corpus.reader import Corpus
 from qwen_megatron.config.resolve import ResolvedConfig
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, HeldOutDataset
+from qwen_megatron.data.blended import BlendedSamples
+from qwen_megatron.data.pretraining.dataset import HeldOutDataset
 from qwen_megatron.data.pretraining.plan import corpus_plans, plan_lines, plan_warnings
 
 
@@ -30,7 +31,7 @@ def open_held_out(config: ResolvedConfig) -> dict[str, HeldOutDataset]:
     }
 
 
-def data_plan(config: ResolvedConfig, dataset: BlendedDataset) -> tuple[list[str], list[str]]:
+def data_plan(config: ResolvedConfig, dataset: BlendedSamples) -> tuple[list[str], list[str]]:
     """Lines about what the whole run takes of each corpus, and warnings about it."""
     plans = corpus_plans(dataset, config.training.samples_in_all)
-    return plan_lines(plans), plan_warnings(plans)
+    return [*plan_lines(plans), *dataset.notes], plan_warnings(plans)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_tools.corpus.reader import Corpus
-from data_tools.corpus.sidecar import Sidecar
 from data_tools.settings.problems import Problems
 from data_tools.settings.words import closest
-from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.load import Files, read_config
 from qwen_megatron.config.resolve import ResolvedConfig, examine, resolved_config
 from qwen_megatron.config.schema import Settings
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
-from qwen_megatron.config.sections.data import DataConfig
 from qwen_megatron.config.sections.logging import LoggingConfig
-from qwen_megatron.data.pretraining.blending import largest_remainder
-from qwen_megatron.data.pretraining.dataset import reserve_files
-from qwen_megatron.errors import CheckpointError, ConfigError, DataError
+from qwen_megatron.errors import CheckpointError, ConfigError
 from qwen_megatron.jobs.architecture import read_source, with_architecture
-from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.failure import refusal, settings_digest
+from qwen_megatron.jobs.kinds.base import JobKind
+from qwen_megatron.jobs.kinds.table import PRETRAIN
 from qwen_megatron.jobs.launcher import MachineError
 from qwen_megatron.jobs.start import Start, planned_start
 
@@ -31,31 +27,40 @@ from qwen_megatron.jobs.start import Start, planned_start
 LONGEST_NAME_BYTES = 255
 
 
-def prepare_config(files: Files, overrides: Sequence[str], world_size: int | None) -> ResolvedConfig:
+def prepare_config(
+    files: Files, overrides: Sequence[str], world_size: int | None, *, kind: JobKind = PRETRAIN
+) -> ResolvedConfig:
     """Loads, resolves and checks settings alone, everything that is wrong at once.
 
     Args:
         files: YAML files, as for `load_config`.
         overrides: `section.key=value` texts.
         world_size: Processes a launcher started; None if there is none.
+        kind: Of the job.
     Raises:
         ConfigError: with every problem.
     """
     problems = Problems()
     settings, _ = with_source(read_config(files, overrides, problems), problems)
     sections = examine(settings, world_size, problems)
+    kind.check_settings(sections, problems)
     if problems.messages:
         raise ConfigError(problems.messages)
-    return resolved_config(sections)
+    return resolved_config(sections, kind.shape)
 
 
 def prepare_start(
-    files: Files, overrides: Sequence[str], world_size: int | None, *, with_sizes: bool = True
+    files: Files,
+    overrides: Sequence[str],
+    world_size: int | None,
+    *,
+    kind: JobKind = PRETRAIN,
+    with_sizes: bool = True,
 ) -> tuple[ResolvedConfig, Start]:
     """Loads, resolves and checks a configuration and what a start needs besides: corpora, folders, checkpoints.
 
     Args:
-        files, overrides, world_size: As of `prepare_config`.
+        files, overrides, world_size, kind: As of `prepare_config`.
         with_sizes: As of `planned_start`.
     Returns:
         The configuration, and what a start with it would do.
@@ -65,21 +70,44 @@ def prepare_start(
     problems = Problems()
     settings, unread = with_source(read_config(files, overrides, problems), problems)
     sections = examine(settings, world_size, problems)
+    kind.check_settings(sections, problems)
     paths = unread + check_paths(sections.checkpoint, problems)
-    corpora = check_corpora(sections, problems)
+    corpora = kind.check_data(sections, problems)
     found = corpora + paths + check_packages(sections.logging)
     if problems.messages:
         raise ConfigError(problems.messages + found)
-    config = resolved_config(sections)
+    config = resolved_config(sections, kind.shape)
+    if config.training.train_epochs is not None and not corpora:
+        config = with_steps_of_epochs(settings, config, world_size, kind)
     if not paths:
         found += filter(None, [refusal(Path(config.checkpoint.directory), settings_digest(config))])
         try:
-            start = planned_start(config, None if corpora else open_blend(config).sources, with_sizes=with_sizes)
+            start = planned_start(
+                config, None if corpora else kind.sources(config), heads=kind.heads, with_sizes=with_sizes
+            )
         except CheckpointError as error:
             raise ConfigError([str(error), *found]) from error
     if found:
         raise MachineError(found)
     return config, start
+
+
+def with_steps_of_epochs(
+    settings: Settings, config: ResolvedConfig, world_size: int | None, kind: JobKind
+) -> ResolvedConfig:
+    """The configuration with `training.train_epochs` as a number of steps, which is what is recorded and compared.
+
+    Raises:
+        ConfigError: if that number breaks a rule.
+    """
+    epochs = config.training.train_epochs or 1
+    steps = math.ceil(epochs * kind.epoch_samples(config) / config.training.global_batch_size)
+    training = {**settings["training"], "train_epochs": None, "train_iters": steps}
+    problems = Problems()
+    sections = examine({**settings, "training": training}, world_size, problems)
+    if problems.messages:
+        raise ConfigError([f"training.train_epochs={epochs}, {steps} steps: {text}" for text in problems.messages])
+    return resolved_config(sections, kind.shape)
 
 
 def with_source(settings: Settings, problems: Problems) -> tuple[Settings, list[str]]:
@@ -91,126 +119,6 @@ def with_source(settings: Settings, problems: Problems) -> tuple[Settings, list[
         return with_architecture(settings, read_source(Path(source))), []
     except CheckpointError as error:
         return settings, [f"checkpoint.init_from={source}: {error}"]
-
-
-def check_corpora(sections: Sections, problems: Problems) -> list[str]:
-    """What is wrong with the corpora, as far as the settings about them are good."""
-    if not problems.usable("data.blend", "data.eval_samples", "data.eval_blend"):
-        return []
-    usable = problems.usable
-    return check_data(
-        sections.data,
-        seq_length=sections.training.seq_length if usable("training.seq_length") else None,
-        vocab_size=sections.model.vocab_size if usable("model.vocab_size") else None,
-    )
-
-
-def check_data(data: DataConfig, *, seq_length: int | None, vocab_size: int | None) -> list[str]:
-    """What is wrong with the corpora; reads no token.
-
-    Args:
-        data: Resolved section.
-        seq_length: Context trained on, in tokens; None if it is not known, then sizes are not checked.
-        vocab_size: Rows of the embedding; None if it is not known, then ids are not checked.
-    Returns:
-        Problems, empty if training can open and blend the corpora.
-    """
-    if not data.blend:
-        return ["data.blend=[]: names no corpus; make one with qwen-data tokenize and use its prefix: [PREFIX]"]
-    problems: list[str] = []
-    try:
-        reserve_files(len(data.blend))
-    except DataError as error:
-        problems.append(str(error))
-    corpora = sidecars("data.blend", data.blend, problems)
-    held_out = held_out_corpora(data, problems)
-    if seq_length is not None:
-        for key, others in held_out.items():
-            problems += check_held_out(key, others, corpora, seq_length)
-    everything = corpora | {prefix: corpus for others in held_out.values() for prefix, corpus in others.items()}
-    tokenizers = {name: corpus.tokenizer for name, corpus in everything.items() if corpus.tokenizer}
-    problems += differing("tokenizers", tokenizers)
-    problems += differing("end-of-document tokens", {name: one.end_of_document for name, one in everything.items()})
-    for prefix, corpus in corpora.items():
-        if vocab_size is not None and corpus.end_of_document >= vocab_size:
-            problems.append(
-                f"data.blend={prefix}: its end-of-document token {corpus.end_of_document} must be below "
-                f"model.vocab_size({vocab_size}); use model.vocab_size={corpus.end_of_document + 1} or more"
-            )
-    if len(corpora) == len(data.blend) and seq_length is not None:
-        problems += check_sizes(data, {prefix: corpus.num_tokens for prefix, corpus in corpora.items()}, seq_length)
-    return problems
-
-
-def sidecars(key: str, prefixes: Iterable[str], problems: list[str]) -> dict[str, Sidecar]:
-    """Of the corpora that open, by prefix; what is wrong with the others goes to `problems`."""
-    corpora: dict[str, Sidecar] = {}
-    for prefix in prefixes:
-        try:
-            # Not kept open: there may be more corpora than files may be open.
-            corpora[prefix] = Corpus.open(prefix).sidecar
-        except DataError as error:
-            problems.append(f"{key}={prefix}: {error}")
-    return corpora
-
-
-def held_out_corpora(data: DataConfig, problems: list[str]) -> dict[str, dict[str, Sidecar]]:
-    """The corpora of `data.eval_blend` that open, by the setting that names them."""
-    named = data.eval_blend.items() if isinstance(data.eval_blend, Mapping) else ()
-    keys = {f"data.eval_blend.{name}": prefixes for name, prefixes in named}
-    return {key: sidecars(key, prefixes, problems) for key, prefixes in keys.items()}
-
-
-def check_held_out(
-    key: str, held_out: Mapping[str, Sidecar], corpora: Mapping[str, Sidecar], seq_length: int
-) -> list[str]:
-    """Corpora that are evaluated on hold a sample each and are not trained on under another name."""
-    problems = []
-    trained_on = {corpus.fingerprint: prefix for prefix, corpus in corpora.items()}
-    for prefix, corpus in held_out.items():
-        if (same := trained_on.get(corpus.fingerprint)) is not None:
-            problems.append(
-                f"{key}={prefix}: holds the same tokens as {same}, which is trained on (data.blend); use another "
-                "corpus, or data.eval_samples to hold out a part of it"
-            )
-        if (corpus.num_tokens - 1) // seq_length < 1:
-            problems.append(
-                f"{key}={prefix}: its {corpus.num_tokens} tokens must be more than training.seq_length({seq_length}); "
-                "use more text"
-            )
-    return problems
-
-
-def differing(what: str, found: Mapping[str, object]) -> list[str]:
-    """A problem if corpora that must agree do not."""
-    if len(set(found.values())) <= 1:
-        return []
-    (first, expected), *rest = found.items()
-    other = next(prefix for prefix, value in rest if value != expected)
-    rule = f"corpora must not differ in {what}: {first} has {expected}, {other} has {found[other]}"
-    return [f"data.blend: {rule}; tokenize them again with one tokenizer"]
-
-
-def check_sizes(data: DataConfig, num_tokens: Mapping[str, int], seq_length: int) -> list[str]:
-    """Every corpus keeps at least one sample to train on after what is held out."""
-    weights = list(data.blend.values()) if isinstance(data.blend, Mapping) else list(num_tokens.values())
-    problems = [
-        f"data.blend={prefix}: holds no tokens; leave it out" for prefix, count in num_tokens.items() if not count
-    ]
-    if problems:
-        return problems
-    held_out: Iterable[int] = [0] * len(weights)
-    if data.eval_samples:
-        held_out = largest_remainder(weights, max(data.eval_samples, len(weights)))
-    for (prefix, count), held in zip(num_tokens.items(), held_out, strict=True):
-        samples = (count - 1) // seq_length
-        if samples - held < 1:
-            problems.append(
-                f"data.blend={prefix}: its {count} tokens are {samples} samples of training.seq_length({seq_length}), "
-                f"but {held} are held out for evaluation and 1 must be left; use more text, or lower "
-                "data.eval_samples or training.seq_length"
-            )
-    return problems
 
 
 def check_paths(checkpoint: CheckpointConfig, problems: Problems) -> list[str]:

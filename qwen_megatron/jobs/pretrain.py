@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_tools.io.lock import FileLock
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.loader import Loader
-from qwen_megatron.data.pretraining.dataset import BlendedDataset
 from qwen_megatron.data.pretraining.plan import corpus_plans
 from qwen_megatron.data.protocol import Dataset
 from qwen_megatron.jobs.blend import open_blend
@@ -19,6 +19,7 @@ from qwen_megatron.jobs.held_out import data_plan, open_held_out
 from qwen_megatron.jobs.hooks import configured_hooks
 from qwen_megatron.jobs.resume import restore
 from qwen_megatron.jobs.session import session
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.train.job import Job, StepOutcome
@@ -44,6 +45,7 @@ class Pretraining(Job):
         groups: Layout.
         objective: What to minimise; None for the next-token loss.
         dataset: Its samples; None for the corpora of `data.blend`.
+        held_out: What is evaluated on besides, by name; None for the corpora of `data.eval_blend`.
     Raises:
         DataError: if a corpus is missing, damaged or too small.
     """
@@ -55,12 +57,14 @@ class Pretraining(Job):
         *,
         objective: Objective | None = None,
         dataset: Dataset | None = None,
+        held_out: Mapping[str, Dataset] | None = None,
     ):
         self.config = config
         self.objective = objective or NextTokenLoss()
         self.dataset = dataset or open_blend(config)
         self.loader = loader_of(self.dataset, config, groups)
-        self.held_out = {name: loader_of(held, config, groups) for name, held in open_held_out(config).items()}
+        held_out = open_held_out(config) if held_out is None else held_out
+        self.held_out = {name: loader_of(held, config, groups) for name, held in held_out.items()}
         training = config.training
         self.guard = StepGuard(max_skips=training.skip_nonfinite_steps, spike_sigmas=training.spike_sigmas)
         self.batches: Iterator[Batch] | None = None
@@ -90,7 +94,7 @@ class Pretraining(Job):
             clip_grad=optimizer.clip_grad,
             guard=self.guard,
         )
-        tokens = batch_size * training.seq_length
+        tokens = batch_size * self.dataset.rows_per_sample * training.seq_length
         return StepOutcome(
             loss=result.loss,
             grad_norm=result.grad_norm,
@@ -120,7 +124,7 @@ class Pretraining(Job):
         return self.dataset.sources(state.consumed_samples)
 
     def corpora(self, state: TrainState) -> dict[str, dict[str, float]]:
-        if not isinstance(self.dataset, BlendedDataset):
+        if not isinstance(self.dataset, BlendedSamples):
             return {}
         plans = corpus_plans(self.dataset, state.consumed_samples)
         return {
@@ -137,8 +141,15 @@ class Pretraining(Job):
             loader.close()
 
 
-def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups) -> Loader:
-    """This rank's way to the samples of a dataset."""
+def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs_tokens: bool = False) -> Loader:
+    """This rank's way to the samples of a dataset.
+
+    Args:
+        dataset: Samples.
+        config: Of the run.
+        groups: Layout.
+        needs_tokens: Every pipeline stage needs them; otherwise the first and the last.
+    """
     return Loader(
         dataset,
         micro_batch_size=config.training.micro_batch_size,
@@ -151,13 +162,13 @@ def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups) -> Loade
         read_ahead=config.num_microbatches,
         group=groups.tp_cp,
         device=groups.device,
-        needs_tokens=groups.is_first_stage or groups.is_last_stage,
+        needs_tokens=needs_tokens or groups.is_first_stage or groups.is_last_stage,
     )
 
 
 def tell_of_data(job: Pretraining) -> None:
     """Logs what the run takes of each corpus, and warns of too many epochs."""
-    if isinstance(job.dataset, BlendedDataset):
+    if isinstance(job.dataset, BlendedSamples):
         lines, warnings = data_plan(job.config, job.dataset)
         for line in lines:
             log.info("data: %s", line)
@@ -176,19 +187,46 @@ def pretrain(config: ResolvedConfig, more_hooks: Sequence[Hook] = ()) -> str | N
     Raises:
         DataError, CheckpointError, PlatformError, TrainingError: see their messages; nothing is left half-written.
     """
-    with session(config) as job:
-        run = build_run(config, job.groups, job.platform, job.timers, job.lock)
+    return train_one_model(config, Pretraining, more_hooks=more_hooks)
+
+
+def train_one_model(
+    config: ResolvedConfig,
+    job_of: Callable[[ResolvedConfig, Groups], Pretraining],
+    *,
+    head: str = LANGUAGE_MODEL,
+    more_hooks: Sequence[Hook] = (),
+) -> str | None:
+    """Runs a job of one model on this rank; the others of this form differ in data, objective and head alone.
+
+    Args:
+        config: Resolved configuration.
+        job_of: Makes the job.
+        head: Of the model.
+        more_hooks: Called before the configured ones.
+    Returns, raises:
+        As `pretrain`.
+    """
+    with session(config) as given:
+        run = build_run(config, given.groups, given.platform, given.timers, given.lock, job_of=job_of, head=head)
         run.hooks = [*more_hooks, *run.hooks]
-        job.train(run)
+        given.train(run)
         return run.stopping
 
 
 def build_run(
-    config: ResolvedConfig, groups: Groups, platform: Platform, timers: StepTimers, lock: FileLock | None = None
+    config: ResolvedConfig,
+    groups: Groups,
+    platform: Platform,
+    timers: StepTimers,
+    lock: FileLock | None = None,
+    *,
+    job_of: Callable[[ResolvedConfig, Groups], Pretraining] = Pretraining,
+    head: str = LANGUAGE_MODEL,
 ) -> Run:
     """Builds the model, opens the data, restores the state and puts the hooks in order."""
-    trainables = {MAIN: build_trainable(config, groups, platform, timers=timers)}
-    job = Pretraining(config, groups)
+    trainables = {MAIN: build_trainable(config, groups, platform, head=head, timers=timers)}
+    job = job_of(config, groups)
     if groups.rank == 0:
         tell_of_data(job)
     return Run(

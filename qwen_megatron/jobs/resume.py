@@ -14,7 +14,7 @@ from qwen_megatron.checkpoint.agreement import failing_together
 from qwen_megatron.checkpoint.choice import agree_on_counters, agree_on_weights
 from qwen_megatron.checkpoint.finite import check_loaded
 from qwen_megatron.checkpoint.load import find_newest, load_checkpoint, load_weights, verify_checkpoint
-from qwen_megatron.checkpoint.state import CheckpointState, saved_model_config
+from qwen_megatron.checkpoint.state import CheckpointState
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.serialize import from_dict, to_dict
@@ -23,7 +23,7 @@ from qwen_megatron.convert.hf_format import Format
 from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights, spread_weights
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.jobs.architecture import SourceModel, check_same_shape, departures
+from qwen_megatron.jobs.architecture import SourceModel, check_head, check_same_shape, departures, saved_source
 from qwen_megatron.jobs.changes import check_changes
 from qwen_megatron.parallel.objects import all_gather, broadcast, of_type
 from qwen_megatron.train.job import Job
@@ -64,7 +64,9 @@ def restore(job: Job, trainables: Mapping[str, Trainable]) -> TrainState:
 
 
 def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: bool = False) -> None:
-    """Continued pretraining: the weights of a checkpoint or a Hugging Face folder, everything else anew.
+    """The weights of a checkpoint or a Hugging Face folder, everything else anew.
+
+    A model with a scalar head takes those of a language model too; its head stays as the seed has made it.
 
     Raises:
         CheckpointError: if the source is not whole, has another shape than the model, or holds NaN or infinity.
@@ -76,8 +78,9 @@ def start_from_weights(source: Path, trainable: Trainable, *, allow_nonfinite: b
     if agree_on_weights(source, is_hf_folder, reads=reads):
         saved = fill_from_folder(source, trainable, reads=reads)
     else:
-        saved = SourceModel(path=source, model=saved_model_config(source), hf_format=None)
+        saved = saved_source(source)
         check_same_shape(saved, wanted)
+        check_head(saved, trainable.head)
         load_weights(source, trainable)
     if not allow_nonfinite:
         check_loaded(trainable, source, weights_only=True)

@@ -95,7 +95,7 @@ class Session:
         )
         log.info(
             "%s; %s",
-            flops_formula(config.model, config.training.seq_length),
+            flops_formula(config.model, config.training.seq_length, has_scalar_head=config.shape.has_scalar_head),
             utilization_formula(config.logging.peak_tflops_per_rank, config.world_size),
         )
         if self.shims:

@@ -16,7 +16,7 @@ def slurm_script(settings: Sequence[str], *, nodes: int, processes_per_node: int
     """The batch script of a job.
 
     Args:
-        settings: What `qwen-megatron pretrain` is given.
+        settings: What `qwen-megatron launch` is given: a job's name where it is not pretraining, files, settings.
         nodes: Machines.
         processes_per_node: GPUs of each.
     Returns:

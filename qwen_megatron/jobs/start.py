@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from qwen_megatron.checkpoint.manifest import (
     check_latest,
@@ -14,12 +15,13 @@ from qwen_megatron.checkpoint.manifest import (
     read_manifest,
     replaced,
 )
-from qwen_megatron.checkpoint.state import CheckpointState, check_continuable
+from qwen_megatron.checkpoint.state import CheckpointState, check_continuable, check_heads
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.sections.checkpoint import CheckpointConfig
 from qwen_megatron.errors import CheckpointError
-from qwen_megatron.jobs.architecture import check_same_shape, departures, read_source
+from qwen_megatron.jobs.architecture import check_head, check_same_shape, departures, read_source
 from qwen_megatron.jobs.changes import Sources, check_changes
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.train.names import MAIN
 from qwen_megatron.train.state import TrainState
 
@@ -52,15 +54,20 @@ class Start:
 
 
 def planned_start(
-    config: ResolvedConfig, sources: Callable[[int], Sources] | None, *, with_sizes: bool = True
+    config: ResolvedConfig,
+    sources: Callable[[int], Sources] | None,
+    *,
+    heads: Mapping[str, str] = MappingProxyType({MAIN: LANGUAGE_MODEL}),
+    with_sizes: bool = True,
 ) -> Start:
-    """What a start of pretraining would do.
+    """What a start of a job would do.
 
     The bytes of tensors are not looked at: of a checkpoint that is damaged in them a start takes the one before.
 
     Args:
         config: Resolved configuration.
         sources: What samples come from, after so many; None if that cannot be opened, then data is not compared.
+        heads: Of each model that the job saves, by name.
         with_sizes: Look at the size of every file of a checkpoint: in one process of a job, they may be thousands.
     Raises:
         CheckpointError: if there is no checkpoint where there should be one, or the weights do not fit.
@@ -74,10 +81,12 @@ def planned_start(
         if options.init_from is not None:
             source = read_source(Path(options.init_from))
             check_same_shape(source, config.model)
+            check_head(source, heads[MAIN])
             notes = tuple(departures(source, config.model))
         return Start(folder=None, state=TrainState(), last_step=last, init_from=options.init_from, notes=notes)
     saved = CheckpointState.read(folder)
-    check_continuable(saved, folder, {MAIN: True})
+    check_continuable(saved, folder, dict.fromkeys(heads, True))
+    check_heads(saved, folder, heads)
     state = saved.train_state
     allowed = check_changes(saved, config, sources and sources(state.consumed_samples), folder)
     last = state.iteration + training.batch_sizes.steps_between(state.consumed_samples, training.samples_in_all)

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 LANGUAGE_MODEL = "language_model"
 SCALAR = "scalar"
+# Name of its weight in checkpoints.
+SCALAR_HEAD = "scalar_head.weight"
 HEADS = (LANGUAGE_MODEL, SCALAR)

@@ -17,6 +17,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_sharded_tensor_for_checkpoint
 
+from qwen_megatron.model.head_kinds import SCALAR_HEAD
+
 
 class Output(enum.Enum):
     """What a model's last stage can return; every tensor-parallel rank gets the same, but for logits."""
@@ -29,6 +31,8 @@ class Output(enum.Enum):
     """[b, s] fp32, nats."""
     LOG_PROBABILITIES = "log-probabilities"
     """[b, s] fp32 of the labels at chosen positions, 0 at others."""
+    LOG_PROBABILITIES_AND_ENTROPIES = "log-probabilities and entropies"
+    """[b, s, 2] fp32 at chosen positions, 0 at others; entropies in nats, without a gradient."""
     SCALARS = "scalars"
     """[b, s] fp32, of a scalar head."""
 
@@ -55,6 +59,7 @@ class HeadRequest:
         needed = {
             Output.TOKEN_LOSSES: ("labels_bs",),
             Output.LOG_PROBABILITIES: ("labels_bs", "positions_bs"),
+            Output.LOG_PROBABILITIES_AND_ENTROPIES: ("labels_bs", "positions_bs"),
         }.get(self.output, ())
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
@@ -109,7 +114,7 @@ class ScalarHead(MegatronModule):
         return {
             f"{prefix}weight": make_sharded_tensor_for_checkpoint(
                 self.weight,
-                "scalar_head.weight",
+                SCALAR_HEAD,
                 prepend_offsets=sharded_offsets,
                 tp_group=self.tp_group,
                 dp_cp_group=(metadata or {}).get("dp_cp_group"),

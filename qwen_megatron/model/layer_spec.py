@@ -45,6 +45,13 @@ class Kernels:
     attention_takes: frozenset[str]
 
 
+# Transformer Engine's linear owns the norm before it; checkpoints carry its names.
+FUSED_NAMES = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
 TORCH = Kernels(
     norm=RmsNorm,
     norm_is_fused=False,
@@ -105,11 +112,6 @@ def layer_spec(
         module=MLP,
         submodules=MLPSubmodules(linear_fc1=kernels.norm_linear, linear_fc2=kernels.linear, activation_func=SwiGlu),
     )
-    # Transformer Engine's linear owns the norm before it; checkpoints carry its names.
-    fused_names = {
-        "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-    }
     # Without dropout nothing of it is there.
     return ModuleSpec(
         module=DropoutLayer if hidden_dropout else TransformerLayer,
@@ -121,7 +123,7 @@ def layer_spec(
             pre_mlp_layernorm=norm,
             mlp=mlp,
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map={} if kernels.norm_is_fused else fused_names,
+            sharded_state_dict_keys_map={} if kernels.norm_is_fused else FUSED_NAMES,
         ),
     )
 

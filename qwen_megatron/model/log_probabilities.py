@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
 
-from qwen_megatron.model.loss import VocabularyShard, blockwise_cross_entropy
+from qwen_megatron.model.loss import BLOCK_TOKENS, VocabularyShard, blockwise_cross_entropy
 from qwen_megatron.model.main_grad import accumulated
+from qwen_megatron.platforms.comm_timer import comm_timer
 
 
 def head_log_probabilities(
@@ -41,15 +43,56 @@ def head_log_probabilities(
     Returns:
         [b, s] fp32, 0 at other positions, NaN where a label is not in the vocabulary.
     """
-    if sequence_parallel and shard.tp_group.size() > 1:
-        whole_bsh = gather_from_sequence_parallel_region(hidden_sbh, group=shard.tp_group).transpose(0, 1)
-    else:
-        # Of the transposed states: Megatron-Core 0.16 reduces a copy of a gradient that is not contiguous, and gives
-        # back the original.
-        whole_bsh = copy_to_tensor_model_parallel_region(hidden_sbh.transpose(0, 1), group=shard.tp_group)
+    whole_bsh = whole_rows(hidden_sbh, shard, sequence_parallel=sequence_parallel)
     chosen_nh = whole_bsh[positions_bs]
     values_n = ChosenLogProbabilities.apply(chosen_nh, weight_vh, labels_bs[positions_bs], shard)
     return torch.zeros_like(positions_bs, dtype=torch.float32).masked_scatter(positions_bs, values_n)
+
+
+def whole_rows(hidden_sbh: torch.Tensor, shard: VocabularyShard, *, sequence_parallel: bool) -> torch.Tensor:
+    """[b, s, h] on every tensor-parallel rank, whose gradients are summed on the way back."""
+    if sequence_parallel and shard.tp_group.size() > 1:
+        return gather_from_sequence_parallel_region(hidden_sbh, group=shard.tp_group).transpose(0, 1)
+    # Of the transposed states: Megatron-Core 0.16 reduces a copy of a gradient that is not contiguous, and gives back
+    # the original.
+    return copy_to_tensor_model_parallel_region(hidden_sbh.transpose(0, 1), group=shard.tp_group)
+
+
+@torch.no_grad()
+def head_entropies(
+    hidden_sbh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    positions_bs: torch.Tensor,
+    shard: VocabularyShard,
+    *,
+    sequence_parallel: bool = False,
+) -> torch.Tensor:
+    """Entropy of the next token's distribution at chosen positions, in nats: log sum exp(z) - sum p z of logits z.
+
+    It has logits of its own, a block of tokens at a time: those of a loss are overwritten while it is computed.
+
+    Args:
+        hidden_sbh, weight_vh, positions_bs, shard, sequence_parallel: As of `head_log_probabilities`.
+    Returns:
+        [b, s] fp32, 0 at other positions.
+    """
+    chosen_nh = whole_rows(hidden_sbh, shard, sequence_parallel=sequence_parallel)[positions_bs]
+    weight_vh = weight_vh[: shard.num_valid]
+    entropies = [hidden_sbh.new_zeros(0, dtype=torch.float32)]
+    for hidden_nh in chosen_nh.split(BLOCK_TOKENS) if len(chosen_nh) else ():
+        logits_nv = torch.mm(hidden_nh, weight_vh.t()).float()
+        highest_n = logits_nv.amax(dim=1) if shard.num_valid else logits_nv.new_full((len(logits_nv),), -torch.inf)
+        if shard.tp_group.size() > 1:
+            with comm_timer():
+                dist.all_reduce(highest_n, op=dist.ReduceOp.MAX, group=shard.tp_group)
+        logits_nv -= highest_n[:, None]
+        weights_nv = logits_nv.exp()
+        sums = torch.stack((weights_nv.sum(dim=1), (weights_nv * logits_nv).sum(dim=1)))
+        if shard.tp_group.size() > 1:
+            with comm_timer():
+                dist.all_reduce(sums, group=shard.tp_group)
+        entropies.append(sums[0].log() - sums[1] / sums[0])
+    return torch.zeros_like(positions_bs, dtype=torch.float32).masked_scatter(positions_bs, torch.cat(entropies))
 
 
 class ChosenLogProbabilities(torch.autograd.Function):

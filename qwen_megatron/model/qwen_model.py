@@ -17,7 +17,7 @@ from qwen_megatron.model.dropout import HiddenDropout
 from qwen_megatron.model.embedding import Embedding
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.heads import LOGITS, HeadRequest, Output, ScalarHead
-from qwen_megatron.model.log_probabilities import head_log_probabilities
+from qwen_megatron.model.log_probabilities import head_entropies, head_log_probabilities
 from qwen_megatron.model.loss import VocabularyShard, mask_padded_vocabulary
 from qwen_megatron.model.output_layer import OutputLayer
 
@@ -125,20 +125,8 @@ class QwenModel(GPTModel):
             return self.logits_of(hidden_sbh).transpose(0, 1).contiguous()
         weight = self.tied_weight()
         assert request.labels_bs is not None
-        if request.output is Output.LOG_PROBABILITIES:
-            assert request.positions_bs is not None
-            return head_log_probabilities(
-                hidden_sbh,
-                self.output_layer.weight if weight is None else weight,
-                request.labels_bs,
-                request.positions_bs,
-                VocabularyShard(
-                    vocab_size=self.num_tokens_in_vocabulary,
-                    rows=self.output_layer.output_size_per_partition,
-                    tp_group=self.pg_collection.tp,
-                ),
-                sequence_parallel=self.config.sequence_parallel,
-            )
+        if request.positions_bs is not None:
+            return self.at_positions(hidden_sbh, weight, request)
         if request.loss_mask_bs is not None and self.fuses_loss:
             losses_bs, _ = self.output_layer(
                 hidden_sbh,
@@ -150,6 +138,28 @@ class QwenModel(GPTModel):
             return cast(torch.Tensor, losses_bs)
         logits_sbv, _ = self.output_layer(hidden_sbh, weight)
         return self.compute_language_model_loss(request.labels_bs, logits_sbv)
+
+    def at_positions(
+        self, hidden_sbh: torch.Tensor, weight_vh: torch.Tensor | None, request: HeadRequest
+    ) -> torch.Tensor:
+        """Log-probabilities at chosen positions, with entropies where they are asked for."""
+        labels_bs, positions_bs = request.labels_bs, request.positions_bs
+        assert labels_bs is not None
+        assert positions_bs is not None
+        weight_vh = self.output_layer.weight if weight_vh is None else weight_vh
+        shard = VocabularyShard(
+            vocab_size=self.num_tokens_in_vocabulary,
+            rows=self.output_layer.output_size_per_partition,
+            tp_group=self.pg_collection.tp,
+        )
+        split = self.config.sequence_parallel
+        found_bs = head_log_probabilities(
+            hidden_sbh, weight_vh, labels_bs, positions_bs, shard, sequence_parallel=split
+        )
+        if request.output is Output.LOG_PROBABILITIES:
+            return found_bs
+        entropies_bs = head_entropies(hidden_sbh, weight_vh, positions_bs, shard, sequence_parallel=split)
+        return torch.stack((found_bs.detach(), entropies_bs), dim=-1)
 
     def tied_weight(self) -> torch.Tensor | None:
         """The output layer's weight where it is the embedding's; None where it has one of its own."""

@@ -24,6 +24,14 @@ CURVES = (
     ("tokens_per_second", "Tokens a second", "tokens/s", 1.0, True),
     ("model_flops_utilization", "Model FLOPs utilisation, %", "%", 100.0, True),
     ("peak_memory_bytes", "Largest memory of a rank so far, GiB", "GiB", 2.0**-30, True),
+    # Of PPO alone.
+    ("reward", "Reward, mean score of a response", "", 1.0, False),
+    ("kl", "Divergence from the reference model, nats a response", "nats", 1.0, True),
+    ("entropy", "Entropy of the policy, nats a token", "nats", 1.0, True),
+    ("clip_share", "Ratios beyond the clip, %", "%", 100.0, True),
+    ("response_length", "Tokens of a response", "", 1.0, True),
+    ("value_loss", "Loss of the value model", "", 1.0, False),
+    ("rollout_seconds", "Seconds of the rollout", "s", 1.0, True),
 )
 
 

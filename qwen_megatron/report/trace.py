@@ -18,7 +18,8 @@ from qwen_megatron.config.sections.data import DataConfig
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.training import TrainingConfig
 from qwen_megatron.config.serialize import from_dict
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId, open_dataset
+from qwen_megatron.data.blended import SampleId
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.errors import ConfigError, DataError
 from qwen_megatron.report.run_files import Row, RunFiles, read_run, section
 

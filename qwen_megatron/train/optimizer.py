@@ -17,6 +17,7 @@ from qwen_megatron.parallel.groups import Groups
 
 # Squares are summed in fp64 in pieces of this many elements, which stay in the cache.
 PIECE = 1 << 18
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(
@@ -54,6 +55,18 @@ def build_optimizer(
     for group in optimizer.param_groups:
         group["weight_decay"] = options.weight_decay * group["wd_mult"]
     return optimizer
+
+
+def allocate_moments(optimizer: DistributedOptimizer) -> None:
+    """Gives every weight moments of 0, as before the first step, so that they can be saved or read in place.
+
+    The optimizer itself makes them at its first step only.
+    """
+    groups = optimizer.state_dict()["optimizer"]["param_groups"]
+    optimizer.load_state_dict({"optimizer": {"param_groups": [{**group, "step": 0} for group in groups]}})
+    for state in optimizer.optimizer.state.values():
+        for name in MOMENTS:
+            state[name].zero_()
 
 
 def gradient_norm(optimizer: DistributedOptimizer) -> float:

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -162,6 +163,29 @@ def forward_backward(
     Returns:
         On the last stage, for each micro-batch, fp64 [2 + metrics]: total, count, sums of the metrics.
     """
+    step_function = functools.partial(
+        forward_step, objective=objective, context=functools.partial(attention_context, trainable, step)
+    )
+    outputs: list[torch.Tensor] = through_schedule(
+        trainable, step_function, batches, shape=shape, num_microbatches=num_microbatches, forward_only=forward_only
+    )
+    return outputs
+
+
+def through_schedule(
+    trainable: Trainable,
+    step_function: Callable[..., Any],
+    batches: Iterator[Batch],
+    *,
+    shape: BatchShape,
+    num_microbatches: int,
+    forward_only: bool,
+) -> list[Any]:
+    """Sends micro-batches through Megatron's schedule with any forward step of Megatron's form.
+
+    Returns:
+        On the last stage, for each micro-batch, what the loss function of the step reports.
+    """
     groups = trainable.groups
     # Every model chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
     streams = fanned_out(own_parts(trainable, batches, num_microbatches), len(trainable.model_chunks))
@@ -169,10 +193,8 @@ def forward_backward(
         pp_size=groups.pp.size(), vp_size=trainable.models[0].config.virtual_pipeline_model_parallel_size
     )
     with trainable.platform.products(trainable.models[0].config.params_dtype):
-        outputs: list[torch.Tensor] = schedule(
-            forward_step_func=functools.partial(
-                forward_step, objective=objective, context=functools.partial(attention_context, trainable, step)
-            ),
+        reported: list[Any] = schedule(
+            forward_step_func=step_function,
             data_iterator=streams,
             model=trainable.model_chunks,
             num_microbatches=num_microbatches,
@@ -182,7 +204,7 @@ def forward_backward(
             p2p_communicator=trainable.pipeline,
             pg_collection=groups.collection,
         )
-    return outputs
+    return reported
 
 
 def own_parts(trainable: Trainable, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
@@ -231,7 +253,7 @@ def attention_context(trainable: Trainable, step: int, batch: Batch) -> Attentio
         return None
     return AttentionContext(
         document_ids_bs=batch.document_ids_bs,
-        dropout_keys_b=None if seed is None else row_keys(seed, step, batch.samples),
+        dropout_keys_b=None if seed is None else row_keys(seed, step, batch.row_names),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_megatron.cli.main import main
+from qwen_megatron.jobs.kinds.table import JOBS, job_words, split_job
 
 SLURM = [
     "launch",
@@ -47,11 +48,18 @@ def test_one_process_is_trained_in_this_one(
     monkeypatch: pytest.MonkeyPatch, byte_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = []
-    monkeypatch.setattr("qwen_megatron.cli.pretrain.run", lambda args: started.append(args.settings) or 0)
+    monkeypatch.setattr("qwen_megatron.cli.train.run", lambda args: started.append((args.job, args.settings)) or 0)
     settings = ["model.preset=tiny", "model.vocab_size=257", "training.train_iters=4", f"data.blend=[{byte_corpus}]"]
     settings += [f"checkpoint.directory={tmp_path / 'run'}", "training.seq_length=64", "training.global_batch_size=2"]
     assert main(["launch", *settings, "data.eval_samples=0", "--processes", "1"]) == 0, capsys.readouterr().err
-    assert started == [[*settings, "data.eval_samples=0", "parallel.world_size=1"]]
+    assert started == [("pretrain", [*settings, "data.eval_samples=0", "parallel.world_size=1"])]
+
+
+def test_a_job_is_named_before_its_recipe() -> None:
+    assert split_job(["recipe:demo", "sft"]) == (JOBS["pretrain"], ["recipe:demo", "sft"])
+    for name, kind in JOBS.items():
+        assert split_job([name, "recipe:demo"]) == (kind, ["recipe:demo"])
+    assert [word for kind in JOBS.values() for word in job_words(kind)] == ["sft", "reward", "ppo"]
 
 
 def test_several_machines_are_a_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -72,6 +80,8 @@ def test_several_machines_are_a_script(capsys: pytest.CaptureFixture[str], tmp_p
     assert done.returncode == 2, done.stderr
     given = [*SLURM[1:4], "parallel.world_size=32"]
     assert done.stdout.splitlines() == ["pretrain", *given, "--dry-run"]
+    assert main(["launch", "sft", *SLURM[1:]]) == 0
+    assert f"set -- sft {SLURM[1]} " in capsys.readouterr().out
 
 
 def test_a_script_is_submitted(

@@ -303,7 +303,7 @@ def test_what_a_run_raises_becomes_a_message_and_a_status(
     def fail(*arguments: object, **named: object) -> None:
         raise raised
 
-    monkeypatch.setattr("qwen_megatron.cli.pretrain.prepare_start", fail)
+    monkeypatch.setattr("qwen_megatron.cli.train.prepare_start", fail)
     assert main(["pretrain", *good]) == status
     err = capsys.readouterr().err
     assert err.startswith("qwen-megatron: ")

@@ -9,10 +9,23 @@ import pytest
 import torch
 
 from qwen_megatron.config.arithmetic.memory import rank_memory
+from qwen_megatron.config.arithmetic.parameters import count_parameters
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
+from qwen_megatron.jobs.kinds.table import JOBS
+from qwen_megatron.model.head_kinds import SCALAR
 from tests.support.ranks import RankPool
-from tests.support.trainables import TINY, leave_gradient, random_batches, take_step, tiny_trainable
+from tests.support.trainables import (
+    TINY,
+    groups_of,
+    leave_gradient,
+    random_batches,
+    take_step,
+    tiny_built,
+    tiny_config,
+    tiny_trainable,
+    weights_of,
+)
 
 ROOT = Path(__file__).parents[2]
 BF16 = ("training.precision=bf16", "training.seq_length=128", "training.micro_batch_size=4")
@@ -129,3 +142,31 @@ def test_the_table_has_every_size_and_count() -> None:
     for size in ("0.5b", "1.8b", "7b", "14b"):
         assert {(f"qwen-{size}.yaml", count) for count in (8, 16, 32, 64, 128)} <= found
     assert {("qwen-72b.yaml", count) for count in (32, 64, 128, 256, 512, 1024)} <= found
+
+
+def test_a_scalar_head_has_no_vocabulary_and_a_pair_is_two_sequences() -> None:
+    settings = load_config(None, ["model.preset=qwen-7b", "training.seq_length=2048", "training.global_batch_size=64"])
+    language, scalar = resolve(settings), resolve(settings, shape=JOBS["reward"].shape)
+    model = language.model
+    matrix = model.vocab_size * model.hidden_size
+    assert language.num_parameters - scalar.num_parameters == matrix - model.hidden_size
+    assert scalar.num_parameters_per_rank == (scalar.num_parameters,)
+    assert language.flops_per_token - scalar.flops_per_token == 6.0 * (matrix - model.hidden_size)
+    assert scalar.tokens_per_step == 2 * language.tokens_per_step
+    (expected,), (found,) = rank_memory(language), rank_memory(scalar)
+    assert found.activations == 2 * expected.activations
+    # The last hidden states of both sequences, in bf16 three times and in fp32 twice.
+    assert found.loss == 2 * 2048 * model.hidden_size * (3 * 2 + 2 * 4)
+    split = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
+    stages = resolve(load_config(None, ["model.preset=qwen-7b", *split]), shape=JOBS["reward"].shape)
+    first, last = stages.num_parameters_per_rank
+    assert first - last == matrix // 2 - 2 * model.hidden_size, "embedding; last norm and a head on every rank"
+
+
+def test_the_parameters_of_a_scalar_head_are_those_that_are_built() -> None:
+    with groups_of() as groups:
+        for tied in ("true", "false"):
+            config = tiny_config(f"model.tie_word_embeddings={tied}")
+            built = tiny_built(config, groups, head=SCALAR)
+            counted = count_parameters(config.model, has_scalar_head=True)
+            assert counted == sum(weight.numel() for weight in weights_of(built).values())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from qwen_megatron.data.batch import make_batch
-from qwen_megatron.data.pretraining.dataset import SampleId
+from qwen_megatron.data.blended import SampleId
 
 END = 9
 

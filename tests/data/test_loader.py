@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.blended import SampleId
 from qwen_megatron.data.loader import Loader
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId, open_dataset
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from qwen_megatron.errors import DataError
 
 LENGTH = 8

@@ -76,7 +76,7 @@ def test_near_the_time_limit_the_run_is_stopped_and_requeued(job: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     step, requeue = log(job)
-    assert step.endswith("examples/launch/multi_node.sh config.yaml parallel.world_size=8 [2 node7 4]")
+    assert step.endswith("examples/launch/multi_node.sh pretrain config.yaml parallel.world_size=8 [2 node7 4]")
     assert requeue == "requeue 123"
 
 

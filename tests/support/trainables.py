@@ -14,7 +14,7 @@ import torch
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.data.batch import Batch, make_batch
-from qwen_megatron.data.pretraining.dataset import SampleId
+from qwen_megatron.data.blended import SampleId
 from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.loss import summed_loss

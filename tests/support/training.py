@@ -75,21 +75,25 @@ def pretrain_on_ranks(
 Steps = list[tuple[int, float, float]]
 
 
-def train_on_ranks(ranks: RankPool, world_size: int, overrides: Sequence[str], recipe: str | None = None) -> Steps:
-    """Trains as `pretrain` does, without its files: no checkpoint, no metrics, no evaluation; one thread a rank.
+def train_on_ranks(
+    ranks: RankPool, world_size: int, overrides: Sequence[str], recipe: str | None = None, kind: str = "pretrain"
+) -> Steps:
+    """Trains as a job does, without its files: no checkpoint, no metrics, no evaluation; one thread a rank.
 
     Args:
         ranks: Pool.
         world_size: Ranks.
         overrides: Settings; the corpus among them.
         recipe: YAML file before them.
+        kind: `pretrain`, `sft` or `reward`.
     """
-    results = ranks.run(world_size, train_job, recipe=recipe, overrides=[*overrides, "data.eval_samples=0"])
+    overrides = [*overrides, "data.eval_samples=0"]
+    results = ranks.run(world_size, train_job, recipe=recipe, overrides=overrides, kind=kind)
     assert all(steps == results[0] for steps in results)
     return results[0]
 
 
-def train_job(recipe: str | None, overrides: list[str]) -> Steps:
+def train_job(recipe: str | None, overrides: list[str], kind: str) -> Steps:
     """`train_on_ranks` on one rank."""
     import os
 
@@ -97,9 +101,13 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
 
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
-    from qwen_megatron.jobs.pretrain import build_run
+    from qwen_megatron.jobs.kinds.table import JOBS
+    from qwen_megatron.jobs.pretrain import Pretraining, build_run
+    from qwen_megatron.jobs.reward import RewardTraining
+    from qwen_megatron.jobs.sft import FineTuning
     from qwen_megatron.platforms import get_platform
     from qwen_megatron.train.loop import train
+    from qwen_megatron.train.names import MAIN
     from qwen_megatron.train.run import Hook, Run, StepRecord
     from qwen_megatron.train.step_timers import StepTimers
     from tests.support.trainables import groups_for
@@ -114,9 +122,11 @@ def train_job(recipe: str | None, overrides: list[str]) -> Steps:
     config = resolve(
         load_config(recipe, [*overrides, "parallel.platform=cpu", "checkpoint.load=none"]),
         int(os.environ["WORLD_SIZE"]),
+        JOBS[kind].shape,
     )
+    job_of = {"pretrain": Pretraining, "sft": FineTuning, "reward": RewardTraining}[kind]
     with groups_for(config) as groups:
-        run = build_run(config, groups, get_platform("cpu"), StepTimers())
+        run = build_run(config, groups, get_platform("cpu"), StepTimers(), job_of=job_of, head=JOBS[kind].heads[MAIN])
         run.hooks = [Recorder()]
         train(run)
     return steps
@@ -129,10 +139,16 @@ def rows(directory: Path) -> list[dict[str, Any]]:
 
 def pretrain_job(overrides: list[str]) -> None:
     """What `qwen-megatron pretrain KEY=VALUE...` does after the checks, on one rank."""
+    run_job("pretrain", overrides)
+
+
+def run_job(kind: str, overrides: list[str]) -> None:
+    """What `qwen-megatron KIND KEY=VALUE...` does after the checks, on one rank."""
     import os
 
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
-    from qwen_megatron.jobs.pretrain import pretrain
+    from qwen_megatron.jobs.kinds.table import JOBS
 
-    pretrain(resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"])))
+    job = JOBS[kind]
+    job.run(resolve(load_config(None, overrides), int(os.environ["WORLD_SIZE"]), job.shape))

@@ -14,19 +14,23 @@ from qwen_megatron.config.arithmetic.parameters import layer_matrix_parameters
 from qwen_megatron.config.sections.model import ModelConfig
 
 
-def training_flops_per_token(model: ModelConfig, seq_length: int) -> float:
+def training_flops_per_token(model: ModelConfig, seq_length: int, *, has_scalar_head: bool = False) -> float:
     """Operations of forward and backward pass for one token.
 
     Args:
         model: Architecture.
         seq_length: Context trained on, in tokens.
+        has_scalar_head: One row in place of the output layer.
     """
-    return 3.0 * (2.0 * product_weights(model) + attention_flops_per_token(model, seq_length))
+    return 3.0 * (
+        2.0 * product_weights(model, has_scalar_head=has_scalar_head) + attention_flops_per_token(model, seq_length)
+    )
 
 
-def product_weights(model: ModelConfig) -> int:
+def product_weights(model: ModelConfig, *, has_scalar_head: bool = False) -> int:
     """Weights that every token is multiplied with."""
-    return model.num_layers * layer_matrix_parameters(model) + model.vocab_size * model.hidden_size
+    rows = 1 if has_scalar_head else model.vocab_size
+    return model.num_layers * layer_matrix_parameters(model) + rows * model.hidden_size
 
 
 def attention_flops_per_token(model: ModelConfig, seq_length: int) -> float:
@@ -34,11 +38,13 @@ def attention_flops_per_token(model: ModelConfig, seq_length: int) -> float:
     return 2.0 * seq_length * model.num_attention_heads * model.kv_channels * model.num_layers
 
 
-def flops_formula(model: ModelConfig, seq_length: int) -> str:
+def flops_formula(model: ModelConfig, seq_length: int, *, has_scalar_head: bool = False) -> str:
     """How the number comes about, in one line."""
-    whole, attention = training_flops_per_token(model, seq_length), attention_flops_per_token(model, seq_length)
+    weights = product_weights(model, has_scalar_head=has_scalar_head)
+    whole = training_flops_per_token(model, seq_length, has_scalar_head=has_scalar_head)
+    attention = attention_flops_per_token(model, seq_length)
     return (
-        f"{whole:.4g} FLOPs a token = 3 (forward, backward twice) x (2 x {product_weights(model):,} weights in matrix "
+        f"{whole:.4g} FLOPs a token = 3 (forward, backward twice) x (2 x {weights:,} weights in matrix "
         f"products + {attention:,.0f} of causal attention, counted half)"
     )
 

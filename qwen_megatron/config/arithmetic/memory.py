@@ -18,7 +18,8 @@ A stage of the 1F1B schedule holds as many micro-batches at once as there are st
 interleaved schedule holds (1 + (p - 1) / (p v)) times as much on the first stage.
 
 Around the layers: the embedding's output; the last norm; for 512 tokens at a time logits (in the weights' precision)
-and hidden states; the gradient of the last hidden states.
+and hidden states; the gradient of the last hidden states. A scalar head: the last hidden states and their gradient in
+fp32 besides. A micro-batch of pairs is two sequences a pair.
 Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for the method and the schedules' factors; Rajbhandari et
 al. 2020 (arXiv 1910.02054) for the state; the layer's own terms are counted from `model/layer_spec.py`.
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen_megatron.config.arithmetic.ppo import other_models
 from qwen_megatron.config.resolve import ResolvedConfig
 
 LOSS_BLOCK_TOKENS = 512
@@ -40,6 +42,8 @@ class RankMemory:
         weights, gradients, optimizer: State.
         activations: What waits for the backward pass at the fullest moment.
         loss: Output layer and loss, on the last stage.
+        other_models: What PPO holds besides the policy; see `arithmetic.ppo`.
+        cache: Keys and values of responses under way; then nothing waits for a backward pass.
     """
 
     weights: int
@@ -47,11 +51,18 @@ class RankMemory:
     optimizer: int
     activations: int
     loss: int
+    other_models: int = 0
+    cache: int = 0
 
     @property
     def total(self) -> int:
         """All together; the device's context, the collectives' buffers and fragmentation come on top."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+        return self.state + max(self.activations + self.loss, self.cache)
+
+    @property
+    def state(self) -> int:
+        """What is there all the time: weights, gradients and optimizer of all models."""
+        return self.weights + self.gradients + self.optimizer + self.other_models
 
 
 def rank_memory(config: ResolvedConfig) -> tuple[RankMemory, ...]:
@@ -64,12 +75,15 @@ def stage_memory(config: ResolvedConfig, stage: int) -> RankMemory:
     is_bf16 = config.training.precision == "bf16"
     parameters = config.num_parameters_per_rank[stage]
     sharing = config.data_parallel_size * config.parallel.context_parallel_size
+    others = other_models(config, stage) if config.shape.has_ppo_models else None
     return RankMemory(
         weights=(2 if is_bf16 else 4) * parameters,
         gradients=4 * parameters,
         optimizer=-(-(12 if is_bf16 else 8) * parameters // sharing),
         activations=activation_bytes(config, stage),
         loss=loss_bytes(config) if stage == len(config.layers_per_stage) - 1 else 0,
+        other_models=0 if others is None else others.value + others.frozen,
+        cache=0 if others is None else others.cache,
     )
 
 
@@ -95,16 +109,19 @@ def activation_bytes(config: ResolvedConfig, stage: int) -> int:
 
 
 def loss_bytes(config: ResolvedConfig) -> int:
-    """Logits of a block, and the last hidden states with their gradient."""
+    """Logits of a block, or fp32 copies for a scalar head, and the last hidden states with their gradient."""
+    hidden = tokens_of_microbatch(config) * config.model.hidden_size
+    if config.shape.has_scalar_head:
+        return 3 * hidden * bytes_per_number(config) + 2 * hidden * 4
     rows = config.padded_vocab_size // config.parallel.tensor_model_parallel_size
     block = min(LOSS_BLOCK_TOKENS, tokens_of_microbatch(config))
-    hidden = 3 * tokens_of_microbatch(config) * config.model.hidden_size
-    return (block * rows + hidden) * bytes_per_number(config)
+    return (block * rows + 3 * hidden) * bytes_per_number(config)
 
 
 def tokens_of_microbatch(config: ResolvedConfig) -> int:
     """Tokens of a micro-batch on one context-parallel rank."""
-    return config.training.micro_batch_size * config.training.seq_length // config.parallel.context_parallel_size
+    rows = config.training.micro_batch_size * config.shape.rows_per_sample
+    return rows * config.training.seq_length // config.parallel.context_parallel_size
 
 
 def bytes_per_number(config: ResolvedConfig) -> int:

@@ -19,33 +19,34 @@ CORPUS_SUFFIXES = (".bin", ".idx", ".json", ".crc")
 NAME = re.compile(r"[\w.+-]{1,64}")
 
 
-def check_blend(blend: object, problems: Problems) -> tuple[str, ...] | Mapping[str, float]:
+def check_blend(blend: object, problems: Problems, key: str = KEY) -> tuple[str, ...] | Mapping[str, float]:
     """The blend, typed; what is wrong goes to `problems`.
 
     Args:
         blend: As the user gave it. Empty is allowed here; a run that trains needs at least one prefix.
         problems: Filled.
+        key: Of the setting.
     Returns:
         Prefixes without weights, or prefix -> weight; empty if the blend cannot be used.
     """
-    if not problems.usable(KEY):
+    if not problems.usable(key):
         return ()
     if isinstance(blend, Mapping):
         for prefix, weight in blend.items():
-            check_prefix(KEY, prefix, problems)
-            check_weight(prefix, weight, problems)
-        return {prefix: float(weight) for prefix, weight in blend.items()} if problems.usable(KEY) else {}
+            check_prefix(key, prefix, problems)
+            check_weight(key, prefix, weight, problems)
+        return {prefix: float(weight) for prefix, weight in blend.items()} if problems.usable(key) else {}
     if not isinstance(blend, list | tuple):
         rule = "must be a list of prefixes or a mapping of prefix to weight"
-        problems.add(KEY, blend, f"{rule}; use [{blend}]" if isinstance(blend, str) and blend else rule)
+        problems.add(key, blend, f"{rule}; use [{blend}]" if isinstance(blend, str) and blend else rule)
         return ()
     for prefix in blend:
-        check_prefix(KEY, prefix, problems)
-    if not problems.usable(KEY):
+        check_prefix(key, prefix, problems)
+    if not problems.usable(key):
         return ()
     for prefix, times in Counter(blend).items():
         if times > 1:
-            problems.add(KEY, prefix, f"is named {times} times; name it once and give weights as prefix: weight")
+            problems.add(key, prefix, f"is named {times} times; name it once and give weights as prefix: weight")
     return tuple(blend)
 
 
@@ -110,10 +111,10 @@ def check_prefix(key: str, prefix: object, problems: Problems) -> TypeGuard[str]
     return False
 
 
-def check_weight(prefix: str, weight: object, problems: Problems) -> None:
+def check_weight(key: str, prefix: str, weight: object, problems: Problems) -> None:
     """A weight is a positive, finite number."""
     good = isinstance(weight, int | float) and not isinstance(weight, bool) and weight > 0
     # Sums of weights must stay finite, and exact enough to give shares.
     if not good or not math.isfinite(weight) or not 1e-12 <= weight <= 1e15:  # type: ignore[arg-type, operator]
-        problems.add(f"{KEY}.{show(prefix)}", weight, "a weight must be a number above 0, at most 1e15; use 1.0")
-        problems.unusable.add(KEY)
+        problems.add(f"{key}.{show(prefix)}", weight, "a weight must be a number above 0, at most 1e15; use 1.0")
+        problems.unusable.add(key)

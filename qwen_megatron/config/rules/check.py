@@ -79,7 +79,7 @@ def check_overlap(sections: Sections, problems: Problems) -> None:
         rule = "needs parallel.overlap_grad_reduce; set that to true too, or this to false"
         problems.add("parallel.overlap_param_gather", True, rule)
     if sections.data.mask_documents:
-        check_document_mask(sections, problems)
+        check_document_kernels(sections, problems, "with data.mask_documents")
     if problems.usable("model.attention_dropout") and model.attention_dropout and not torch_kernels(sections):
         rule = "must be 0 without model.implementation=torch: other kernels draw masks that depend on the layout; use 0"
         problems.add("model.attention_dropout", model.attention_dropout, rule)
@@ -90,10 +90,10 @@ def torch_kernels(sections: Sections) -> bool:
     return sections.model.implementation == "torch" or sections.parallel.platform == "cpu"
 
 
-def check_document_mask(sections: Sections, problems: Problems) -> None:
-    """Kernels that would ignore the documents are refused."""
+def check_document_kernels(sections: Sections, problems: Problems, reason: str) -> None:
+    """Kernels that would ignore that documents do not see each other are refused."""
     if not torch_kernels(sections):
-        rule = "must be torch with data.mask_documents, the other kernels would ignore it; use torch"
+        rule = f"must be torch {reason}, the other kernels would ignore it; use torch"
         problems.add("model.implementation", sections.model.implementation, rule)
 
 

@@ -23,6 +23,9 @@ class TrainingConfig:
     train_iters: Count = 572_205
     """Length of the whole run in optimizer steps of `global_batch_size`; a batch-size ramp takes more steps for the
     same samples. Default: the 2.4 trillion tokens of Qwen-7B at the default batch."""
+    train_epochs: Annotated[int, Interval(ge=1, le=1 << 20)] | None = None
+    """Length of the run in passes over what is trained on of all corpora together, in place of `train_iters`, which is
+    worked out when the corpora are opened. Default: `train_iters` says it."""
     exit_iter: Count | None = None
     """Save and stop after this optimizer step although the schedule runs on; a later start goes on from there.
     Default: run to the end."""

@@ -6,46 +6,22 @@ last samples of every corpus are held out for evaluation and never trained on.
 
 from __future__ import annotations
 
-import bisect
-import functools
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_tools.corpus.reader import Corpus
 from data_tools.io.open_files import allow_open_files
-from qwen_megatron.data.pretraining.blending import Blend, largest_remainder
-from qwen_megatron.data.pretraining.permutation import KeyedPermutation
-from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.data.blended import BlendedSamples, SampleId, evenly_spread, held_out_counts
 from qwen_megatron.errors import DataError
 
 if TYPE_CHECKING:
     from qwen_megatron.data.batch import Batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleId:
-    """Where a sample's tokens stand.
-
-    Attributes:
-        corpus: Number of the corpus in the blend.
-        sample: Number of the sample in the corpus: tokens [sample * seq_length, (sample + 1) * seq_length].
-        epoch: How often the corpus had been used up before.
-    """
-
-    corpus: int
-    sample: int
-    epoch: int
-
-    def __str__(self) -> str:
-        return f"{self.corpus}:{self.sample}:{self.epoch}"
-
-
-class BlendedDataset(Dataset):
+class BlendedDataset(BlendedSamples):
     """Training and evaluation samples of a blend.
 
     Args:
@@ -71,44 +47,30 @@ class BlendedDataset(Dataset):
         vocab_size: int | None = None,
         mask_documents: bool = False,
     ):
-        self.prefixes = list(corpora)
         self.corpora = list(corpora.values())
-        self.seq_length = seq_length
-        self.seed = seed
         self.vocab_size = vocab_size
         self.mask_documents = mask_documents
         self.end_of_document = common_end(corpora)
         # An empty corpus has no share; it is refused below, by name.
         weights = [max(1, corpus.num_tokens) for corpus in self.corpora] if weights is None else list(weights)
-        self.blend = Blend(weights)
-        # The latest epoch that a sample was read of, by corpus.
-        self.epochs = [0] * len(self.corpora)
-        held_out = largest_remainder(weights, max(eval_samples, len(weights))) if eval_samples else [0] * len(weights)
+        held_out = held_out_counts(weights, eval_samples)
         totals = [max(0, corpus.num_tokens - 1) // seq_length for corpus in self.corpora]
-        self.train_counts = [total - held for total, held in zip(totals, held_out, strict=True)]
-        for prefix, total, held in zip(self.prefixes, totals, held_out, strict=True):
+        for prefix, total, held in zip(corpora, totals, held_out, strict=True):
             if total - held < 1:
                 raise DataError(
                     f"{prefix}: holds {total} samples of seq_length {seq_length}, but {held} are held out for "
                     "evaluation and at least 1 must be left to train on; lower data.eval_samples or "
                     "training.seq_length, or add text"
                 )
-        self.eval_ids = [
+        train_counts = [total - held for total, held in zip(totals, held_out, strict=True)]
+        eval_ids = [
             SampleId(corpus=i, sample=sample, epoch=0)
-            for i, (train, total) in enumerate(zip(self.train_counts, totals, strict=True))
+            for i, (train, total) in enumerate(zip(train_counts, totals, strict=True))
             for sample in range(train, total)
         ]
-
-    def train_id(self, number: int) -> SampleId:
-        """The `number`-th training sample of the run, counted over all corpora and epochs."""
-        corpus, drawn = self.blend.locate(number)
-        epoch, position = divmod(drawn, self.train_counts[corpus])
-        return SampleId(corpus=corpus, sample=self.permutation(corpus, epoch)(position), epoch=epoch)
-
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - a dataset lives as long as its run
-    def permutation(self, corpus: int, epoch: int) -> KeyedPermutation:
-        """Order of a corpus in an epoch; keyed by its content, not by its place in the blend."""
-        return KeyedPermutation(self.train_counts[corpus], self.seed, self.corpora[corpus].fingerprint, epoch)
+        super().__init__(
+            corpora, weights, train_counts=train_counts, eval_ids=eval_ids, seq_length=seq_length, seed=seed
+        )
 
     def tokens(self, sample: SampleId) -> np.ndarray:
         """int64 [seq_length + 1].
@@ -116,10 +78,7 @@ class BlendedDataset(Dataset):
         Raises:
             DataError: if the file is damaged or a token is not in the model's vocabulary.
         """
-        if sample.epoch > self.epochs[sample.corpus]:
-            # A block that was good an epoch ago need not be so today.
-            self.epochs[sample.corpus] = sample.epoch
-            self.corpora[sample.corpus].verify_again()
+        self.begin_epoch(sample)
         first = sample.sample * self.seq_length
         tokens = self.corpora[sample.corpus].tokens(first, self.seq_length + 1)
         # Tensor parallelism would train through such an id: every rank takes it for a row of another one.
@@ -145,32 +104,6 @@ class BlendedDataset(Dataset):
         from qwen_megatron.data.batch import blank_batch
 
         return None if self.mask_documents else blank_batch(ids, self.seq_length)
-
-    def check_unchanged(self) -> None:
-        """Before anything that was learned from the corpora is kept or judged: are their files what they were?
-
-        Raises:
-            DataError: naming a file whose size or time is not that of its opening.
-        """
-        for corpus in self.corpora:
-            corpus.check_unchanged()
-
-    def consumed(self, samples: int) -> dict[str, int]:
-        """The cursor: samples each corpus gave among the first `samples` of the run."""
-        return dict(zip(self.prefixes, self.blend.consumed(samples), strict=True))
-
-    def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
-        """The corpora, by prefix; see `Dataset.sources`."""
-        consumed = self.consumed(consumed_samples)
-        return {
-            prefix: {
-                "fingerprint": corpus.fingerprint,
-                "tokenizer": corpus.sidecar.tokenizer,
-                "end_of_document": corpus.end_of_document,
-                "consumed_samples": consumed[prefix],
-            }
-            for prefix, corpus in zip(self.prefixes, self.corpora, strict=True)
-        }
 
 
 class HeldOutDataset(BlendedDataset):
@@ -204,11 +137,8 @@ class HeldOutDataset(BlendedDataset):
             vocab_size=vocab_size,
             mask_documents=mask_documents,
         )
-        bounds = [0, *itertools.accumulate(self.train_counts)]
-        count = min(eval_samples, bounds[-1]) or bounds[-1]
-        places = (number * bounds[-1] // count for number in range(count))
-        owners = ((bisect.bisect_right(bounds, place) - 1, place) for place in places)
-        self.eval_ids = [SampleId(corpus=i, sample=place - bounds[i], epoch=0) for i, place in owners]
+        spread = evenly_spread(self.train_counts, eval_samples)
+        self.eval_ids = [SampleId(corpus=corpus, sample=sample, epoch=0) for corpus, sample in spread]
 
 
 def common_end(corpora: Mapping[str, Corpus]) -> int:

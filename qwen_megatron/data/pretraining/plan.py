@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.pretraining.blending import CYCLE
-from qwen_megatron.data.pretraining.dataset import BlendedDataset
 
 # Up to here repeated text teaches nearly as much as new text (Muennighoff et al. 2023, arXiv 2305.16264).
 MOST_EPOCHS = 4.0
@@ -39,15 +39,16 @@ class CorpusPlan:
         return f"{self.prefix}: {self.tokens:,} tokens, {self.share:.1%}, {self.epochs:.2f} epochs"
 
 
-def corpus_plans(dataset: BlendedDataset, samples: int) -> list[CorpusPlan]:
+def corpus_plans(dataset: BlendedSamples, samples: int) -> list[CorpusPlan]:
     """What the first `samples` samples of a run take of each corpus, in the blend's order."""
     consumed = dataset.consumed(samples)
+    tokens = dataset.rows_per_sample * dataset.seq_length
     return [
         CorpusPlan(
             prefix=prefix,
             share=quota / CYCLE,
-            tokens=consumed[prefix] * dataset.seq_length,
-            epoch_tokens=count * dataset.seq_length,
+            tokens=consumed[prefix] * tokens,
+            epoch_tokens=count * tokens,
         )
         for prefix, quota, count in zip(dataset.prefixes, dataset.blend.quotas, dataset.train_counts, strict=True)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from data_tools.io.progress import shows_progress
@@ -65,7 +65,8 @@ class ConsoleHook(Hook):
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if run.is_main:
             words = [place("eval", record.step, run.last_step), *([] if record.corpus is None else [record.corpus])]
-            words += [f"loss {record.eval_loss:.4f}", f"perplexity {record.perplexity:,.1f}"]
+            words += [f"loss {record.eval_loss:.4f}"]
+            words += metric_words(record.metrics) or [f"perplexity {record.perplexity:,.1f}"]
             self.print(SEPARATOR.join([*words, f"{record.eval_seconds:.2f} s"]))
 
     def time_left(self, run: Run, record: StepRecord) -> float:
@@ -109,6 +110,20 @@ def parts(record: StepRecord, last: int, seconds_left: float) -> list[tuple[str,
     memory = f"{record.peak_memory_bytes / 2**30:.2f} GiB"
     found += [("memory", memory), ("wait", f"wait {lost_share(record):.0%}")]
     return [*found, ("left", f"left {duration(seconds_left)}")]
+
+
+def metric_words(metrics: Mapping[str, float]) -> list[str]:
+    """Further numbers of an evaluation; a share with an interval is said with it and with what it was counted in."""
+    words = []
+    for name, value in metrics.items():
+        base, _, of = name.partition("/")
+        bounds = [metrics.get(f"{base}_{end}/{of}" if of else f"{base}_{end}") for end in ("low", "high")]
+        if None not in bounds:
+            count = metrics.get(f"pairs/{of}" if of else "pairs", 0.0)
+            words.append(f"{name} {value:.1%} ({bounds[0]:.1%} to {bounds[1]:.1%} of {count:.0f})")
+        elif not base.endswith(("_low", "_high")) and base != "pairs":
+            words.append(f"{name} {value:.4g}")
+    return words
 
 
 def place(word: str, step: int, last: int) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen_megatron.data.blended import SampleId
 from qwen_megatron.data.pretraining.blending import CYCLE
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, HeldOutDataset, SampleId, open_dataset
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, HeldOutDataset, open_dataset
 from qwen_megatron.data.pretraining.plan import corpus_plans, plan_lines, plan_warnings
 from qwen_megatron.errors import DataError
 

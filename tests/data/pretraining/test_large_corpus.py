@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_megatron.data.pretraining.dataset import BlendedDataset, SampleId, open_dataset
+from qwen_megatron.data.blended import SampleId
+from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
 from tests.support.corpora import seal, write_sparse_corpus
 
 SMALL, LARGE = 10**7, 10**12

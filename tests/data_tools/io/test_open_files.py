@@ -13,7 +13,7 @@ from data_tools.errors import DataError
 from data_tools.io.open_files import allow_open_files
 from qwen_megatron.config.sections.data import DataConfig
 from qwen_megatron.data.pretraining.dataset import open_dataset
-from qwen_megatron.jobs.preflight import check_data
+from qwen_megatron.jobs.corpora import check_data
 
 NUM_CORPORA = 100
 

@@ -1,0 +1,1 @@
+"""Pairs of a preferred and a rejected dialogue, for reward models."""

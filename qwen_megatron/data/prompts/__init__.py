@@ -1,0 +1,1 @@
+"""Queries that a policy answers while it is trained."""

@@ -1,0 +1,1 @@
+"""Dialogues packed into rows, for supervised fine-tuning."""

@@ -1,0 +1,1 @@
+"""What the command line knows of each job before torch is imported."""
