@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-align test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context
+.PHONY: docs help setup demo demo-align test test-faults test-align test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -46,6 +46,9 @@ endif
 
 demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
 	$(PY) examples/demo.py
+
+demo-align: setup ## fine-tuning, reward model and PPO on the model of make demo, in about ten minutes
+	$(PY) examples/demo_align.py
 
 # One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
 # for long. WORKERS=0 runs one test after the other in this process.
