@@ -69,8 +69,8 @@ def test_layouts_of_a_recipe_agree(
         launcher, arguments = command[: split - 1], command[split + 1 :]
         assert launcher[:3] == [sys.executable, "-m", "qwen_megatron.parallel.loopback"]
         log = tmp_path / f"{len(launches)}.log"
-        options = ["--standalone", *launcher[3:]]
-        agent = ForkedAgent(options, product, arguments, log=log, environment=env, directory=tmp_path)
+        options = launcher[3:]
+        agent = ForkedAgent(options, product, arguments, log=log, environment=env, directory=tmp_path, on_loopback=True)
         output = agent.output(timeout=300)
         launches.append(int(launcher[-1]))
         return subprocess.CompletedProcess(list(command), agent.returncode or 0, output, "")
