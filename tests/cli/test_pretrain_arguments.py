@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -53,11 +52,6 @@ def good(corpus: Path, tmp_path: Path) -> list[str]:
         f"data.blend=[{corpus}]",
         f"checkpoint.directory={tmp_path / 'run'}",
     ]
-
-
-def processor_seconds_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def problems(stderr: str) -> list[str]:

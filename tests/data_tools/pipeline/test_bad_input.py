@@ -68,7 +68,7 @@ def test_a_bad_record_costs_that_record(tmp_path: Path, capsys: pytest.CaptureFi
         "  - kind: normalise\n  - {kind: language, min_score: 0}\n  - {kind: exact_dedup}\n  - kind: fuzzy_dedup\n"
         "  - {kind: sample, fractions: {}}\n  - {kind: tokenize, shuffle: false, corpus_per_source: false}\n"
     )
-    assert main(["run", str(tmp_path / "p.yaml"), "--max-bad", "20"]) == 1
+    assert main(["run", str(tmp_path / "p.yaml"), "--max-bad", "20", "--workers", "1"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("qwen-data: error: 2 input files are damaged: ")
     for name in ("cut.jsonl.gz", "cut.jsonl.zst"):
