@@ -25,7 +25,8 @@ FIRST1 = "parallel.num_layers_in_first_pipeline_stage=1"
 CP2 = "parallel.context_parallel_size=2"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 HALF = "training.exit_iter=4"
-WHOLE = "training.exit_iter=8"
+# The fifth step shows what was restored, the sixth one the update that it led to; after that nothing is new.
+WHOLE = "training.exit_iter=6"
 # Step 4 lies in the middle: 2, 2, 2, 2, 2, 4, ... and 4, 4, 4, 4, 4, 8, ... samples a step.
 RAMP_FROM_2 = (
     "training.global_batch_size=8",
@@ -65,7 +66,7 @@ def test_resume_is_bitwise(
     halves = as_after(4, tmp_path / "straight", tmp_path / "halves")
     resumed = train_deep(ranks, world_size, byte_corpus, halves, WHOLE, *settings)
     assert trained(resumed) == trained(straight)
-    assert sorted(resumed) == list(range(1, 9))
+    assert sorted(resumed) == list(range(1, 7))
 
 
 def test_neither_a_save_nor_a_stop_changes_training(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
@@ -112,8 +113,8 @@ def test_resume_on_another_layout(
     continued: dict[int, dict[str, Any]],
 ) -> None:
     steps = train_deep(ranks, world_size, byte_corpus, run_copy, WHOLE, *layout)
-    assert sorted(steps) == list(range(1, 9))
-    for step in range(5, 9):
+    assert sorted(steps) == list(range(1, 7))
+    for step in range(5, 7):
         assert steps[step]["loss"] == pytest.approx(continued[step]["loss"], rel=1e-5)
         assert steps[step]["consumed_samples"] == continued[step]["consumed_samples"]
 
@@ -130,7 +131,7 @@ def continued(
 
 @pytest.fixture(scope="module")
 def alone(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight steps of one process, saved at 4 and 8."""
+    """Six steps of one process, saved at 4 and 6."""
     directory = tmp_path_factory.mktemp("alone")
     pretrain_on_ranks(ranks, 1, byte_corpus, directory, WHOLE, "checkpoint.save_interval=4")
     return directory
@@ -140,7 +141,7 @@ def test_from_one_process_to_a_layout(ranks: RankPool, byte_corpus: Path, tmp_pa
     directory = as_after(4, alone, tmp_path / "run")
     spread = pretrain_on_ranks(ranks, 4, byte_corpus, directory, WHOLE, TP2, SP)
     same = {row["step"]: row for row in rows(alone) if "loss" in row}
-    for step in range(5, 9):
+    for step in range(5, 7):
         assert spread[step]["loss"] == pytest.approx(same[step]["loss"], rel=1e-5)
         assert spread[step]["consumed_samples"] == same[step]["consumed_samples"]
 
@@ -172,7 +173,7 @@ def test_vocabulary_padded_for_the_layout_comes_off_again(ranks: RankPool, byte_
     same = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "same", WHOLE, TP2, "checkpoint.save_interval=4")
     directory = as_after(4, tmp_path / "same", tmp_path / "run")
     alone = pretrain_on_ranks(ranks, 1, byte_corpus, directory, WHOLE)
-    assert alone[8]["loss"] == pytest.approx(same[8]["loss"], rel=1e-5)
+    assert alone[6]["loss"] == pytest.approx(same[6]["loss"], rel=1e-5)
 
 
 def test_small_state_is_json(half_run: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_resume_from_the_checkpoint_before_arrives_at_the_same_bits(
     steps = train_deep(ranks, 4, byte_corpus, run_copy, WHOLE, TP2, PP2, SP)
     assert trained(steps) == trained(continued)
     # Rows of the steps that were done again stand once.
-    assert [row["step"] for row in rows(run_copy) if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows(run_copy) if "loss" in row] == list(range(1, 7))
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
