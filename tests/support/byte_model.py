@@ -38,7 +38,7 @@ def trained_model(
     *,
     context: int = CONTEXT,
     rotary_base: float = 200.0,
-    **changes: int,
+    ffn_hidden_size: int = 176,
 ) -> QwenModel:
     """A model of two layers that has seen nothing beyond `context` tokens, in evaluation mode.
 
@@ -51,7 +51,7 @@ def trained_model(
         context: Tokens of a sample.
         rotary_base: By default wavelengths beyond the context are those of three of eight pairs of channels; at 7B of
             23 of 64.
-        changes: Of the model's configuration.
+        ffn_hidden_size: Channels of the feed-forward layers.
     """
     config = replace(
         tiny_config().model,
@@ -59,7 +59,7 @@ def trained_model(
         vocab_size=VOCABULARY,
         seq_length=context,
         rotary_base=rotary_base,
-        **changes,
+        ffn_hidden_size=ffn_hidden_size,
     )
     built = build_model(config, groups, precision="fp32", seed=1)
     optimizer = torch.optim.AdamW(built.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
