@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def write_tokenizer(folder: Path, model: ModelConfig, hf_format: Format) -> None
     write_atomically(folder / TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
+@cache
 def build_tokenizer() -> Tokenizer:
-    """Qwen's tokenizer on the library `tokenizers`."""
+    """Qwen's tokenizer on the library `tokenizers`; built once in a process, to be saved and not to be changed."""
     ranks = read_vocabulary(vocab_path())
     characters = byte_characters()
     # A byte as a code point first: translate() then maps whole tokens at once.

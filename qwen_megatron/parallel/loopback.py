@@ -94,14 +94,19 @@ def stay_on_loopback(environment: MutableMapping[str, str]) -> None:
         environment.setdefault(setting, present[0])
 
 
+def rendezvous_options() -> list[str]:
+    """torchrun's options for a rendezvous on this machine, which it knows from then on."""
+    rendezvous_handler_registry.register(NAME, create_handler)
+    options = ["--rdzv-backend", NAME, "--rdzv-endpoint", LOOPBACK, "--rdzv-id", uuid.uuid4().hex]
+    return [*options, "--local-addr", LOOPBACK]
+
+
 @record
 def main(argv: Sequence[str] | None = None) -> None:
     """Starts the processes and waits for them; arguments are torchrun's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     stay_on_loopback(os.environ)
-    rendezvous_handler_registry.register(NAME, create_handler)
-    rendezvous = ["--rdzv-backend", NAME, "--rdzv-endpoint", LOOPBACK, "--rdzv-id", uuid.uuid4().hex]
-    run(parse_args([*rendezvous, "--local-addr", LOOPBACK, *arguments]))
+    run(parse_args([*rendezvous_options(), *arguments]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from tests.support.ranks import RankFailed, RankPool
 from tests.support.trainables import groups_of
-from tests.support.training import SMALL, pretrain_on_ranks, rows
+from tests.support.training import DEEP, as_after, pretrain_on_ranks, rows
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
@@ -23,7 +25,8 @@ FIRST1 = "parallel.num_layers_in_first_pipeline_stage=1"
 CP2 = "parallel.context_parallel_size=2"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 HALF = "training.exit_iter=4"
-WHOLE = "training.exit_iter=8"
+# The fifth step shows what was restored, the sixth one the update that it led to; after that nothing is new.
+WHOLE = "training.exit_iter=6"
 # Step 4 lies in the middle: 2, 2, 2, 2, 2, 4, ... and 4, 4, 4, 4, 4, 8, ... samples a step.
 RAMP_FROM_2 = (
     "training.global_batch_size=8",
@@ -37,6 +40,7 @@ RAMP_FROM_4 = (
     "training.rampup_batch_size_increment=4",
     "training.rampup_samples=20",
 )
+train_deep = partial(pretrain_on_ranks, base=DEEP)
 TRAINED_ROWS = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
 
 
@@ -58,19 +62,11 @@ def test_resume_is_bitwise(
     world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path
 ) -> None:
     settings = (*layout, "checkpoint.save_interval=4")
-    straight = pretrain_on_ranks(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *settings)
-    halves = as_after_step_4(tmp_path / "straight", tmp_path / "halves")
-    resumed = pretrain_on_ranks(ranks, world_size, byte_corpus, halves, WHOLE, *settings)
+    straight = train_deep(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *settings)
+    halves = as_after(4, tmp_path / "straight", tmp_path / "halves")
+    resumed = train_deep(ranks, world_size, byte_corpus, halves, WHOLE, *settings)
     assert trained(resumed) == trained(straight)
-    assert sorted(resumed) == list(range(1, 9))
-
-
-def as_after_step_4(source: Path, directory: Path) -> Path:
-    """A copy of a run's folder without what it wrote after its fourth step."""
-    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("iter_0000008", "latest"))
-    rows_before = [row for row in rows(source) if row["step"] <= 4]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_before))
-    return directory
+    assert sorted(resumed) == list(range(1, 7))
 
 
 def test_neither_a_save_nor_a_stop_changes_training(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
@@ -84,7 +80,7 @@ def test_neither_a_save_nor_a_stop_changes_training(ranks: RankPool, byte_corpus
 def half_run(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on TP2 x PP2 with sequence parallelism, stopped after 4 of its steps, saved at 2 and 4."""
     directory = tmp_path_factory.mktemp("half")
-    pretrain_on_ranks(ranks, 4, byte_corpus, directory, HALF, TP2, PP2, SP, "checkpoint.save_interval=2")
+    train_deep(ranks, 4, byte_corpus, directory, HALF, TP2, PP2, SP, "checkpoint.save_interval=2")
     return directory
 
 
@@ -116,9 +112,9 @@ def test_resume_on_another_layout(
     run_copy: Path,
     continued: dict[int, dict[str, Any]],
 ) -> None:
-    steps = pretrain_on_ranks(ranks, world_size, byte_corpus, run_copy, WHOLE, *layout)
-    assert sorted(steps) == list(range(1, 9))
-    for step in range(5, 9):
+    steps = train_deep(ranks, world_size, byte_corpus, run_copy, WHOLE, *layout)
+    assert sorted(steps) == list(range(1, 7))
+    for step in range(5, 7):
         assert steps[step]["loss"] == pytest.approx(continued[step]["loss"], rel=1e-5)
         assert steps[step]["consumed_samples"] == continued[step]["consumed_samples"]
 
@@ -130,15 +126,22 @@ def continued(
     """The run gone on with on its own layout."""
     directory = tmp_path_factory.mktemp("continued") / "run"
     shutil.copytree(half_run, directory)
-    return pretrain_on_ranks(ranks, 4, byte_corpus, directory, WHOLE, TP2, PP2, SP)
+    return train_deep(ranks, 4, byte_corpus, directory, WHOLE, TP2, PP2, SP)
 
 
-def test_from_one_process_to_a_layout(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
-    pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "run", HALF)
-    shutil.copytree(tmp_path / "run", tmp_path / "same")
-    same = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "same", WHOLE)
-    spread = pretrain_on_ranks(ranks, 4, byte_corpus, tmp_path / "run", WHOLE, TP2, SP)
-    for step in range(5, 9):
+@pytest.fixture(scope="module")
+def alone(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of one process, saved at 4 and 6."""
+    directory = tmp_path_factory.mktemp("alone")
+    pretrain_on_ranks(ranks, 1, byte_corpus, directory, WHOLE, "checkpoint.save_interval=4")
+    return directory
+
+
+def test_from_one_process_to_a_layout(ranks: RankPool, byte_corpus: Path, tmp_path: Path, alone: Path) -> None:
+    directory = as_after(4, alone, tmp_path / "run")
+    spread = pretrain_on_ranks(ranks, 4, byte_corpus, directory, WHOLE, TP2, SP)
+    same = {row["step"]: row for row in rows(alone) if "loss" in row}
+    for step in range(5, 7):
         assert spread[step]["loss"] == pytest.approx(same[step]["loss"], rel=1e-5)
         assert spread[step]["consumed_samples"] == same[step]["consumed_samples"]
 
@@ -160,18 +163,17 @@ def test_no_pickle_beside_the_shards_is_opened(
         (checkpoint / name).write_bytes(content)
         manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
+    steps = train_deep(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
     assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
     assert not canary.exists()
 
 
 def test_vocabulary_padded_for_the_layout_comes_off_again(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
     """257 rows are 258 on two tensor-parallel ranks; one rank takes them over without the extra row."""
-    pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "run", HALF, TP2)
-    shutil.copytree(tmp_path / "run", tmp_path / "same")
-    same = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "same", WHOLE, TP2)
-    alone = pretrain_on_ranks(ranks, 1, byte_corpus, tmp_path / "run", WHOLE)
-    assert alone[8]["loss"] == pytest.approx(same[8]["loss"], rel=1e-5)
+    same = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "same", WHOLE, TP2, "checkpoint.save_interval=4")
+    directory = as_after(4, tmp_path / "same", tmp_path / "run")
+    alone = pretrain_on_ranks(ranks, 1, byte_corpus, directory, WHOLE)
+    assert alone[6]["loss"] == pytest.approx(same[6]["loss"], rel=1e-5)
 
 
 def test_small_state_is_json(half_run: Path) -> None:
@@ -241,10 +243,10 @@ def test_a_resume_from_the_checkpoint_before_arrives_at_the_same_bits(
     ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
 ) -> None:
     damage_flip(run_copy / "iter_0000004")
-    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, WHOLE, TP2, PP2, SP)
+    steps = train_deep(ranks, 4, byte_corpus, run_copy, WHOLE, TP2, PP2, SP)
     assert trained(steps) == trained(continued)
     # Rows of the steps that were done again stand once.
-    assert [row["step"] for row in rows(run_copy) if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows(run_copy) if "loss" in row] == list(range(1, 7))
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -253,7 +255,7 @@ def test_damaged_checkpoint_asked_for_by_name_is_refused(
 ) -> None:
     name = damage(run_copy / "iter_0000004")
     with pytest.raises(RankFailed, match="CheckpointError") as caught:
-        pretrain_on_ranks(ranks, 1, byte_corpus, run_copy, WHOLE, f"checkpoint.load={run_copy / 'iter_0000004'}")
+        train_deep(ranks, 1, byte_corpus, run_copy, WHOLE, f"checkpoint.load={run_copy / 'iter_0000004'}")
     assert name in str(caught.value)
 
 
@@ -261,7 +263,7 @@ def test_no_whole_checkpoint_is_not_a_fresh_start(ranks: RankPool, byte_corpus: 
     for folder in run_copy.glob("iter_*"):
         damage_flip(folder)
     with pytest.raises(RankFailed, match="none of its 2 checkpoints is whole"):
-        pretrain_on_ranks(ranks, 1, byte_corpus, run_copy, WHOLE)
+        train_deep(ranks, 1, byte_corpus, run_copy, WHOLE)
 
 
 @pytest.mark.parametrize("content", ["", "garbage\x00", "iter_9999999\n", "../../etc"])
@@ -274,7 +276,7 @@ def test_a_resume_with_a_garbled_latest_goes_on(
     ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
 ) -> None:
     (run_copy / "latest").write_text("../../etc")
-    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
+    steps = train_deep(ranks, 4, byte_corpus, run_copy, "training.exit_iter=5", TP2, PP2, SP)
     assert steps[5]["loss_hex"] == continued[5]["loss_hex"]
 
 
@@ -282,7 +284,7 @@ def test_partial_folder_is_no_checkpoint(ranks: RankPool, byte_corpus: Path, run
     """A save that was killed leaves a hidden folder; the next save of that step replaces it."""
     (run_copy / "iter_0000004").rename(run_copy / ".iter_0000004.partial")
     (run_copy / ".iter_0000004.partial" / "manifest.json").unlink()
-    steps = pretrain_on_ranks(ranks, 4, byte_corpus, run_copy, HALF, TP2, PP2, SP)
+    steps = train_deep(ranks, 4, byte_corpus, run_copy, HALF, TP2, PP2, SP)
     assert sorted(steps) == [1, 2, 3, 4]
     assert (run_copy / "iter_0000004" / "manifest.json").exists()
     assert not (run_copy / ".iter_0000004.partial").exists()
@@ -290,35 +292,29 @@ def test_partial_folder_is_no_checkpoint(ranks: RankPool, byte_corpus: Path, run
 
 def test_a_finished_run_started_again_does_nothing(ranks: RankPool, byte_corpus: Path, run_copy: Path) -> None:
     before = rows(run_copy)
-    pretrain_on_ranks(ranks, 2, byte_corpus, run_copy, HALF, TP2)
+    train_deep(ranks, 2, byte_corpus, run_copy, HALF, TP2)
     assert rows(run_copy) == before
-
-
-@pytest.fixture(scope="module")
-def alone(ranks: RankPool, byte_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps of one process, saved at 4 and 6."""
-    directory = tmp_path_factory.mktemp("alone")
-    pretrain_on_ranks(ranks, 1, byte_corpus, directory, "training.exit_iter=6", "checkpoint.save_interval=4")
-    return directory
 
 
 @pytest.mark.parametrize("change", ["optimizer.weight_decay=2", "optimizer.lr=2e-2"])
 def test_a_changed_setting_is_refused_or_used(
     change: str, ranks: RankPool, byte_corpus: Path, alone: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(alone, tmp_path / "run", ignore=shutil.ignore_patterns("iter_0000006", "latest"))
+    as_after(4, alone, tmp_path / "run")
     expected = {row["step"]: row for row in rows(alone) if "loss" in row}
-    assert_refused_or_used(change, ranks, 1, (), byte_corpus, tmp_path / "run", expected)
+    assert_refused_or_used(change, pretrain_on_ranks, ranks, 1, (), byte_corpus, tmp_path / "run", expected)
 
 
 def test_a_changed_setting_is_refused_or_used_on_ranks(
     ranks: RankPool, byte_corpus: Path, run_copy: Path, continued: dict[int, dict[str, Any]]
 ) -> None:
-    assert_refused_or_used("optimizer.adam_beta1=0.5", ranks, 4, (TP2, PP2, SP), byte_corpus, run_copy, continued)
+    change, layout = "optimizer.adam_beta1=0.5", (TP2, PP2, SP)
+    assert_refused_or_used(change, train_deep, ranks, 4, layout, byte_corpus, run_copy, continued)
 
 
 def assert_refused_or_used(
     change: str,
+    train: Callable[..., dict[int, dict[str, Any]]],
     ranks: RankPool,
     world_size: int,
     layout: tuple[str, ...],
@@ -331,16 +327,16 @@ def assert_refused_or_used(
     settings = ("training.exit_iter=6", change, "optimizer.min_lr=1e-3", *layout)
     refusal = rf"ChangesRefused(.|\n)*{key} is {float(value):g}, the checkpoint was trained with"
     with pytest.raises(RankFailed, match=refusal):
-        pretrain_on_ranks(ranks, world_size, corpus, directory, *settings)
+        train(ranks, world_size, corpus, directory, *settings)
     allowed = f"checkpoint.allow_changes=[{key}]"
-    steps = pretrain_on_ranks(ranks, world_size, corpus, directory, *settings, allowed)
+    steps = train(ranks, world_size, corpus, directory, *settings, allowed)
     # The first loss comes before the first update with the new value.
     assert steps[5]["loss_hex"] == expected[5]["loss_hex"]
     assert steps[6]["loss_hex"] != expected[6]["loss_hex"]
     if key == "optimizer.lr":
         assert steps[5]["learning_rate"] > 1.9 * expected[5]["learning_rate"]
     # What was allowed once is what the next checkpoint was trained with.
-    pretrain_on_ranks(ranks, world_size, corpus, directory, *settings, "training.exit_iter=7")
+    train(ranks, world_size, corpus, directory, *settings, "training.exit_iter=7")
 
 
 def test_other_data_is_refused(ranks: RankPool, run_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -348,13 +344,13 @@ def test_other_data_is_refused(ranks: RankPool, run_copy: Path, tmp_path_factory
 
     other = write_byte_corpus(tmp_path_factory.mktemp("other") / "bytes", num_documents=30)
     with pytest.raises(RankFailed, match=r"data\.blend is .*now but not then: "):
-        pretrain_on_ranks(ranks, 1, other, run_copy, WHOLE)
+        train_deep(ranks, 1, other, run_copy, WHOLE)
 
 
 def test_init_from_takes_weights_only(ranks: RankPool, byte_corpus: Path, half_run: Path, tmp_path: Path) -> None:
     checkpoint = half_run / "iter_0000004"
     before = [row["eval_loss"] for row in rows(half_run) if "eval_loss" in row][-1]
-    steps = pretrain_on_ranks(
+    steps = train_deep(
         ranks, 2, byte_corpus, tmp_path, "training.exit_iter=2", f"checkpoint.init_from={checkpoint}", TP2
     )
     after = next(row for row in rows(tmp_path) if "eval_loss" in row)
@@ -366,12 +362,11 @@ def test_init_from_takes_weights_only(ranks: RankPool, byte_corpus: Path, half_r
 
 def test_init_from_another_shape_is_refused(ranks: RankPool, byte_corpus: Path, half_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match=r"model\.ffn_hidden_size=128, but it has 176"):
-        pretrain_on_ranks(
+        train_deep(
             ranks,
             1,
             byte_corpus,
             tmp_path,
             f"checkpoint.init_from={half_run / 'iter_0000004'}",
             "model.ffn_hidden_size=128",
-            base=SMALL,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import pytest
 from qwen_megatron.cli.check_parity import report
 from qwen_megatron.cli.main import main
 from qwen_megatron.errors import ConfigError
+from qwen_megatron.jobs import parity
 from qwen_megatron.jobs.parity import Layout, parse_layout
+from tests.support.launch import ForkedAgent, product
 
 
 def test_layouts_are_read() -> None:
@@ -48,7 +53,29 @@ def test_a_layout_that_does_not_fit_is_found_before_anything_runs(
     assert "training" not in output.splitlines()[0]
 
 
-def test_layouts_of_a_recipe_agree(byte_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layouts_of_a_recipe_agree(
+    byte_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launches: list[int] = []
+
+    def run_forked(
+        command: Sequence[str], *, env: Mapping[str, str], capture_output: bool, text: bool, check: bool
+    ) -> subprocess.CompletedProcess[str]:
+        """The launch that was asked for, without its imports; tests/jobs/test_loopback.py launches in the usual way."""
+        assert capture_output
+        assert text
+        assert not check
+        split = command.index("qwen_megatron")
+        launcher, arguments = command[: split - 1], command[split + 1 :]
+        assert launcher[:3] == [sys.executable, "-m", "qwen_megatron.parallel.loopback"]
+        log = tmp_path / f"{len(launches)}.log"
+        options = launcher[3:]
+        agent = ForkedAgent(options, product, arguments, log=log, environment=env, directory=tmp_path, on_loopback=True)
+        output = agent.output(timeout=300)
+        launches.append(int(launcher[-1]))
+        return subprocess.CompletedProcess(list(command), agent.returncode or 0, output, "")
+
+    monkeypatch.setattr(parity.subprocess, "run", run_forked)
     # A small model and one step: how far layouts agree is the parity test's question, here the command is tested.
     settings = [
         "parallel.platform=cpu",
@@ -61,6 +88,7 @@ def test_layouts_of_a_recipe_agree(byte_corpus: Path, capsys: pytest.CaptureFixt
         "training.train_iters=10",
     ]
     assert main(["check-parity", *settings, "--layouts", "tp2-sp", "--steps", "1"]) == 0
+    assert launches == [1, 2]
     output = capsys.readouterr().out
     assert "tp2-sp" in output
     assert "yes" in output

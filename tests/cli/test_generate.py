@@ -30,21 +30,28 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "checkpoint", folder / "hf"
 
 
-@pytest.mark.parametrize("source", [0, 1], ids=["checkpoint", "hf"])
-def test_the_continuation_is_that_of_transformers(
-    source: int, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def continuation(folders: tuple[Path, Path]) -> str:
+    """What transformers makes of the prompt, six tokens more."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert main(["generate", str(folders[source]), "--prompt", PROMPT, "--max-new-tokens", "6"]) == 0
-    printed = capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(folders[1], local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folders[1], dtype=torch.float32, local_files_only=True).eval()
     ids = model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=6)[0].tolist()
     assert len(ids) == len(QwenTokenizer().encode(PROMPT)) + 6
     assert max(ids) < NUM_TOKENS
-    assert printed == tokenizer.decode(ids) + "\n"
-    assert printed.startswith(PROMPT)
+    text = tokenizer.decode(ids)
+    assert text.startswith(PROMPT)
+    return str(text)
+
+
+@pytest.mark.parametrize("source", [0, 1], ids=["checkpoint", "hf"])
+def test_the_continuation_is_that_of_transformers(
+    source: int, folders: tuple[Path, Path], continuation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["generate", str(folders[source]), "--prompt", PROMPT, "--max-new-tokens", "6"]) == 0
+    assert capsys.readouterr().out == continuation + "\n"
 
 
 def test_an_empty_prompt_is_wrong_usage(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.convert.random_weights import TINY, TINY3, RandomWeights
 from tests.convert.round_trip import assert_same_tensors, check_conversion
 from tests.support.ranks import RankPool
-from tests.support.training import pretrain_on_ranks
+from tests.support.training import DEEP, pretrain_on_ranks
 
 # 67 rows of vocabulary become 68 on two tensor-parallel ranks.
 GROUPED = dataclasses.replace(TINY, num_query_groups=2)
@@ -104,5 +104,6 @@ def test_a_run_on_tensor_and_pipeline_ranks_is_converted(ranks: RankPool, byte_c
         "parallel.tensor_model_parallel_size=2",
         "parallel.pipeline_model_parallel_size=2",
         "parallel.sequence_parallel=true",
+        base=DEEP,
     )
     check_conversion(tmp_path / "run" / "iter_0000002", tmp_path)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from qwen_megatron.errors import ConfigError
-from qwen_megatron.evaluation.harness import HarnessModel, how_long, run_harness
 from qwen_megatron.evaluation.language_model import GeneratorModel, TextModel
 from qwen_megatron.inference.loading import logits
 from qwen_megatron.inference.opening import Opening, open_generator
 from tests.evaluation.byte_model import write_byte_model, write_tasks
+
+if TYPE_CHECKING:
+    from qwen_megatron.evaluation.harness import HarnessModel
 
 LENGTH = 128
 
@@ -40,6 +42,13 @@ def model(folder: Path) -> Iterator[TextModel]:
     with open_generator(folder / "hf", Opening(tensor_size=1)) as generator:
         found = GeneratorModel(generator)
         yield TextModel(found, found.vocabulary, LENGTH)
+
+
+def adapted(model: TextModel, *, is_chat: bool = False) -> HarnessModel:
+    """The model as lm-eval asks it; importing lm-eval takes seconds, and not in processes that only collect tests."""
+    from qwen_megatron.evaluation.harness import HarnessModel
+
+    return HarnessModel(model, is_chat=is_chat)
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
@@ -67,7 +76,7 @@ def test_log_probabilities_are_those_of_the_logits(model: TextModel) -> None:
     ]
     # A space moves to the continuation, as lm-eval has it.
     texts.append(("The sum is ", "five"))
-    answers = HarnessModel(model).loglikelihood(requests(*texts), disable_tqdm=True)
+    answers = adapted(model).loglikelihood(requests(*texts), disable_tqdm=True)
     encode = model.vocabulary.encode
     texts[-1] = ("The sum is", " five")
     for (context, new), (log_probability, is_greedy) in zip(texts, answers, strict=True):
@@ -78,7 +87,7 @@ def test_log_probabilities_are_those_of_the_logits(model: TextModel) -> None:
 
 
 def test_what_is_generated_is_greedy(model: TextModel) -> None:
-    adapter = HarnessModel(model)
+    adapter = adapted(model)
     (text,) = adapter.generate_until(requests(("The sum", {"until": [], "max_gen_toks": 5})))
     new = model.vocabulary.encode("The sum")
     assert isinstance(model.model, GeneratorModel)
@@ -91,7 +100,7 @@ def test_what_is_generated_is_greedy(model: TextModel) -> None:
 
 def test_whole_texts_are_scored_in_windows(model: TextModel) -> None:
     text = "abc" * 100
-    (found,) = HarnessModel(model).loglikelihood_rolling(requests((text,)))
+    (found,) = adapted(model).loglikelihood_rolling(requests((text,)))
     ids = [256, *model.vocabulary.encode(text)]
     windows = [ids[0 : LENGTH + 1], ids[LENGTH : 2 * LENGTH + 1]]
     total = sum(by_logits(model, window[:1], window[1:])[0] for window in windows)
@@ -106,8 +115,10 @@ def test_scores_equal_those_of_lm_evals_own_model(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    from qwen_megatron.evaluation.harness import run_harness
+
     tasks = ["our_choice", "our_texts", "our_completions"]
-    ours = run_harness(HarnessModel(model), tasks, include=folder)
+    ours = run_harness(adapted(model), tasks, include=folder)
     arguments = {"pretrained": str(folder / "hf"), "dtype": "float32", "max_length": LENGTH}
     theirs = simple_evaluate(
         model="hf",
@@ -132,7 +143,7 @@ def test_scores_equal_those_of_lm_evals_own_model(
 
 
 def test_chat(model: TextModel) -> None:
-    adapter = HarnessModel(model, is_chat=True)
+    adapter = adapted(model, is_chat=True)
     text = adapter.apply_chat_template([{"role": "user", "content": "Hi"}])
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
@@ -140,19 +151,23 @@ def test_chat(model: TextModel) -> None:
     )
     ids = adapter.tok_encode(text)
     assert (ids.count(257), ids.count(258)) == (3, 2)
-    assert HarnessModel(model).tok_encode(text).count(257) == 0
+    assert adapted(model).tok_encode(text).count(257) == 0
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "So"}]
     assert adapter.apply_chat_template(turns, add_generation_prompt=False).endswith("<|im_start|>assistant\nSo")
 
 
 def test_tasks_that_run_code_unconfined_are_refused(model: TextModel, folder: Path) -> None:
+    from qwen_megatron.evaluation.harness import run_harness
+
     text = (folder / "our_completions.yaml").read_text(encoding="utf-8").replace("our_completions", "our_code")
     (folder / "our_code.yaml").write_text(f"{text}unsafe_code: true\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"our_code.*unconfined; take the task files humaneval"):
-        run_harness(HarnessModel(model), ["our_code"], include=folder)
+        run_harness(adapted(model), ["our_code"], include=folder)
 
 
 def test_how_long() -> None:
+    from qwen_megatron.evaluation.harness import how_long
+
     assert how_long({"until": "x", "max_gen_toks": 7}, "t") == (7, ("x",))
     assert how_long({"until": ["x", ""], "do_sample": False, "temperature": 1.0}, "t") == (256, ("x",))
     with pytest.raises(ConfigError, match="--tasks=lm-eval:t: asks for sampled completions"):

@@ -43,6 +43,7 @@ class Job:
         faults: What the ranks do to themselves.
         command: Whether `qwen-megatron launch` starts agent and ranks as commands; otherwise they are forks of a
             process that has imported all that they need (tests/support/launch.py).
+        on_loopback: Whether the forks meet as under that command.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Job:
         max_restarts: int = 0,
         faults: Sequence[Fault] = (),
         command: bool = False,
+        on_loopback: bool = False,
     ):
         self.directory = directory
         self.mark = uuid.uuid4().hex
@@ -68,12 +70,13 @@ class Job:
         self.agent: ForkedAgent | subprocess.Popen[bytes]
         if not command:
             self.agent = ForkedAgent(
-                ["--standalone", *options],
+                options if on_loopback else ["--standalone", *options],
                 sick_worker.main,
                 arguments,
                 log=self.log,
                 environment=environment,
                 directory=root,
+                on_loopback=on_loopback,
             )
             return
         assert not faults

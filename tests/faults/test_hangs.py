@@ -18,8 +18,8 @@ SECONDS = 6
 STILL = 2.0
 TIMEOUTS = tuple(f"parallel.{name}_timeout_seconds={SECONDS}" for name in ("step", "evaluation", "save"))
 PLACES = {
-    # Eight held-out samples come first, then four micro-batches a step.
-    "step": ("qwen_megatron.train.step:forward_step", 18, "forward of step 3"),
+    # Four held-out samples come first, then four micro-batches a step.
+    "step": ("qwen_megatron.train.step:forward_step", 14, "forward of step 3"),
     # The first evaluation is before the first step.
     "evaluation": ("qwen_megatron.jobs.pretrain:evaluate", 2, "evaluation after step 3"),
     "save": ("qwen_megatron.checkpoint.save:Saver.save", 1, "saving after step 4"),
@@ -63,7 +63,8 @@ def test_a_silent_rank_is_named(byte_corpus: Path, tmp_path: Path, place: str, l
 
 @pytest.mark.faults
 def test_a_silent_rank_is_named_among_four(byte_corpus: Path, tmp_path: Path) -> None:
-    fault = Fault(rank=2, at=PLACES["step"][0], calls=(18,), do="stop", seconds=STILL)
+    at, call, where = PLACES["step"]
+    fault = Fault(rank=2, at=at, calls=(call,), do="stop", seconds=STILL)
     with Job(tmp_path / "run", byte_corpus, 4, *TP2_PP2, *TIMEOUTS, faults=[fault]) as job:
         job.wait_until(lambda: is_stopped(job, 2), "rank 2 stops")
         pid = job.workers()[2].pid
@@ -71,7 +72,7 @@ def test_a_silent_rank_is_named_among_four(byte_corpus: Path, tmp_path: Path) ->
         psutil.Process(pid).kill()
         job.wait()
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
-    assert f"process {pid}) is silent, it was last in forward of step 3" in failure["message"]
+    assert f"process {pid}) is silent, it was last in {where}" in failure["message"]
     # Only one rank is accused.
     assert failure["message"].count("is silent") == 1
 

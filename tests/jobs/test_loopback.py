@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -14,7 +15,9 @@ import torch.distributed as dist
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.parallel import loopback
 from qwen_megatron.parallel.rendezvous import loopback_store, open_store
-from tests.faults.job import Job
+from tests.faults.job import LONG, Job
+from tests.support.ranks import RankPool
+from tests.support.training import pretrain_on_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +35,7 @@ def listening(processes: list[psutil.Process]) -> set[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for other processes' sockets")
 def test_a_launch_listens_on_the_machine_alone_and_restarts(byte_corpus: Path, tmp_path: Path) -> None:
     settings = ("training.exit_iter=12", "checkpoint.save_interval=3")
-    with Job(tmp_path / "run", byte_corpus, 2, *settings, command=True, max_restarts=1) as job:
+    with Job(tmp_path / "run", byte_corpus, 2, *settings, max_restarts=1, on_loopback=True) as job:
         job.wait_for_step(4)
         assert listening(job.processes()) == {"127.0.0.1"}
         job.send(1, signal.SIGKILL)
@@ -40,6 +43,29 @@ def test_a_launch_listens_on_the_machine_alone_and_restarts(byte_corpus: Path, t
     assert job.output().count("parameters on cpu") == 2
     assert list(job.rows()) == list(range(1, 13))
     assert "going on from" in job.output()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for other processes' sockets")
+def test_the_command_is_such_a_launch_and_a_signal_saves(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    """`qwen-megatron launch`, and commands as its ranks."""
+    directory, pp2 = tmp_path / "run", "parallel.pipeline_model_parallel_size=2"
+    with Job(directory, byte_corpus, 2, pp2, command=True) as job:
+        job.wait_for_step(3)
+        assert listening(job.processes()) == {"127.0.0.1"}
+        job.agent.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 1
+    output = job.output()
+    completion = json.loads((directory / "completion.json").read_text())
+    assert completion["reason"] == "SIGTERM", output
+    step = completion["step"]
+    assert list(job.rows()) == list(range(1, step + 1))
+    assert (directory / f"iter_{step:07d}" / "manifest.json").exists()
+    assert f"left after step {step}: SIGTERM" in output
+    # Going on is bitwise what an undisturbed run does.
+    settings = (pp2, f"training.exit_iter={step + 2}")
+    halves = pretrain_on_ranks(ranks, 2, byte_corpus, directory, *settings, base=LONG)
+    whole = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "whole", *settings, base=LONG)
+    assert {n: row["loss_hex"] for n, row in halves.items()} == {n: row["loss_hex"] for n, row in whole.items()}
 
 
 def test_our_own_launches_are_such() -> None:

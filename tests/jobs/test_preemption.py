@@ -32,7 +32,7 @@ def settings_of(corpus: Path, directory: Path) -> list[str]:
     return [*SMALL, *run, "training.train_iters=5000", "training.eval_interval=5000", PP2]
 
 
-def wait_for_steps(job: ForkedAgent | subprocess.Popen[bytes], log: Path, directory: Path, count: int) -> None:
+def wait_for_steps(job: ForkedAgent, log: Path, directory: Path, count: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         metrics = directory / "metrics.jsonl"
@@ -50,37 +50,6 @@ def wait_until_said(job: ForkedAgent, words: str) -> None:
     while words not in job.log.read_text():
         assert time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.05)
-
-
-def test_a_signal_to_the_launcher_saves_and_leaves(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
-    """The command torchrun, and commands as its ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "qwen_megatron"]
-    log = tmp_path / "log"
-    with log.open("wb") as stream:
-        job = subprocess.Popen(
-            [*launcher, "pretrain", *settings_of(byte_corpus, tmp_path / "run")],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
-    wait_for_steps(job, log, tmp_path / "run", 3)
-    job.send_signal(signal.SIGTERM)
-    try:
-        job.wait(30)
-    finally:
-        job.kill()
-    output = log.read_text()
-    completion = json.loads((tmp_path / "run" / "completion.json").read_text())
-    assert completion["reason"] == "SIGTERM", output
-    step = completion["step"]
-    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == list(range(1, step + 1))
-    assert (tmp_path / "run" / f"iter_{step:07d}" / "manifest.json").exists()
-    assert f"left after step {step}: SIGTERM" in output
-    # Going on is bitwise what an undisturbed run does.
-    settings = ("training.train_iters=5000", "training.eval_interval=5000", PP2, f"training.exit_iter={step + 2}")
-    halves = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "run", *settings)
-    whole = pretrain_on_ranks(ranks, 2, byte_corpus, tmp_path / "whole", *settings)
-    assert {n: row["loss_hex"] for n, row in halves.items()} == {n: row["loss_hex"] for n, row in whole.items()}
 
 
 def signalled_job(overrides: list[str], rank: int, step: int) -> None:

@@ -16,7 +16,7 @@ from qwen_megatron.errors import CheckpointError
 from tests.jobs.two_models import KILL, train_two
 from tests.support.launch import ForkedAgent
 from tests.support.ranks import RankFailed, RankPool
-from tests.support.training import SMALL, pretrain_job, rows
+from tests.support.training import SMALL, as_after, pretrain_job, rows
 
 TP2_SP_PP2 = (
     "parallel.tensor_model_parallel_size=2",
@@ -97,8 +97,7 @@ def test_the_layout_changes_neither_model(
 def test_a_checkpoint_of_one_layout_goes_on_in_another(
     ranks: RankPool, byte_corpus: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    directory = tmp_path / "run"
-    ranks.run(4, train_two, overrides=settings(byte_corpus, directory, *TP2_SP_PP2, "training.exit_iter=4"))
+    directory = as_after(4, undisturbed, tmp_path / "run")
     ranks.run(2, train_two, overrides=settings(byte_corpus, directory))
     for row, expected in zip(steps_of(directory), steps_of(undisturbed), strict=True):
         assert {name: row[name] for name in MEASURED} == pytest.approx(

@@ -42,15 +42,8 @@ def start_node(number: int, port: int, arguments: list[str]) -> subprocess.Popen
     )
 
 
-def outputs_of(nodes: list[subprocess.Popen[str]], seconds: float = 120) -> list[str]:
-    try:
-        return [node.communicate(timeout=seconds)[0] for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
-
-
 def test_two_nodes_train_one_model(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
+    """On the first node the command torchrun and a command as its rank; the second one is forked."""
     arguments = [
         *SMALL,
         f"data.blend=[{byte_corpus}]",
@@ -59,9 +52,21 @@ def test_two_nodes_train_one_model(ranks: RankPool, byte_corpus: Path, tmp_path:
         "training.exit_iter=2",
     ]
     port = free_port()
-    nodes = [start_node(number, port, arguments) for number in range(2)]
-    outputs = outputs_of(nodes)
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    first = start_node(0, port, arguments)
+    second = ForkedAgent(
+        options(1, port),
+        product,
+        ["pretrain", *arguments],
+        log=tmp_path / "log",
+        environment=os.environ | {"OMP_NUM_THREADS": "1"},
+        directory=tmp_path,
+    )
+    try:
+        outputs = [first.communicate(timeout=120)[0], second.output(timeout=60)]
+    finally:
+        first.kill()
+        second.kill()
+    assert [first.returncode, second.returncode] == [0, 0], "\n".join(outputs)
     # Rank 0 stands on the first node and alone prints the steps.
     assert "step 2/2  loss" in outputs[0]
     assert "loss" not in outputs[1]

@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 
 from data_tools.chat.chatml import Message
@@ -31,6 +30,10 @@ from qwen_megatron.serving.app import Terms, build_app
 from qwen_megatron.serving.engine import Engine
 from qwen_megatron.serving.server import hosts_of, listener_on, serve
 from tests.convert.random_weights import TINY, RandomWeights
+
+if TYPE_CHECKING:
+    # Imported by the tests that use it: it takes seconds, and not in processes that only collect tests.
+    import openai
 
 NAME = "tiny"
 LONGEST = 500
@@ -62,6 +65,8 @@ def test_signals_end_the_command_in_order(
     source: Path, number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An answer under way is finished first; new requests are refused."""
+    import openai
+
     port = free_port()
     answers: list[Any] = []
 
@@ -130,6 +135,8 @@ class Server:
 @contextlib.contextmanager
 def running(generator: Generator) -> Iterator[Server]:
     """A server in a thread of its own."""
+    import openai
+
     engine = Engine(generator, MAX_WAITING)
     app = build_app(engine, Terms(name=NAME, max_model_len=LONGEST, hosts=hosts_of("127.0.0.1")))
     addresses: list[str] = []
@@ -259,6 +266,8 @@ def test_requests_at_once_equal_their_single_runs(server: Server, generator: Gen
 
 
 def test_a_client_that_goes_frees_its_cache(server: Server) -> None:
+    import openai
+
     stream = server.api.completions.create(model=NAME, prompt="x", max_tokens=490, stream=True)
     next(stream)
     assert server.health()["running"] == 1
@@ -271,6 +280,8 @@ def test_a_client_that_goes_frees_its_cache(server: Server) -> None:
 
 
 def test_a_full_queue_is_said(server: Server) -> None:
+    import openai
+
     streams = [
         server.api.completions.create(model=NAME, prompt="x", max_tokens=490, stream=True)
         for _ in range(MAX_RUNNING + MAX_WAITING)
@@ -391,6 +402,8 @@ def test_what_is_no_http_ends_its_connection(server: Server, sent: bytes, status
 
 
 def test_answers_that_outlast_the_grace_are_cut_off(generator: Generator) -> None:
+    import openai
+
     with running(generator) as server:
         stream = server.api.completions.create(model=NAME, prompt="x", max_tokens=490, stream=True)
         next(stream)

@@ -30,9 +30,17 @@ def source_bytes() -> tuple[torch.Tensor, Ids]:
 
 
 def trained_model(
-    groups: Groups, steps: int, rows: int, lr: float, told: Callable[[int], None] = lambda step: None
+    groups: Groups,
+    steps: int,
+    rows: int,
+    lr: float,
+    told: Callable[[int], None] = lambda step: None,
+    *,
+    context: int = CONTEXT,
+    rotary_base: float = 200.0,
+    ffn_hidden_size: int = 176,
 ) -> QwenModel:
-    """A model of two layers that has seen nothing beyond `CONTEXT` tokens, in evaluation mode.
+    """A model of two layers that has seen nothing beyond `context` tokens, in evaluation mode.
 
     Args:
         groups: Of one rank.
@@ -40,14 +48,18 @@ def trained_model(
         rows: Samples a step.
         lr: The highest.
         told: Called with each step.
+        context: Tokens of a sample.
+        rotary_base: By default wavelengths beyond the context are those of three of eight pairs of channels; at 7B of
+            23 of 64.
+        ffn_hidden_size: Channels of the feed-forward layers.
     """
     config = replace(
         tiny_config().model,
         num_layers=2,
         vocab_size=VOCABULARY,
-        seq_length=CONTEXT,
-        # Wavelengths beyond the context are those of three of eight pairs of channels; at 7B of 23 of 64.
-        rotary_base=200.0,
+        seq_length=context,
+        rotary_base=rotary_base,
+        ffn_hidden_size=ffn_hidden_size,
     )
     built = build_model(config, groups, precision="fp32", seed=1)
     optimizer = torch.optim.AdamW(built.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
@@ -55,8 +67,8 @@ def trained_model(
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * (1 - step / steps)
-        starts = torch.randint(0, len(train) - CONTEXT, (rows,), generator=generator)
-        batch = torch.stack([train[start : start + CONTEXT + 1] for start in starts])
+        starts = torch.randint(0, len(train) - context, (rows,), generator=generator)
+        batch = torch.stack([train[start : start + context + 1] for start in starts])
         logits_bsv = built(batch[:, :-1], None)
         loss = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()

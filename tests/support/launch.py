@@ -5,7 +5,7 @@ that is killed and started again pays twice. Here the agent is torchrun's (`torc
 restarts, its signals), but a fork of the process that the ranks of the pool are forked from, and so are its ranks:
 `torchrun --run-path --start-method fork`. From its `main` on, a rank runs what it always runs; its process number,
 environment and way to die are its own. What differs is named by tests that launch in the usual way
-(tests/jobs/test_loopback.py, tests/jobs/test_preemption.py, tests/jobs/test_two_nodes.py).
+(tests/jobs/test_loopback.py, tests/jobs/test_two_nodes.py).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class ForkedAgent:
         log: File that agent and ranks write to.
         environment: Variables of theirs in place of the tests' own.
         directory: Their working directory.
+        on_loopback: Whether they meet as under `qwen-megatron launch`.
     """
 
     def __init__(
@@ -54,12 +55,12 @@ class ForkedAgent:
         log: Path,
         environment: Mapping[str, str],
         directory: Path,
+        on_loopback: bool = False,
     ):
         self.log = log
         log.touch()
-        self.process: Any = forkserver().Process(
-            target=be_agent, args=(list(options), program, list(arguments), log, dict(environment), directory)
-        )
+        call = (list(options), program, list(arguments), log, dict(environment), directory, on_loopback)
+        self.process: Any = forkserver().Process(target=be_agent, args=call)
         self.process.start()
         self.pid: int = self.process.pid
 
@@ -99,6 +100,7 @@ def be_agent(
     log: Path,
     environment: dict[str, str],
     directory: Path,
+    on_loopback: bool,
 ) -> None:
     """What torchrun does, in a fresh fork."""
     # A session of its own: that is how its processes are found, and no signal to the tests reaches them.
@@ -116,6 +118,11 @@ def be_agent(
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
+    if on_loopback:
+        from qwen_megatron.parallel.loopback import rendezvous_options, stay_on_loopback
+
+        stay_on_loopback(os.environ)
+        options = [*rendezvous_options(), *options]
     args = parse_args([*options, "--start-method", "fork", "--run-path", program.__qualname__])
     if args.standalone:
         args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", f"{os.getpid()}-{time.time_ns()}"

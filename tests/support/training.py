@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ SMALL = (
     # Left to `auto`, all ranks of a test would share one GPU where there is one.
     "parallel.platform=cpu",
     "model.preset=tiny",
-    "model.num_layers=4",
+    "model.num_layers=2",
     "model.vocab_size=257",
     "training.precision=fp32",
     "training.train_iters=20",
@@ -25,11 +26,13 @@ SMALL = (
     "training.eval_interval=10",
     "optimizer.lr=1e-2",
     "optimizer.lr_warmup_iters=4",
-    "data.eval_samples=8",
+    "data.eval_samples=4",
     "data.num_workers=1",
     "checkpoint.save_interval=1000",
     "logging.tensorboard=false",
 )
+# Two layers on each of two pipeline stages, for tests that must tell them apart.
+DEEP = (*SMALL, "model.num_layers=4")
 
 # The demo recipe in fp32 on its real vocabulary. Comparisons of layouts need it: with a vocabulary of bytes, moving all
 # weights by one part in 10^7 moves the gradient norm of step 20 by 1e-4 in one process already; here by 4e-7.
@@ -130,6 +133,18 @@ def train_job(recipe: str | None, overrides: list[str], kind: str) -> Steps:
         run.hooks = [Recorder()]
         train(run)
     return steps
+
+
+def as_after(step: int, source: Path, directory: Path) -> Path:
+    """A copy of a run's folder without what it wrote after a step at which it was saved."""
+
+    def later(_: str, names: list[str]) -> list[str]:
+        return [name for name in names if name == "latest" or (name.startswith("iter_") and int(name[5:]) > step)]
+
+    shutil.copytree(source, directory, ignore=later)
+    rows_before = [row for row in rows(source) if row["step"] <= step]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_before))
+    return directory
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""300 steps of ours and of transformers' Qwen2ForCausalLM: same weights, same batches, same optimizer settings."""
+"""120 steps of ours and of transformers' Qwen2ForCausalLM: same weights, same batches, same optimizer settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from tests.support.ranks import RankPool
 from tests.support.training import pretrain_on_ranks
 
-STEPS = 300
+STEPS = 120
 TRAINING = (
     "parallel.platform=cpu",
     "model.preset=tiny",
@@ -103,8 +103,7 @@ def test_ours_follows_transformers(ranks: RankPool, byte_corpus: Path, tmp_path:
         ranks, 1, byte_corpus, tmp_path / "run", f"checkpoint.init_from={hf}", base=TRAINING, timeout_seconds=300
     )
     theirs = transformers_losses(config, hf)
-    assert ours[1]["loss"] == pytest.approx(theirs[0], rel=1e-5)
-    # The last losses are of single batches; the mean of the last ten is steadier, but each must hold.
-    for step in range(STEPS - 9, STEPS + 1):
-        assert ours[step]["loss"] == pytest.approx(theirs[step - 1], rel=0.01)
+    # 2e-7 at most when it was written.
+    for step in range(1, STEPS + 1):
+        assert ours[step]["loss"] == pytest.approx(theirs[step - 1], rel=1e-5), step
     assert ours[STEPS]["loss"] < 0.6 * ours[1]["loss"]

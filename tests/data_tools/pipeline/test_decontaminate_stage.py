@@ -41,7 +41,8 @@ def test_what_is_found_is_reported_and_removed(tmp_path: Path, remove: str) -> N
     )
     output = tmp_path / "out"
     arguments = [f"benchmarks=[{benchmarks}]", f"remove={remove}", "read.split_bytes=8000"]
-    assert main(["stage", "decontaminate", str(tmp_path / "web.jsonl"), "--output", str(output), *arguments]) == 0
+    command = ["stage", "decontaminate", str(tmp_path / "web.jsonl"), *arguments]
+    assert main([*command, "--output", str(output), "--workers", "1"]) == 0
     folder = output / "stages/02-decontaminate"
     shards = sorted(folder.glob("part-??????.jsonl.zst"))
     assert len(shards) > 5

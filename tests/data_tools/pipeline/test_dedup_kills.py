@@ -66,7 +66,7 @@ def kill(path: Path, output: Path, num_manifests: int, seconds: float) -> str:
         while len(list(output.rglob("*.manifest.json"))) < num_manifests:
             assert process.poll() is None, "it ended before the kill"
             assert time.monotonic() < deadline
-            time.sleep(0.001)
+            time.sleep(0.005)
         time.sleep(seconds)
         assert process.poll() is None, "it ended before the kill"
     finally:

@@ -72,12 +72,14 @@ def test_a_chain_of_commands_is_a_pipeline(tmp_path: Path, source: Path) -> None
             lines = {"kind": kind, "split_bytes": 6000, "inputs": f"[{{path: {source}, source: web, keep: [lang]}}]"}
         stages += "  - " + "\n    ".join(f"{key}: {value}" for key, value in lines.items()) + "\n"
     (tmp_path / "p.yaml").write_text(f"output: {tmp_path}/whole\nstages:\n{stages}")
-    assert main(["run", str(tmp_path / "p.yaml")]) == 0
+    assert main(["run", str(tmp_path / "p.yaml"), "--workers", "2"]) == 0
     chain["read"]["keep"] = "[lang]"
     before = str(source)
     for kind, options in chain.items():
         output = tmp_path / kind
-        assert main(["stage", kind, before, "--output", str(output), *(f"{k}={v}" for k, v in options.items())]) == 0
+        # In this process: the pipeline above had processes, and starting two a stage is most of the time.
+        arguments = ["stage", kind, before, *(f"{k}={v}" for k, v in options.items())]
+        assert main([*arguments, "--output", str(output), "--workers", "1"]) == 0
         if kind != "tokenize":
             assert shards(output, kind) == shards(tmp_path / "whole", kind), kind
             assert shards(output, kind)
@@ -99,7 +101,7 @@ def test_any_format_in_zstd_out_and_the_dropped_kept(tmp_path: Path, capsys: pyt
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(record))
     pq.write_table(pa.table({"body": [story(1), "too short"]}), tmp_path / "d.parquet")
     inputs = [str(path) for path in sorted(tmp_path.iterdir())]
-    arguments = ["stage", "filter", *inputs, "--output", str(tmp_path / "out"), "read.text_key=body"]
+    arguments = ["stage", "filter", *inputs, "read.text_key=body", "--output", str(tmp_path / "out"), "--workers", "1"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == ["filter", "8", "->", "4", "gopher_quality_few_words", "4"]
@@ -119,8 +121,16 @@ def test_any_format_in_zstd_out_and_the_dropped_kept(tmp_path: Path, capsys: pyt
 def test_only_what_depends_on_a_change_is_done_again(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read = ["stage", "read", str(source), "--output", str(tmp_path / "read"), "split_bytes=4000"]
-    normalise = ["stage", "normalise", str(tmp_path / "read"), "--output", str(tmp_path / "normalise")]
+    read = ["stage", "read", str(source), "split_bytes=4000", "--output", str(tmp_path / "read"), "--workers", "1"]
+    normalise = [
+        "stage",
+        "normalise",
+        str(tmp_path / "read"),
+        "--output",
+        str(tmp_path / "normalise"),
+        "--workers",
+        "1",
+    ]
     assert main(read) == main(normalise) == 0
     with source.open("ab") as stream:
         stream.write(b"\n" + orjson.dumps({"text": "one more"}))

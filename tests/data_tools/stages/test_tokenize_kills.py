@@ -26,16 +26,27 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     paragraphs = [" ".join(chooser.choices(WORDS, k=200)) for _ in range(200)]
     large, small = folder / "large.jsonl", folder / "small.jsonl"
     with large.open("wb") as stream:
-        while stream.tell() < 36_000_000:
+        while stream.tell() < 9_000_000:
             text = "\n".join(chooser.choices(paragraphs, k=chooser.randrange(1, 30)))
             stream.write(orjson.dumps({"text": f"{chooser.random()} {text}"}) + b"\n")
     small.write_bytes(b'{"text": "good"}\nbad\n{"text": 1}\n' * 100)
     return [small, large]
 
 
+# The command with parts of 4 MB instead of 16: as many of them, and as many moments to be killed at, in a quarter of
+# the text.
+IN_SMALL_PARTS = (
+    "import sys\n"
+    "from data_tools.cli import main\n"
+    "from data_tools.stages import tokenize_files\n"
+    "tokenize_files._SMALLEST_PART_BYTES = 4 * 1024 * 1024\n"
+    "sys.exit(main())\n"
+)
+
+
 def command(sources: list[Path], prefix: Path) -> list[str]:
     arguments = ["tokenize", *map(str, sources), "--output", str(prefix), "--workers", "2"]
-    return [sys.executable, "-m", "data_tools", *arguments]
+    return [sys.executable, "-c", IN_SMALL_PARTS, *arguments]
 
 
 def start(sources: list[Path], prefix: Path) -> "subprocess.Popen[str]":
@@ -94,7 +105,7 @@ def undisturbed(sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -
     most = 0
     while process.poll() is None:
         most = max(most, progress(folder))
-        time.sleep(0.002)
+        time.sleep(0.005)
     assert process.returncode == 0
     process.communicate()
     verify(folder / "c")
@@ -105,7 +116,7 @@ def kill_at_step(sources: list[Path], folder: Path, step: int) -> str:
     """Where it was killed; empty if it was too fast."""
     process = start(sources, folder / "c")
     while process.poll() is None and progress(folder) < step:
-        time.sleep(0.001)
+        time.sleep(0.004)
     return kill(process, folder)
 
 
