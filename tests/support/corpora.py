@@ -90,7 +90,9 @@ def write_sparse_corpus(prefix: Path, num_tokens: int, block_bytes: int = BLOCK_
     for suffix, size in sizes.items():
         with corpus_path(prefix, suffix).open("wb") as file:
             file.truncate(size)
-    digests: dict[str, Any] = {name: FileDigest(size_bytes=size, sha256=f"{num_tokens:064x}") for name, size in sizes.items()}
+    digests: dict[str, Any] = {
+        name: FileDigest(size_bytes=size, sha256=f"{num_tokens:064x}") for name, size in sizes.items()
+    }
     Sidecar(
         dtype="int32",
         num_tokens=num_tokens,
