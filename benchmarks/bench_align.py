@@ -3,8 +3,8 @@
     python benchmarks/bench_align.py --pairs harmless-base-test.jsonl.gz --write
 
 The file is one that `qwen-data chat --kind pairs` takes; of its pairs those of up to `--length` tokens are used. A
-model of the tiny preset in Qwen's vocabulary starts from random weights: it shows that the job learns, not what a good reward
-model reaches.
+model of the tiny preset in Qwen's vocabulary starts from random weights: it shows that the job learns, not what a good
+reward model reaches.
 """
 
 from __future__ import annotations

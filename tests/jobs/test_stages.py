@@ -135,6 +135,14 @@ def test_a_job_takes_corpora_of_its_kind(
     assert not (tmp_path / "run").exists()
 
 
+def test_packed_rows_need_kernels_that_tell_dialogues_apart(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, f"data.blend=[{folder / 'dialogues'}]", f"checkpoint.directory={tmp_path}"]
+    assert main(["sft", *settings, "parallel.platform=cuda", "--dry-run"]) == 2
+    assert "model.implementation=auto: must be torch to fine-tune: dialogues share rows" in capsys.readouterr().err
+
+
 def test_a_reward_model_is_no_language_model(
     ranks: RankPool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
