@@ -99,7 +99,7 @@ def theirs() -> tuple[float, int]:
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
 
     torch.set_num_threads(1)
     words = models.WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0")
