@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_megatron.checkpoint.choice import agree_on, choose_newest
 from qwen_megatron.checkpoint.manifest import MANIFEST, list_checkpoints
-from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
+from qwen_megatron.checkpoint.sharded_state import fill, loaded_tensors, sharded_weights
 from qwen_megatron.checkpoint.state import CheckpointState, check_continuable, only_model, saved_model_config
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.errors import CheckpointError
@@ -87,7 +87,7 @@ def load_checkpoint(folder: Path, trainables: Mapping[str, Trainable]) -> Checkp
     )
     for name, trainable in trainables.items():
         for i, model in enumerate(trainable.models):
-            model.load_state_dict(loaded[name][f"model{i}"])
+            fill(model, loaded[name][f"model{i}"], folder)
         if trainable.optimizer is not None:
             # Masters and moments were read in place.
             groups = continued_groups(state.models[name].optimizer, trainable)
@@ -142,7 +142,7 @@ def load_model(folder: Path, qwen: QwenModel, name: str | None = None) -> None:
         raise CheckpointError(f"{folder}: model {name!r} has a {saved.head} head, a {qwen.head} head is asked for")
     check_architecture(folder, qwen, name)
     loaded: dict[str, Any] = load_tensors({"model": sharded_weights(qwen, state.prefix(name))}, folder)
-    qwen.load_state_dict(loaded["model"])
+    fill(qwen, loaded["model"], folder)
 
 
 def check_architecture(folder: Path, qwen: QwenModel, name: str) -> None:
