@@ -45,6 +45,7 @@ def build_model(
     layers_in_last_stage: int | None = None,
     seed: int | None = None,
     head: str = LANGUAGE_MODEL,
+    deterministic: bool = False,
 ) -> torch.nn.Module:
     """This rank's pipeline stage and tensor-parallel share of the model.
 
@@ -59,6 +60,7 @@ def build_model(
         layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         seed: Fill the weights from this seed; None leaves them as they come, to be loaded over.
         head: `language_model`, or `scalar` for one number a token.
+        deterministic: Kernels that give the same bits each time.
     Returns:
         A `QwenModel`, in a Float16Module for bf16.
     Raises:
@@ -74,6 +76,7 @@ def build_model(
         layers_in_first_stage=layers_in_first_stage,
         layers_in_last_stage=layers_in_last_stage,
         recompute=recompute,
+        deterministic=deterministic,
     )
     kernels = select_kernels(model.implementation, groups.device)
     if model.attention_dropout and "dropout" not in kernels.attention_takes:

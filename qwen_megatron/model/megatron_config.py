@@ -34,6 +34,7 @@ def transformer_config(
     layers_in_first_stage: int | None = None,
     layers_in_last_stage: int | None = None,
     recompute: str = "none",
+    deterministic: bool = False,
 ) -> TransformerConfig:
     """The architecture and layout in Megatron-Core's terms.
 
@@ -45,6 +46,7 @@ def transformer_config(
         num_virtual_stages: Pieces of the model on each pipeline stage, for the interleaved schedule; None for one.
         layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         recompute: `none`, `selective` (core attention) or `full` (whole layers).
+        deterministic: The same layout gives the same bits.
     """
     dtype = DTYPES[precision]
     on_cpu = groups.device.type == "cpu"
@@ -86,6 +88,9 @@ def transformer_config(
         deallocate_pipeline_outputs=not on_cpu,
         batch_p2p_comm=not on_cpu and num_virtual_stages is None,
         overlap_p2p_comm=num_virtual_stages is not None,
+        # A wait of the host after every transfer, for a fault of old torch; from 2.8 on, which we need, there is none.
+        batch_p2p_sync=False,
+        deterministic_mode=deterministic,
         **RECOMPUTE[recompute],
         # Compiled fusions: their first step costs minutes on a CPU.
         bias_dropout_fusion=not on_cpu,

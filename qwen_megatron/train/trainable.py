@@ -131,6 +131,7 @@ def build_trainable(
             layers_in_last_stage=parallel.num_layers_in_last_pipeline_stage,
             seed=seed,
             head=head,
+            deterministic=config.training.deterministic,
         )
         for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
     ]

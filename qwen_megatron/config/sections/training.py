@@ -31,6 +31,9 @@ class TrainingConfig:
     Default: no limit."""
     seed: Annotated[int, Interval(ge=0, le=(1 << 63) - 1)] = 1234
     """Fixes initial weights, order of the data and dropout."""
+    deterministic: bool = False
+    """On GPUs, take only kernels and collectives that give the same bits each time on the same layout; what has none
+    is refused. A resume repeats the bits of an uninterrupted run there only with it. On the CPU it is always so."""
     micro_batch_size: Annotated[int, Interval(ge=1, le=1 << 20)] = 1
     """Sequences a process computes at a time."""
     global_batch_size: Annotated[int, Interval(ge=1, le=1 << 30)] = 2048
