@@ -9,7 +9,6 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from qwen_megatron.config.sections.model import ModelConfig
-from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.dropout import EMBEDDING, HiddenDropout
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.init import initialize_weights
@@ -79,11 +78,6 @@ def build_model(
         deterministic=deterministic,
     )
     kernels = select_kernels(model.implementation, groups.device)
-    if model.attention_dropout and "dropout" not in kernels.attention_takes:
-        raise PlatformError(
-            f"model.attention_dropout={model.attention_dropout}: {kernels.attention.__name__} draws masks that "
-            "depend on the layout; use model.implementation=torch, or 0"
-        )
     tp_size = groups.tp.size()
     num_layers = get_num_layers_to_build(config, virtual_stage, groups.pp.rank())
     embedding_dropout = None

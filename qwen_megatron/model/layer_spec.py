@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.dropout import DropoutLayer
+from qwen_megatron.model.engine_attention import EngineAttention
 from qwen_megatron.model.linear import ColumnLinear, RowLinear
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
@@ -41,7 +44,7 @@ class Kernels:
     norm_is_fused: bool
     norm_linear: type
     linear: type
-    attention: type
+    attention: Callable[..., torch.nn.Module]
     attention_takes: frozenset[str]
 
 
@@ -79,8 +82,8 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
         norm_is_fused=True,
         norm_linear=te.TELayerNormColumnParallelLinear,
         linear=te.TERowParallelLinear,
-        attention=te.TEDotProductAttention,
-        attention_takes=frozenset(),
+        attention=functools.partial(EngineAttention, kernel=te.TEDotProductAttention),
+        attention_takes=frozenset({"documents", "dropout"}),
     )
 
 
