@@ -15,8 +15,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.attention_context import AttentionContext, context_of
-from qwen_megatron.model.rotary import RotarySettings, evaluation_base, logn_scale, rotary_table, rotate
+from qwen_megatron.model.rotary import RotarySettings, evaluation_base, logn_scale, rotary_table
 from qwen_megatron.parallel.context import take_slices
+from qwen_megatron.platforms.rotation import rotate
 
 
 @dataclass(frozen=True, kw_only=True)

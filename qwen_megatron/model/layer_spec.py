@@ -38,6 +38,8 @@ class Kernels:
         linear: Row-parallel linear.
         attention: Core attention without positions.
         attention_takes: What it takes: of an `AttentionContext` `documents`, `dropout`, `cache`; and `windows`.
+        fuses_weight_gradients: On a GPU its linears can add to the fp32 buffer of a weight's gradient themselves.
+        has_fp8: Its linears can compute in FP8.
     """
 
     norm: type
@@ -46,6 +48,8 @@ class Kernels:
     linear: type
     attention: Callable[..., torch.nn.Module]
     attention_takes: frozenset[str]
+    fuses_weight_gradients: bool = False
+    has_fp8: bool = False
 
 
 TORCH = Kernels(
@@ -84,6 +88,8 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
         linear=te.TERowParallelLinear,
         attention=functools.partial(EngineAttention, kernel=te.TEDotProductAttention),
         attention_takes=frozenset({"documents", "dropout"}),
+        fuses_weight_gradients=True,
+        has_fp8=True,
     )
 
 

@@ -72,13 +72,6 @@ def kept_table(base: float, head_size: int, length: int, device: torch.device) -
         return angles.cos(), angles.sin()
 
 
-def rotate(x_sbnd: torch.Tensor, cos_sd: torch.Tensor, sin_sd: torch.Tensor) -> torch.Tensor:
-    """Rotates pairs (i, i + d/2) by their position's angle, in fp32; returns the input's dtype."""
-    x = x_sbnd.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos_sd + torch.cat((-second, first), dim=-1) * sin_sd).to(x_sbnd.dtype)
-
-
 def logn_scale(settings: RotarySettings, length: int, device: torch.device) -> torch.Tensor:
     """Factor of each query, fp32 [s, 1, 1, 1].
 

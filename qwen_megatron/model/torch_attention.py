@@ -20,7 +20,7 @@ from qwen_megatron.model.attention_context import AttentionContext, context_of
 from qwen_megatron.model.dropout import ATTENTION, derived_keys, dropout_mask, needed_keys
 from qwen_megatron.model.packed import Documents, packed, unpacked
 from qwen_megatron.parallel.context import GatherSequence, slice_numbers
-from qwen_megatron.platforms.packed_attention import packed_attention
+from qwen_megatron.platforms.packed_attention import has_packed_attention, packed_attention
 
 # Queries whose scores within a window are computed at once.
 BLOCK = 512
@@ -106,15 +106,22 @@ class TorchAttention(torch.nn.Module):
             return self.attend_cached(query_sbnd, key_sbgd, value_sbgd, context, window)
         documents = context.documents
         drops = self.training and bool(self.dropout)
-        if documents is not None and not (drops or window or self.context_group.size() > 1):
-            output_tnd = packed_attention(
-                *(packed(x) for x in (query_sbnd, key_sbgd, value_sbgd)),
-                documents.boundaries,
-                documents.longest,
-                self.softmax_scale,
+        if (
+            documents is not None
+            and has_packed_attention(query_sbnd)
+            and not (drops or window or self.context_group.size() > 1)
+        ):
+            return unpacked(
+                packed_attention(
+                    packed(query_sbnd),
+                    packed(key_sbgd),
+                    packed(value_sbgd),
+                    documents.boundaries,
+                    documents.longest,
+                    self.softmax_scale,
+                ),
+                rows,
             )
-            if output_tnd is not None:
-                return unpacked(output_tnd, rows)
         repeat = heads // key_sbgd.size(2)
         if repeat > 1:
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)

@@ -11,6 +11,11 @@ from typing import Any
 import torch
 
 
+def has_packed_attention(query: torch.Tensor) -> bool:
+    """Whether there is a kernel for such queries: not on the CPU, and not in fp32."""
+    return not query.is_cpu and query.dtype in (torch.bfloat16, torch.float16) and varlen_kernel() is not None
+
+
 def packed_attention(
     query_tnd: torch.Tensor,
     key_tgd: torch.Tensor,
@@ -18,8 +23,8 @@ def packed_attention(
     boundaries: torch.Tensor,
     longest: int,
     scale: float | None,
-) -> torch.Tensor | None:
-    """Attention of all documents at once, or None where there is no kernel for it: on the CPU, and in fp32.
+) -> torch.Tensor:
+    """Attention of all documents at once, where `has_packed_attention` says so.
 
     Args:
         query_tnd: [t, n, d].
@@ -31,8 +36,7 @@ def packed_attention(
         [t, n, d].
     """
     kernel = varlen_kernel()
-    if query_tnd.is_cpu or query_tnd.dtype not in (torch.bfloat16, torch.float16) or kernel is None:
-        return None
+    assert kernel is not None
     output: torch.Tensor = kernel(
         query_tnd,
         key_tgd,

@@ -209,6 +209,7 @@ def test_torch_attention_takes_one_kernel_a_layer_where_there_is_one(
         pieces = [one(None, query[a:b], key[a:b], value[a:b]) for a, b in itertools.pairwise(bounds)]  # type: ignore[arg-type]
         return torch.cat(pieces)
 
+    monkeypatch.setattr("qwen_megatron.model.torch_attention.has_packed_attention", lambda query: True)
     monkeypatch.setattr("qwen_megatron.model.torch_attention.packed_attention", stand_in)
     torch.testing.assert_close(losses(model, AttentionContext(document_ids_bs=IDS_BS)), expected, rtol=0, atol=1e-5)
     assert calls == [5, 5]

@@ -6,13 +6,29 @@ import functools
 import importlib
 
 from qwen_megatron.platforms.shims.fused_adam import adam_shims
-from qwen_megatron.platforms.shims.registry import Shim, apply_shims
+from qwen_megatron.platforms.shims.registry import Rebind, Shim, apply_shims
 
 
 def cuda_shims() -> list[Shim]:
-    """Those that this installation needs: none where Transformer Engine or NVIDIA apex brings a fused Adam."""
+    """Those that this installation needs.
+
+    Without Transformer Engine and NVIDIA apex a fused Adam; with Transformer Engine alone, leave to have its linears
+    add the gradients of their weights to the fp32 buffer.
+    """
     optimizer = importlib.import_module("megatron.core.optimizer")
-    return adam_shims() if optimizer.USING_PYTORCH_OPTIMIZER else []
+    layers = importlib.import_module("megatron.core.tensor_parallel.layers")
+    engine = importlib.import_module("megatron.core.extensions.transformer_engine")
+    shims: list[Shim] = adam_shims() if optimizer.USING_PYTORCH_OPTIMIZER else []
+    if engine.HAVE_TE and not layers._grad_accum_fusion_available:
+        shims.append(
+            Rebind(
+                target="megatron.core.tensor_parallel.layers:_grad_accum_fusion_available",
+                reason="Transformer Engine's linears need no apex for it, but the output layer's constructor refuses",
+                until="Megatron-Core asks for apex where it is used",
+                replacement=True,
+            )
+        )
+    return shims
 
 
 @functools.cache
