@@ -58,17 +58,19 @@ def rotate_rows(
     sin: Any,
     heads: Any,
     rows: Any,
-    table_rows: Any,
     row_stride: Any,
     head_stride: Any,
     sign: Any,
+    is_shared: tl.constexpr,
     half: tl.constexpr,
     head_block: tl.constexpr,
 ) -> None:
     """One token a program, all its heads: pairs (i, i + half) turned by the token's angles, in fp32."""
     token = tl.program_id(0).to(tl.int64)
-    # A table has one row for a position, or one for each row of the batch at a position.
-    angle = tl.where(table_rows == 1, token // rows, token) * (2 * half)
+    # A table has one row for a position, shared by the rows of the batch, or one for each of them.
+    angle = token * (2 * half)
+    if is_shared:
+        angle = token // rows * (2 * half)
     pair = tl.arange(0, half)
     c = tl.load(cos + angle + pair)[None, :]
     s = tl.load(sin + angle + pair)[None, :] * sign
@@ -98,10 +100,10 @@ def turned(x_sbnd: torch.Tensor, cos_sd: torch.Tensor, sin_sd: torch.Tensor, sig
             sin_sd.contiguous(),
             heads,
             rows,
-            cos_sd.size(1),
             x_sbnd.stride(1),
             x_sbnd.stride(2),
             sign,
+            cos_sd.size(1) == 1,
             half,
             min(16, triton.next_power_of_2(heads)),
         )

@@ -9,7 +9,7 @@ import torch
 from qwen_megatron.model.builder import unwrapped
 
 # Modules of a layer, and of the model, whose state Transformer Engine's layers name with `_extra_state` behind it; the
-# norms of queries and keys where a model has them.
+# norms of queries and keys where a model has them. Its attention's stands in `core_attention.kernel.kernel`.
 IN_LAYER = (
     "self_attention.linear_qkv",
     "self_attention.linear_proj",
