@@ -11,12 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
+# Kernels have no annotations but `tl.constexpr`: Triton's compiler evaluates them.
+
 # Columns that a program looks at together.
 COLUMNS = 4096
 
 
 @triton.jit
-def exponentiate_rows(logits: Any, highest: Any, total: Any, width: Any, columns: tl.constexpr) -> None:
+def exponentiate_rows(logits, highest, total, width, columns: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row a program: its maximum, then exp(logit - maximum) in place and their sum."""
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * width
@@ -51,20 +53,20 @@ def exponentiate(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @triton.jit
-def rotate_rows(
-    source: Any,
-    target: Any,
-    cos: Any,
-    sin: Any,
-    heads: Any,
-    rows: Any,
-    row_stride: Any,
-    head_stride: Any,
-    sign: Any,
+def rotate_rows(  # type: ignore[no-untyped-def]
+    source,
+    target,
+    cos,
+    sin,
+    heads,
+    rows,
+    row_stride,
+    head_stride,
+    sign,
     is_shared: tl.constexpr,
     half: tl.constexpr,
     head_block: tl.constexpr,
-) -> None:
+):
     """One token a program, all its heads: pairs (i, i + half) turned by the token's angles, in fp32."""
     token = tl.program_id(0).to(tl.int64)
     # A table has one row for a position, shared by the rows of the batch, or one for each of them.
