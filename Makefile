@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo demo-align test test-faults test-align test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
+.PHONY: docs help setup demo demo-align test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -63,12 +63,18 @@ test-faults: setup ## kills and other faults at many points, up to half an hour
 test-align: setup ## PPO with three seeds and two prices of divergence, up to half an hour
 	$(PY) -m pytest -m align -s
 
+test-gpu: setup ## the tests that need an NVIDIA GPU, against the CPU and fp64 oracles
+	$(PY) -m pytest -m gpu -s
+
 test-wheel: setup ## build the wheel, install it into an empty environment, run the tour from another folder
 	examples/wheel_tour.sh $(PY)
 
 bench-train: setup ## speed and memory of a training step against transformers, and start, into docs/benchmarks.md
 	$(PY) benchmarks/bench_train.py --write
 	$(PY) benchmarks/bench_start.py --write
+
+bench-gpu: setup ## a training step on one GPU against transformers and the floor, into docs/benchmarks.md
+	$(PY) benchmarks/bench_gpu.py --write
 
 bench-data: setup ## speed of text kernels and tokenization against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write

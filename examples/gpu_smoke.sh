@@ -4,11 +4,11 @@
 #   examples/gpu_smoke.sh                   one GPU, and tensor parallelism if there are two or more
 #   PLATFORM=cpu examples/gpu_smoke.sh      the same stages on the CPU, without Transformer Engine
 #
-# The authors have not run this script on a GPU: only PLATFORM=cpu. Any outcome is worth a report.
+# What has run on a GPU, and what has not: docs/gpu.md. Any outcome is worth a report.
 #
 # What runs: a corpus is made of Python's standard library; torch kernels, then Transformer Engine's, each on one GPU;
 # a run that is stopped half-way and resumed; TP2 with sequence parallelism; each result is exported to the Hugging Face
-# format and its logits are compared. A stage that fails is reported and the others go on; the exit status is then 1.
+# format and its logits are compared; then the tests marked `gpu`, if pytest is installed. A stage that fails is reported and the others go on; the exit status is then 1.
 #
 # Settings: PLATFORM (cuda), STEPS (8, even), PYTHON (the active environment's, else .venv's).
 set -euo pipefail
@@ -182,6 +182,10 @@ runs() {
   elif stage "TP2, sequence parallel" train tp2 2 "$kernels" \
     parallel.tensor_model_parallel_size=2 parallel.sequence_parallel=true; then
     check tp2 || true
+  fi
+  if [[ "$PLATFORM" == cuda ]] && "$PYTHON" -c 'import pytest' 2> /dev/null; then
+    stage "tests marked gpu" "$PYTHON" -m pytest -q -m gpu tests/gpu &&
+      results+=("    $(tail -n 1 "$WORK/tests-marked-gpu.log")")
   fi
 }
 

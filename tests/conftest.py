@@ -52,6 +52,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs a GPU says so where there is none."""
+    if item.get_closest_marker("gpu") is not None and not Path("/dev/nvidiactl").exists():
+        pytest.skip("needs an NVIDIA GPU, and this machine has none (make test-gpu)")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Gives all modules that use the pool to one worker, which builds it once, and each other module to one.

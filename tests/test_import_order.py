@@ -42,7 +42,8 @@ LAYERS = (
 )
 WITHOUT_TORCH = ("data_tools", "errors", "recipes", "libraries", "config")
 SHIMS = "qwen_megatron.platforms.shims"
-LAUNCHER = "qwen_megatron.jobs.launcher"
+# Beside parallel/ and cli/: launchers' variables, and those that CUDA's libraries read.
+READS_ENVIRONMENT = ("qwen_megatron.jobs.launcher", "qwen_megatron.platforms.environment")
 UNPICKLER = "qwen_megatron.checkpoint.unpickler"
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 PICKLE_ERRORS = ("PickleError", "PicklingError", "UnpicklingError")
@@ -235,7 +236,7 @@ def cuda_calls(module: str, tree: ast.Module) -> Iterator[Finding]:
 
 def environment_reads(module: str, tree: ast.Module) -> Iterator[Finding]:
     """The environment is configuration that nobody sees: only launchers' variables are read, in a few places."""
-    if layer_of(module) in ("parallel", "cli") or module == LAUNCHER:
+    if layer_of(module) in ("parallel", "cli") or module in READS_ENVIRONMENT:
         return
     names = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv")
     resolve = full_names(module, tree)

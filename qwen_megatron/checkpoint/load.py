@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_megatron.checkpoint.choice import agree_on, choose_newest
 from qwen_megatron.checkpoint.manifest import MANIFEST, list_checkpoints
-from qwen_megatron.checkpoint.sharded_state import loaded_tensors, sharded_weights
+from qwen_megatron.checkpoint.sharded_state import fill, loaded_tensors, sharded_weights
 from qwen_megatron.checkpoint.state import (
     CheckpointState,
     check_continuable,
@@ -92,7 +92,7 @@ def load_checkpoint(folder: Path, trainables: Mapping[str, Trainable]) -> Checkp
     )
     for name, trainable in trainables.items():
         for i, model in enumerate(trainable.models):
-            model.load_state_dict(loaded[name][f"model{i}"])
+            fill(model, loaded[name][f"model{i}"], folder)
         if trainable.optimizer is not None:
             # Masters and moments were read in place.
             groups = continued_groups(state.models[name].optimizer, trainable)
@@ -153,7 +153,7 @@ def load_model(folder: Path, qwen: QwenModel, name: str | None = None, *, may_la
     weights = sharded_weights(qwen, state.prefix(name))
     own = {place: weights.pop(place).data for place in list(weights) if lacks_head and place == HEAD_WEIGHT}
     loaded: dict[str, Any] = load_tensors({"model": weights}, folder)
-    qwen.load_state_dict({**loaded["model"], **own})
+    fill(qwen, {**loaded["model"], **own}, folder)
 
 
 def check_architecture(folder: Path, qwen: QwenModel, name: str) -> None:

@@ -8,15 +8,21 @@ one model and no names.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 
 from qwen_megatron.checkpoint.optimizer_shards import owned_tensors
+from qwen_megatron.errors import CheckpointError
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.train.optimizer import allocate_moments
 from qwen_megatron.train.trainable import Trainable
+
+# How the name of what a module keeps beside its tensors ends: torch's word, which Transformer Engine's modules use.
+EXTRA_STATE = "_extra_state"
 
 
 def saved_tensors(trainables: Collection[Trainable]) -> dict[str, ShardedTensor]:
@@ -59,9 +65,35 @@ def all_weights(trainable: Trainable) -> dict[str, Any]:
 
 def sharded_weights(qwen: QwenModel, prefix: str = "") -> dict[str, Any]:
     """The sharded weights of a bare model."""
-    # Linear layers add pickled scaling state of Transformer Engine; without fp8 it is empty.
+    # Layers add pickled scaling state of Transformer Engine: empty without FP8, and found anew by a run with it.
     _, weights = extract_matching_values(qwen.sharded_state_dict(), lambda value: isinstance(value, ShardedObject))
     return named(weights, prefix)
+
+
+def fill(model: torch.nn.Module, tensors: dict[str, Any], folder: Path) -> None:
+    """Overwrites the weights of a bare model on this rank.
+
+    Extra state of modules, which checkpoints do not hold, may be missing or surplus: Transformer Engine keeps scales
+    and maxima of FP8 there, which start afresh. Nothing else may.
+
+    Args:
+        model: Overwritten.
+        tensors: Its state by name, as read.
+        folder: Where it was read, for the message.
+    Raises:
+        CheckpointError: naming the weights that are missing or surplus.
+    """
+    weights = {key: value for key, value in tensors.items() if not key.endswith(EXTRA_STATE)}
+    result = model.load_state_dict(weights, strict=False)
+    problems = [
+        f"{problem} {', '.join(keys)}"
+        for problem, found in (("lacks", result.missing_keys), ("has besides", result.unexpected_keys))
+        if (keys := [key for key in found if not key.endswith(EXTRA_STATE)])
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder}: does not fit this model: it {' and '.join(problems)}; use the checkpoint's architecture"
+        )
 
 
 def named(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

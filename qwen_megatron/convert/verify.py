@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 
 from data_tools.io.progress import progress_bar
 from qwen_megatron.checkpoint.load import checkpoint_in, existing
-from qwen_megatron.checkpoint.sharded_state import sharded_weights
+from qwen_megatron.checkpoint.sharded_state import fill, sharded_weights
 from qwen_megatron.checkpoint.storage import load_tensors
 from qwen_megatron.config.arithmetic.parameters import count_parameters
 from qwen_megatron.config.sections.model import SHAPE, STRETCHES, ModelConfig
@@ -180,7 +180,7 @@ def run_checkpoint(source: CheckpointWeights, hf: HfFolder, groups: Groups, ids_
     """Our model with the checkpoint's weights, read by Megatron-Core's loader rather than the exporter's reader."""
     qwen = unwrapped(build_model(source.model, groups, precision="fp32")).eval()
     state = sharded_weights(qwen, source.prefix)
-    qwen.load_state_dict(load_tensors({"model": state}, source.folder)["model"])
+    fill(qwen, load_tensors({"model": state}, source.folder)["model"], source.folder)
     round_weights(qwen, hf)
     return run_ours(qwen, ids_bs)
 

@@ -21,6 +21,7 @@ FREE = frozenset(
     {
         "model.implementation",
         "model.loss_implementation",
+        "training.deterministic",
         "training.train_iters",
         "training.exit_iter",
         "training.exit_duration_minutes",

@@ -39,6 +39,12 @@ class Launch:
     restarts: int = 0
     threads: int | None = None
 
+    @property
+    def neighbours(self) -> list[int]:
+        """The other ranks of this machine: launchers number the ranks of a machine one after the other."""
+        first = self.rank - self.local_rank
+        return [rank for rank in range(first, first + (self.local_world_size or 1)) if rank != self.rank]
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Launch:
         """Reads RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, OMP_NUM_THREADS and two variables of torchrun.

@@ -117,12 +117,18 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
     launch = Launch.of_this_process()
     configure_logging(launch)
     torch.set_num_threads(num_threads(config, launch))
-    platform = get_platform(config.parallel.platform)
+    platform = get_platform(config.parallel.platform, config.parallel.backend)
+    for line in platform.configure(
+        tensor_parallel=config.parallel.tensor_model_parallel_size > 1, deterministic=config.training.deterministic
+    ):
+        log.info("set: %s", line)
     shims = platform.prepare()
     member = join_job(platform, config.parallel.start_timeout_seconds)
     directory = Path(config.checkpoint.directory)
     report = FailureReport(directory, member, launch.restarts, settings_digest(config))
-    with Watchdog(member.store, member.rank, member.world_size, config.parallel, report.stuck) as watchdog:
+    with Watchdog(
+        member.store, member.rank, member.world_size, config.parallel, report.stuck, launch.neighbours
+    ) as watchdog:
         report.watchdog = watchdog
         try:
             groups = layout_of(config, platform, member)

@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.jobs.neighbours import Neighbours
 from qwen_megatron.jobs.peers import LEFT, Beat, describe, identity_of
 from qwen_megatron.train.run import Run
 from qwen_megatron.train.step_timers import OTHER
@@ -53,14 +54,22 @@ class Watchdog:
         rank, world_size: This process and the job.
         limits: Time-outs.
         report: Told what is known before the process ends without waiting for anybody.
+        neighbours: Other ranks on this machine, whose processes are watched.
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, world_size: int, limits: ParallelConfig, report: Callable[[str], None]
+        self,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        limits: ParallelConfig,
+        report: Callable[[str], None],
+        neighbours: Iterable[int] = (),
     ):
         # Missing in the stubs of torch 2.13.
         self.store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self.store.set_timeout(timedelta(seconds=10))
+        self.neighbours = Neighbours(self.store, neighbours)
         self.rank = rank
         self.world_size = world_size
         self.limits = limits
@@ -116,7 +125,11 @@ class Watchdog:
             position = self.position()
             self.beat(position.phase, position)
             if time.monotonic() - position.since > self.limit(position):
-                self.give_up(position)
+                self.give_up(f"no progress in {position.phase} within {self.limit(position)} s")
+            lost = self.neighbours.long_lost()
+            # Whoever reports a failure already needs no second report.
+            if lost is not None and not self.leaving:
+                self.give_up(f"rank {lost} has ended, and {position.phase} does not notice")
         self.beat(LEFT, self.position(), gone=True)
 
     def beat(self, phase: str, position: Position, *, gone: bool = False) -> None:
@@ -139,12 +152,11 @@ class Watchdog:
             # The store is gone with its process: the job is ending. Looking at the own clock goes on.
             return
 
-    def give_up(self, position: Position) -> None:
+    def give_up(self, why: str) -> None:
         """Reports and ends this process: its main thread waits in a collective that nothing else would end."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "".join(traceback.format_stack(frame)[-4:]) if frame is not None else ""
-        limit = self.limit(position)
-        self.report(f"no progress in {position.phase} within {limit} s: {self.describe_peers()}\n{stack}".rstrip())
+        self.report(f"{why}: {self.describe_peers()}\n{stack}".rstrip())
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(1)

@@ -5,6 +5,7 @@ Legend: s sequence, b micro-batch, n heads on this rank, g key/value heads on th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.attention_context import AttentionContext, context_of
-from qwen_megatron.model.rotary import RotarySettings, evaluation_base, logn_scale, rotary_table, rotate
+from qwen_megatron.model.rotary import RotarySettings, evaluation_base, logn_scale, rotary_table
 from qwen_megatron.parallel.context import take_slices
+from qwen_megatron.platforms.rotation import rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class QwenCoreAttention(MegatronModule):
     Megatron-Core's rotary code rounds cos and sin to the model's precision; Qwen rotates in fp32.
 
     Args:
-        kernel: Core attention module without positions (`TorchAttention`, Transformer Engine's).
+        kernel: Makes the core attention module without positions (`TorchAttention`, `EngineAttention`).
         takes: What the kernel takes: of an `AttentionContext` `documents`, `dropout`, `cache`; and `windows`.
         rotary: Angles and stretching, as the model is configured.
         pg_collection: Groups; with context parallelism each rank holds two slices of every sequence.
@@ -52,7 +54,7 @@ class QwenCoreAttention(MegatronModule):
         self,
         config: TransformerConfig,
         *,
-        kernel: type,
+        kernel: Callable[..., torch.nn.Module],
         takes: frozenset[str],
         rotary: RotarySettings,
         pg_collection: ProcessGroupCollection,
@@ -97,7 +99,7 @@ class QwenCoreAttention(MegatronModule):
             query = query * positions.query_scale.to(query.dtype)
         if context.cache is not None:
             key, value = context.cache.extend(self.layer_number, key, value, context.offsets or (0,) * query.size(1))
-        # A kernel that takes nothing of the context gets none: Transformer Engine would look for packed sequences.
+        # A kernel that takes nothing of the context gets none.
         if self.takes:
             others["packed_seq_params"] = packed_seq_params
         if self.window and not self.training:

@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from qwen_megatron.model.packed import Documents
+
 T = TypeVar("T")
 
 
@@ -64,8 +66,29 @@ class AttentionContext(PackedSeqParams):
             self.shared[key] = make()
         return cast(T, self.shared[key])
 
+    @property
+    def documents(self) -> Documents | None:
+        """Where documents begin and end; None if tokens see all tokens before them."""
+        ids_bs = self.document_ids_bs
+        return None if ids_bs is None else self.once("documents", lambda: Documents.of(ids_bs).to(ids_bs.device))
+
+    @property
+    def host_keys(self) -> tuple[int, ...]:
+        """The keys of dropout as numbers; none where nothing is dropped."""
+        keys_b = self.dropout_keys_b
+        return () if keys_b is None else self.once("host_keys", lambda: tuple(keys_b.tolist()))
+
     def to(self, device: torch.device) -> AttentionContext:
-        """The same with its tensors on a device."""
+        """The same with its tensors on a device; what layers need on the host is read before."""
+        moved = self.with_tensors_on(device)
+        if self.documents is not None:
+            moved.shared["documents"] = self.documents.to(device)
+        if self.host_keys:
+            moved.shared["host_keys"] = self.host_keys
+        return moved
+
+    def with_tensors_on(self, device: torch.device) -> AttentionContext:
+        """The same on a device, without what layers have made of it."""
         return AttentionContext(
             document_ids_bs=None if self.document_ids_bs is None else self.document_ids_bs.to(device),
             dropout_keys_b=None if self.dropout_keys_b is None else self.dropout_keys_b.to(device),

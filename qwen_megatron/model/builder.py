@@ -15,6 +15,7 @@ from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.init import initialize_weights
 from qwen_megatron.model.layer_spec import block_spec, select_kernels
 from qwen_megatron.model.megatron_config import transformer_config
+from qwen_megatron.model.output_layer import HAS_APEX_GRADIENTS
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.model.rotary import RotarySettings
 from qwen_megatron.parallel.groups import Groups
@@ -45,6 +46,9 @@ def build_model(
     layers_in_last_stage: int | None = None,
     seed: int | None = None,
     head: str = LANGUAGE_MODEL,
+    deterministic: bool = False,
+    fp8: str = "none",
+    fp8_first_last_layers_bf16: bool = False,
 ) -> torch.nn.Module:
     """This rank's pipeline stage and tensor-parallel share of the model.
 
@@ -59,12 +63,21 @@ def build_model(
         layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         seed: Fill the weights from this seed; None leaves them as they come, to be loaded over.
         head: `language_model`, or `scalar` for one number a token.
+        deterministic: Kernels that give the same bits each time.
+        fp8: Recipe of the layers' products, or `none`.
+        fp8_first_last_layers_bf16: The first and the last layer of the model do without.
     Returns:
         A `QwenModel`, in a Float16Module for bf16.
     Raises:
         PlatformError: if the implementation cannot run here, or cannot do what the model asks for.
     """
     start_tracker(groups)
+    kernels = select_kernels(model.implementation, groups.device)
+    if fp8 != "none" and not kernels.has_fp8:
+        raise PlatformError(
+            f"training.fp8={fp8}: only Transformer Engine's kernels compute in FP8, and torch's are in use; install "
+            "the gpu extra on a machine with a GPU, or use training.fp8=none"
+        )
     config = transformer_config(
         model,
         groups,
@@ -74,13 +87,12 @@ def build_model(
         layers_in_first_stage=layers_in_first_stage,
         layers_in_last_stage=layers_in_last_stage,
         recompute=recompute,
+        deterministic=deterministic,
+        fp8=fp8,
+        fp8_first_last_layers_bf16=fp8_first_last_layers_bf16,
+        # torch's linears are Megatron-Core's, which need NVIDIA apex for it.
+        fuses_weight_gradients=groups.device.type != "cpu" and (kernels.fuses_weight_gradients or HAS_APEX_GRADIENTS),
     )
-    kernels = select_kernels(model.implementation, groups.device)
-    if model.attention_dropout and "dropout" not in kernels.attention_takes:
-        raise PlatformError(
-            f"model.attention_dropout={model.attention_dropout}: {kernels.attention.__name__} draws masks that "
-            "depend on the layout; use model.implementation=torch, or 0"
-        )
     tp_size = groups.tp.size()
     num_layers = get_num_layers_to_build(config, virtual_stage, groups.pp.rank())
     embedding_dropout = None

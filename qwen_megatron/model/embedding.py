@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 
 from qwen_megatron.model.main_grad import accumulated, accumulates
+from qwen_megatron.platforms.rows import add_rows
 
 
 class Embedding(VocabParallelEmbedding):
@@ -43,7 +44,8 @@ class Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_vh: torch.Tensor, rows_bs: torch.Tensor) -> torch.Tensor:
         inside = (rows_bs >= 0) & (rows_bs < len(weight_vh))
-        rows_bs = torch.where(inside, rows_bs, 0)
+        # Their zeros are spread over the rows: a GPU adds what belongs to one row one after the other.
+        rows_bs = torch.where(inside, rows_bs, rows_bs % len(weight_vh))
         ctx.save_for_backward(rows_bs, inside)
         ctx.weight = weight_vh
         return torch.nn.functional.embedding(rows_bs, weight_vh) * inside[..., None]
@@ -53,5 +55,5 @@ class Lookup(torch.autograd.Function):
         rows_bs, inside = ctx.saved_tensors
         main_grad = ctx.weight.main_grad
         grad = (grad_outputs[0] * inside[..., None]).to(main_grad.dtype)
-        main_grad.index_add_(0, rows_bs.flatten(), grad.flatten(0, 1))
+        add_rows(main_grad, rows_bs.flatten(), grad.flatten(0, 1))
         return accumulated(ctx.weight), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.dropout import DropoutLayer
+from qwen_megatron.model.engine_attention import EngineAttention
 from qwen_megatron.model.linear import ColumnLinear, RowLinear, SwiGlu
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
@@ -35,14 +38,18 @@ class Kernels:
         linear: Row-parallel linear.
         attention: Core attention without positions.
         attention_takes: What it takes: of an `AttentionContext` `documents`, `dropout`, `cache`; and `windows`.
+        fuses_weight_gradients: On a GPU its linears can add to the fp32 buffer of a weight's gradient themselves.
+        has_fp8: Its linears can compute in FP8.
     """
 
     norm: type
     norm_is_fused: bool
     norm_linear: type
     linear: type
-    attention: type
+    attention: Callable[..., torch.nn.Module]
     attention_takes: frozenset[str]
+    fuses_weight_gradients: bool = False
+    has_fp8: bool = False
 
 
 # Transformer Engine's linear owns the norm before it; checkpoints carry its names.
@@ -86,8 +93,10 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
         norm_is_fused=True,
         norm_linear=te.TELayerNormColumnParallelLinear,
         linear=te.TERowParallelLinear,
-        attention=te.TEDotProductAttention,
-        attention_takes=frozenset(),
+        attention=functools.partial(EngineAttention, kernel=te.TEDotProductAttention),
+        attention_takes=frozenset({"documents", "dropout"}),
+        fuses_weight_gradients=True,
+        has_fp8=True,
     )
 
 

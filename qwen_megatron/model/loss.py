@@ -24,14 +24,9 @@ from megatron.core.tensor_parallel.mappings import (
 
 from qwen_megatron.model.main_grad import accumulated
 from qwen_megatron.platforms.comm_timer import comm_timer
+from qwen_megatron.platforms.device_checks import require
+from qwen_megatron.platforms.vocabulary import add_weight_gradient, block_tokens, exponentiate, logits_buffer
 
-# Tokens whose logits are alive at a time. 512 x 152k logits in bf16 are 156 MB.
-BLOCK_TOKENS = 512
-# Elements that go through the softmax at a time: an fp32 piece of this size, 4 MB, stays in the cache, and threads meet
-# seldom: row by row, two of them spent more time waiting for each other than they saved.
-SOFTMAX_ELEMENTS = 1 << 20
-# Vocabulary rows whose weight gradient is added to the fp32 buffer at a time, for the same reason.
-WEIGHT_ROWS = 1024
 # exp(-60) is far below what fp32 can add to 1; 1 / exp(-60) can still be held.
 NEGLIGIBLE_EXPONENT = 60.0
 
@@ -166,35 +161,40 @@ class HeadCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, loss_mask_sb = ctx.saved_tensors
         scale = common_factor(grad_outputs[0], loss_mask_sb)
         if ctx.accumulates and ctx.needs_input_grad[1]:
-            if scale != 1.0:
-                raise RuntimeError(
-                    f"the summed loss was multiplied by {scale} after its gradient had been added to the weight's; "
-                    "use model.loss_implementation=unfused for a scaled loss"
-                )
+            require(
+                scale == 1.0,
+                lambda: (
+                    f"the summed loss was multiplied by {scale.item()} after its gradient had been added to the "
+                    "weight's; use model.loss_implementation=unfused for a scaled loss"
+                ),
+            )
             # The lookup in a tied matrix has a gradient too, which autograd hands out: nothing is added to it.
             tied = getattr(ctx.weight, "zero_out_wgrad", False)
-            grad_weight = None if tied else accumulated(ctx.weight)
-        elif grad_weight is not None:
+            return grad_hidden, None if tied else accumulated(ctx.weight), None, None, None, None
+        if grad_weight is not None:
             grad_weight = (grad_weight * scale).to(ctx.weight.dtype)
-        if grad_hidden is not None and scale != 1.0:
-            grad_hidden = grad_hidden * scale
+        if grad_hidden is not None:
+            grad_hidden = (grad_hidden.float() * scale).to(grad_hidden.dtype)
         return grad_hidden, grad_weight, None, None, None, None
 
 
-def common_factor(grad_sb: torch.Tensor, loss_mask_sb: torch.Tensor) -> float:
-    """The number c with grad = c * mask.
+def common_factor(grad_sb: torch.Tensor, loss_mask_sb: torch.Tensor) -> torch.Tensor:
+    """The number c with grad = c * mask, 1 where the mask is 0: a scalar on the device, which nobody waits for.
 
     Raises:
-        RuntimeError: if there is none: the loss is not the masked sum.
+        RuntimeError: if there is none: the loss is not the masked sum. On a GPU the process ends later, see `require`.
     """
-    place = loss_mask_sb.abs().argmax()
-    largest = loss_mask_sb.flatten()[place].item()
-    scale = grad_sb.flatten()[place].item() / largest if largest else 1.0
-    if not torch.equal(grad_sb, loss_mask_sb * scale):
-        raise RuntimeError(
-            f"the gradient of the losses is not loss_mask times one number (at the largest, {largest}, that would be "
-            f"{scale}); use model.loss_implementation=unfused for a loss that weighs tokens otherwise"
-        )
+    grad, mask = grad_sb.flatten(), loss_mask_sb.flatten()
+    place = mask.abs().argmax(keepdim=True)
+    largest = mask.gather(0, place)[0]
+    scale = torch.where(largest == 0, 1.0, grad.gather(0, place)[0] / largest)
+    require(
+        (grad == mask * scale).all(),
+        lambda: (
+            f"the gradient of the losses is not loss_mask times one number (at the largest, {largest.item()}, that "
+            f"would be {scale.item()}); use model.loss_implementation=unfused for a loss that weighs tokens otherwise"
+        ),
+    )
     return scale
 
 
@@ -229,10 +229,11 @@ def blockwise_cross_entropy(
         [n] fp32, as from `head_cross_entropy`.
     """
     weight_vh = weight_vh[: shard.num_valid]
-    logits = weight_vh.new_empty(min(BLOCK_TOKENS, len(hidden_nh)), shard.num_valid)
+    step = min(block_tokens(weight_vh), len(hidden_nh))
+    logits = logits_buffer(step, shard.num_valid, weight_vh)
     losses = []
-    for start in range(0, len(hidden_nh), BLOCK_TOKENS):
-        stop = min(start + BLOCK_TOKENS, len(hidden_nh))
+    for start in range(0, len(hidden_nh), step):
+        stop = min(start + step, len(hidden_nh))
         hidden, labels, mask = hidden_nh[start:stop], labels_n[start:stop], loss_mask_n[start:stop]
         block = logits[: stop - start]
         torch.mm(hidden, weight_vh.t(), out=block)
@@ -289,48 +290,3 @@ def softmax_residual(
     row = torch.arange(len(place), device=place.device)
     logits_nv[row, place[:, 0]] = residual.to(logits_nv.dtype)
     return loss.masked_fill(loss_mask_n == 0, 0.0), loss_mask_n / one
-
-
-def exponentiate(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces logits by exp(logit - row maximum), in place, piece by piece through the cache.
-
-    Returns:
-        [n] fp32 row maxima, and [n] fp32 row sums of the exponentials before they are rounded.
-    """
-    count, width = logits_nv.shape
-    highest = logits_nv.new_full((count, 1), -torch.inf, dtype=torch.float32)
-    total = torch.zeros_like(highest)
-    if width == 0:
-        return highest[:, 0], total[:, 0]
-    step = max(1, SOFTMAX_ELEMENTS // width)
-    buffer = logits_nv.new_empty(min(step, count), width, dtype=torch.float32)
-    for start in range(0, count, step):
-        rows = logits_nv[start : start + step]
-        piece = rows if rows.dtype == torch.float32 else buffer[: len(rows)].copy_(rows)
-        torch.amax(piece, dim=1, keepdim=True, out=highest[start : start + step])
-        piece.sub_(highest[start : start + step]).exp_()
-        torch.sum(piece, dim=1, keepdim=True, out=total[start : start + step])
-        if piece is not rows:
-            rows.copy_(piece)
-    return highest[:, 0], total[:, 0]
-
-
-def add_weight_gradient(grad_vh: torch.Tensor, residual_nv: torch.Tensor, hidden_nh: torch.Tensor) -> None:
-    """grad += residual^T hidden, in fp32.
-
-    Args:
-        grad_vh: [v / tp, h] fp32.
-        residual_nv: [n, v / tp] bf16 or fp32.
-        hidden_nh: [n, h] in the same dtype.
-    """
-    if residual_nv.dtype == torch.float32:
-        grad_vh.addmm_(residual_nv.t(), hidden_nh)
-        return
-    # Both are used again: fresh memory for every block costs more than the addition.
-    product = residual_nv.new_empty(min(WEIGHT_ROWS, len(grad_vh)), grad_vh.size(1))
-    exact = torch.empty_like(product, dtype=torch.float32)
-    for start in range(0, len(grad_vh), WEIGHT_ROWS):
-        block = grad_vh[start : start + WEIGHT_ROWS]
-        rounded = product[: len(block)]
-        torch.mm(residual_nv[:, start : start + len(block)].t(), hidden_nh, out=rounded)
-        block.add_(exact[: len(block)].copy_(rounded))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,6 +33,10 @@ def transformer_config(
     layers_in_first_stage: int | None = None,
     layers_in_last_stage: int | None = None,
     recompute: str = "none",
+    deterministic: bool = False,
+    fp8: str = "none",
+    fp8_first_last_layers_bf16: bool = False,
+    fuses_weight_gradients: bool = False,
 ) -> TransformerConfig:
     """The architecture and layout in Megatron-Core's terms.
 
@@ -45,6 +48,10 @@ def transformer_config(
         num_virtual_stages: Pieces of the model on each pipeline stage, for the interleaved schedule; None for one.
         layers_in_first_stage, layers_in_last_stage: Where they differ from the stages between; None for as many.
         recompute: `none`, `selective` (core attention) or `full` (whole layers).
+        deterministic: The same layout gives the same bits.
+        fp8: Recipe, or `none`.
+        fp8_first_last_layers_bf16: The first and the last layer of the model do without.
+        fuses_weight_gradients: The layers' linears add the gradients of their weights to the fp32 buffer themselves.
     """
     dtype = DTYPES[precision]
     on_cpu = groups.device.type == "cpu"
@@ -86,6 +93,9 @@ def transformer_config(
         deallocate_pipeline_outputs=not on_cpu,
         batch_p2p_comm=not on_cpu and num_virtual_stages is None,
         overlap_p2p_comm=num_virtual_stages is not None,
+        # A wait of the host after every transfer, for a fault of old torch; from 2.8 on, which we need, there is none.
+        batch_p2p_sync=False,
+        deterministic_mode=deterministic,
         **RECOMPUTE[recompute],
         # Compiled fusions: their first step costs minutes on a CPU.
         bias_dropout_fusion=not on_cpu,
@@ -94,6 +104,7 @@ def transformer_config(
         use_te_activation_func=on_cpu,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
-        # Needs the extension that comes with NVIDIA apex; Megatron-Core would raise at the first step without it.
-        gradient_accumulation_fusion=not on_cpu and find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        gradient_accumulation_fusion=fuses_weight_gradients,
+        **({} if fp8 == "none" else {"fp8": "hybrid", "fp8_recipe": fp8}),
+        first_last_layers_bf16=fp8_first_last_layers_bf16,
     )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Any
+
 import torch
 
 from qwen_megatron.model.linear import ColumnLinear
 from qwen_megatron.model.loss import VocabularyShard, head_cross_entropy
+
+# What Megatron-Core's own linears add a weight's gradient to the fp32 buffer with; NVIDIA apex brings it.
+HAS_APEX_GRADIENTS = find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 class OutputLayer(ColumnLinear):
@@ -13,6 +19,11 @@ class OutputLayer(ColumnLinear):
 
     It is one module for both, so that hooks on its weight (gathering of updated weights) act either way.
     """
+
+    def __init__(self, *args: Any, **others: Any):
+        super().__init__(*args, **others)
+        # The layers' linears may do it without apex; this one may not, where its logits are asked for.
+        self.gradient_accumulation_fusion: bool = self.config.gradient_accumulation_fusion and HAS_APEX_GRADIENTS
 
     def forward(
         self,

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-from qwen_megatron.platforms import activations
-
 
 @dataclass(frozen=True, kw_only=True)
 class RotarySettings:
@@ -72,15 +70,6 @@ def kept_table(base: float, head_size: int, length: int, device: torch.device) -
         angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), inverse_frequencies)
         angles = torch.cat((angles, angles), dim=-1)[:, None, None, :]
         return angles.cos(), angles.sin()
-
-
-def rotate(x_sbnd: torch.Tensor, cos_sd: torch.Tensor, sin_sd: torch.Tensor) -> torch.Tensor:
-    """Rotates pairs (i, i + d/2) by their position's angle, in fp32; returns the input's dtype."""
-    if activations.takes(x_sbnd):
-        return activations.rotate(x_sbnd, cos_sd, sin_sd)
-    x = x_sbnd.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos_sd + torch.cat((-second, first), dim=-1) * sin_sd).to(x_sbnd.dtype)
 
 
 def logn_scale(settings: RotarySettings, length: int, device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.model.attention_context import AttentionContext, context_of
 from qwen_megatron.model.dropout import ATTENTION, derived_keys, dropout_mask, needed_keys
+from qwen_megatron.model.packed import Documents, packed, unpacked
 from qwen_megatron.parallel.context import GatherSequence, slice_numbers
+from qwen_megatron.platforms.packed_attention import has_packed_attention, packed_attention
 
 # Queries whose scores within a window are computed at once.
 BLOCK = 512
@@ -101,6 +104,24 @@ class TorchAttention(torch.nn.Module):
         context.check(rows, queries * self.context_group.size())
         if offset:
             return self.attend_cached(query_sbnd, key_sbgd, value_sbgd, context, window)
+        documents = context.documents
+        drops = self.training and bool(self.dropout)
+        if (
+            documents is not None
+            and has_packed_attention(query_sbnd)
+            and not (drops or window or self.context_group.size() > 1)
+        ):
+            return unpacked(
+                packed_attention(
+                    packed(query_sbnd),
+                    packed(key_sbgd),
+                    packed(value_sbgd),
+                    documents.boundaries,
+                    documents.longest,
+                    self.softmax_scale,
+                ),
+                rows,
+            )
         repeat = heads // key_sbgd.size(2)
         if repeat > 1:
             key_sbgd = key_sbgd.repeat_interleave(repeat, dim=2)
@@ -110,15 +131,21 @@ class TorchAttention(torch.nn.Module):
             value_sbgd = GatherSequence.apply(value_sbgd, self.context_group)
         query_bnsd, key_bnsd, value_bnsd = (x.permute(1, 2, 0, 3) for x in (query_sbnd, key_sbgd, value_sbgd))
         keys_bn = None
-        if self.training and self.dropout:
+        if drops:
             keys_b = needed_keys(context, rows, queries * self.context_group.size())
             keys_bn = self.dropout_keys(keys_b, heads)
         pieces = [
             [self.attend(query_bnsd, key_bnsd, value_bnsd, span, keys_bn, window) for span in row]
-            for row in spans(context.document_ids_bs, queries, self.context_group)
+            for row in self.spans_of(context, queries)
         ]
         context_bnsd = joined([joined(row, dim=2) for row in pieces], dim=0)
         return context_bnsd.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def spans_of(self, context: AttentionContext, queries: int) -> list[list[Span]]:
+        """This rank's queries in spans, found once for all layers where there are documents."""
+        if context.documents is None:
+            return spans(None, queries, self.context_group)
+        return context.once("spans", lambda: spans(context.documents, queries, self.context_group))
 
     def dropout_keys(self, keys_b: torch.Tensor, heads: int) -> torch.Tensor:
         """int64 [b, n]: a key for each row and head of the whole layer that this rank computes."""
@@ -264,26 +291,22 @@ def additive_mask(offsets: tuple[int, ...], queries: int, keys: slice, window: i
     return like.new_zeros(visible.shape).masked_fill_(~visible, -math.inf)[:, None]
 
 
-def spans(document_ids_bs: torch.Tensor | None, count: int, group: dist.ProcessGroup) -> list[list[Span]]:
+def spans(documents: Documents | None, count: int, group: dist.ProcessGroup) -> list[list[Span]]:
     """This rank's queries, cut where a document or one of its slices of the sequence ends.
 
     Args:
-        document_ids_bs: int64 [b, s], rising along the whole sequence; None for one document.
+        documents: Of the micro-batch; None for one document a row.
         count: Queries on this rank.
         group: Context-parallel group.
     Returns:
         One list for each row, or one for all rows together.
     """
-    length = count * group.size()
-    if document_ids_bs is None:
-        return [row_spans(slice(None), [length], count, group)]
-    return [
-        row_spans(slice(row, row + 1), ids_s.unique_consecutive(return_counts=True)[1].tolist(), count, group)
-        for row, ids_s in enumerate(document_ids_bs)
-    ]
+    if documents is None:
+        return [row_spans(slice(None), [count * group.size()], count, group)]
+    return [row_spans(slice(row, row + 1), lengths, count, group) for row, lengths in enumerate(documents.lengths)]
 
 
-def row_spans(rows: slice, document_lengths: list[int], count: int, group: dist.ProcessGroup) -> list[Span]:
+def row_spans(rows: slice, document_lengths: Sequence[int], count: int, group: dist.ProcessGroup) -> list[Span]:
     """The spans of rows with these documents, in the order of this rank's queries."""
     size, numbers = (count, (0,)) if group.size() == 1 else (count // 2, slice_numbers(group))
     found = []

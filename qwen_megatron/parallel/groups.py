@@ -97,7 +97,12 @@ def start_process_group(platform: Platform, timeout_seconds: float, member: Memb
         parallel_state.destroy_model_parallel()
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(
-        platform.backend, store=member.store, rank=member.rank, world_size=member.world_size, timeout=timeout
+        platform.backend,
+        store=member.store,
+        rank=member.rank,
+        world_size=member.world_size,
+        timeout=timeout,
+        **platform.group_options(member.device),
     )
     return member.device
 

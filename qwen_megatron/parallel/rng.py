@@ -19,3 +19,10 @@ def start_tracker(groups: Groups) -> None:
     """Gives Megatron-Core's tracker its generators, if it has none: its layers enter them while they are built."""
     if not megatron_random.get_cuda_rng_tracker().is_initialized():
         megatron_random.model_parallel_cuda_manual_seed(0, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0)
+
+
+def seed_tracker(seed: int) -> None:
+    """Sets the generator that layers enter for random numbers which differ between tensor-parallel ranks."""
+    tracker = megatron_random.get_cuda_rng_tracker()
+    tracker.reset()
+    tracker.add(megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME, seed)

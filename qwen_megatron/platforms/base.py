@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from typing import Any
 
 import torch
 
@@ -19,6 +20,19 @@ class Platform(abc.ABC):
     name: str
     backend: str
 
+    def configure(self, *, tensor_parallel: bool, deterministic: bool) -> list[str]:
+        """Sets the process up for a configuration, before its device is touched.
+
+        Args:
+            tensor_parallel: Products of layers are split over ranks.
+            deterministic: The same layout gives the same bits.
+        Returns:
+            One line per setting, for the log; none where the machine needs none.
+        Raises:
+            PlatformError: if what the user has set goes against it.
+        """
+        return []
+
     @abc.abstractmethod
     def prepare(self) -> list[str]:
         """Makes Megatron-Core usable on this machine, once per process.
@@ -32,6 +46,10 @@ class Platform(abc.ABC):
     @abc.abstractmethod
     def device(self, local_rank: int) -> torch.device:
         """The device of a rank, by its number on this machine."""
+
+    def group_options(self, device: torch.device) -> dict[str, Any]:
+        """Further arguments of `torch.distributed.init_process_group` for a rank on this device."""
+        return {}
 
     def products(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
         """A context for forward and backward passes whose matrices are of `dtype`."""

@@ -1,19 +1,44 @@
-"""NVIDIA GPUs with NCCL. Not yet run on a GPU by the authors: see the README."""
+"""NVIDIA GPUs with NCCL. What has run on one, and what has not: docs/gpu.md."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.platforms.base import Platform
+from qwen_megatron.platforms.environment import cuda_variables, set_variables
+from qwen_megatron.platforms.shims.cuda import apply_cuda_shims
 from qwen_megatron.platforms.shims.later import later_lines
 
 
 class CudaPlatform(Platform):
-    """NCCL collectives; Megatron-Core runs unchanged, but for the reader of checkpoints."""
+    """NCCL collectives; Megatron-Core runs unchanged, but for the reader of checkpoints and torch's AdamW.
+
+    Args:
+        backend: `nccl`, or `gloo`, with which several ranks may share a GPU in a test.
+    """
 
     name = "cuda"
-    backend = "nccl"
+
+    def __init__(self, backend: str = "nccl"):
+        self.backend = backend
+
+    def configure(self, *, tensor_parallel: bool, deterministic: bool) -> list[str]:
+        variables = cuda_variables(tensor_parallel=tensor_parallel, deterministic=deterministic)
+        if torch.cuda.is_initialized() and variables:
+            raise PlatformError(
+                f"CUDA runs already, and would not look at {', '.join(variable.name for variable in variables)} any "
+                "more; configure the platform before anything touches a GPU"
+            )
+        lines = set_variables(variables)
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+            # Memory that is about to be overwritten need not be filled for it.
+            torch._C._set_deterministic_fill_uninitialized_memory(False)
+            lines.append("torch takes deterministic algorithms only, and refuses what has none")
+        return lines
 
     def prepare(self) -> list[str]:
         if not torch.cuda.is_available():
@@ -21,10 +46,13 @@ class CudaPlatform(Platform):
                 "parallel.platform=cuda: torch sees no CUDA device; "
                 "use parallel.platform=cpu, or install a CUDA build of torch on a machine with a GPU"
             )
-        return later_lines(self.backend)
+        return [*apply_cuda_shims(), *later_lines(self.backend)]
 
     def device(self, local_rank: int) -> torch.device:
         count = torch.cuda.device_count()
+        if self.backend == "gloo" and count:
+            # For testing: ranks share what is there.
+            local_rank %= count
         if local_rank >= count:
             raise PlatformError(
                 f"local rank {local_rank} has no GPU: this machine has {count}; "
@@ -33,6 +61,10 @@ class CudaPlatform(Platform):
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         return device
+
+    def group_options(self, device: torch.device) -> dict[str, Any]:
+        # Otherwise NCCL guesses the device from the rank, and connects in the first collective.
+        return {"device_id": device} if self.backend == "nccl" else {}
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import torch
 
+from qwen_megatron.errors import PlatformError
 from qwen_megatron.platforms.base import Platform
 from qwen_megatron.platforms.cpu import CpuPlatform
 from qwen_megatron.platforms.cuda import CudaPlatform
 
+# `parallel.backend` to torch's name: gloo on GPUs is slow, and only asked for by its full name.
+TESTING = "gloo_for_testing"
 
-def get_platform(name: str) -> Platform:
-    """The platform for `parallel.platform`.
+
+def get_platform(name: str, backend: str = "auto") -> Platform:
+    """The platform for `parallel.platform` and `parallel.backend`.
 
     Args:
         name: `cpu`, `cuda`, or `auto`: CUDA where torch sees a device, otherwise the CPU.
+        backend: `nccl`, `gloo`, `gloo_for_testing`, or `auto`: the platform's own.
+    Raises:
+        PlatformError: if the platform has no such backend.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return {"cpu": CpuPlatform, "cuda": CudaPlatform}[name]()
+    if name == "cuda":
+        if backend == "gloo":
+            raise PlatformError(
+                "parallel.backend=gloo: gloo copies every tensor of a GPU through the host; use nccl, or "
+                f"{TESTING} to run several ranks on one GPU in a test"
+            )
+        return CudaPlatform("gloo" if backend == TESTING else "nccl")
+    if backend == "nccl":
+        raise PlatformError("parallel.backend=nccl: NCCL needs GPUs; use parallel.backend=gloo on the CPU")
+    return CpuPlatform()

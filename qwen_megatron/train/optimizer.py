@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.model.megatron_config import DTYPES
 from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms.norms import sum_of_squares
 
-# Squares are summed in fp64 in pieces of this many elements, which stay in the cache.
-PIECE = 1 << 18
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -69,27 +68,22 @@ def allocate_moments(optimizer: DistributedOptimizer) -> None:
             state[name].zero_()
 
 
-def gradient_norm(optimizer: DistributedOptimizer) -> float:
-    """L2 norm of the whole model's gradient, each weight counted once, the same on every rank and layout.
+def squared_gradient_norm(optimizer: DistributedOptimizer) -> torch.Tensor:
+    """Square of the L2 norm of the whole model's gradient, each weight counted once, on every rank and layout the same.
 
-    torch's fp32 norm is wrong by up to 1 % on large CPU tensors; squares are summed in fp64 here.
+    Returns:
+        fp64 scalar on the device; nobody waits for it here.
     """
     squares = sum_of_squares(optimizer.get_main_grads_for_grad_norm())
+    # A rank without gradients of its own has their sum on the host.
+    squares = squares.to(next(optimizer.model_chunks[0].parameters()).device)
     dist.all_reduce(squares, group=optimizer.get_grad_stats_parallel_group())
-    return squares.sqrt().item()
+    return squares
 
 
-def sum_of_squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
-    """fp64 scalar."""
-    gradients = list(gradients)
-    device = gradients[0].device if gradients else torch.device("cpu")
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    buffer = torch.empty(PIECE, dtype=torch.float64, device=device)
-    for gradient in gradients:
-        for piece in gradient.detach().flatten().split(PIECE):
-            exact = buffer[: len(piece)].copy_(piece)
-            total += torch.dot(exact, exact)
-    return total
+def gradient_norm(optimizer: DistributedOptimizer) -> float:
+    """The norm as a number."""
+    return squared_gradient_norm(optimizer).sqrt().item()
 
 
 def update(optimizer: DistributedOptimizer, learning_rate: float, clip_grad: float, norm: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,10 @@ from qwen_megatron.errors import TrainingError
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.dropout import row_keys
 from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms.transfer import to_device
 from qwen_megatron.train.micro_batches import StepBatches, fanned_out
 from qwen_megatron.train.objective import Objective
-from qwen_megatron.train.optimizer import gradient_norm, update
+from qwen_megatron.train.optimizer import squared_gradient_norm, update
 from qwen_megatron.train.step_guard import Measured, StepGuard, Verdict
 from qwen_megatron.train.trainable import Trainable
 
@@ -105,13 +107,15 @@ def measure_gradient(
     outputs = forward_backward(
         trainable, objective, iter(batches), shape=shape, num_microbatches=batches.count, forward_only=False, step=step
     )
-    own_loss = sum(output[0].item() for output in outputs) if trainable.groups.is_last_stage else 0.0
     with trainable.timers.enter("communication"):
-        loss, metrics = means(outputs, objective, trainable.groups)
+        own_loss, sums = reduced_sums(outputs, objective, trainable.groups)
     with trainable.timers.enter("optimizer"):
         trainable.trained.prepare_grads()
-        norm = gradient_norm(trainable.trained)
-    return Measured(loss=loss, grad_norm=norm, own_loss=own_loss, metrics=metrics)
+        squares = squared_gradient_norm(trainable.trained)
+        # The one read in which the host waits for forward and backward pass.
+        own, norm, *numbers = torch.cat((own_loss[None], squares.sqrt()[None], sums)).tolist()
+    loss, metrics = means_of(numbers, objective)
+    return Measured(loss=loss, grad_norm=norm, own_loss=own, metrics=metrics)
 
 
 def log_spike(groups: Groups, step: int, verdict: Verdict) -> None:
@@ -229,10 +233,18 @@ def forward_step(
     """Megatron's forward step: one micro-batch through this rank's stage."""
     batch = next(batches)
     device = next(model.parameters()).device
+    # Made of what is still on the host.
     rows = context(batch)
+    batch = dataclasses.replace(
+        batch,
+        tokens_bs=to_device(batch.tokens_bs, device),
+        labels_bs=to_device(batch.labels_bs, device),
+        loss_mask_bs=to_device(batch.loss_mask_bs, device),
+        position_ids_bs=to_device(batch.position_ids_bs, device),
+    )
     output = model(
-        batch.tokens_bs.to(device),
-        batch.position_ids_bs.to(device),
+        batch.tokens_bs,
+        batch.position_ids_bs,
         None if rows is None else rows.to(device),
         objective.request(batch).to(device),
     )
@@ -257,22 +269,43 @@ def attention_context(trainable: Trainable, step: int, batch: Batch) -> Attentio
     )
 
 
-def means(outputs: list[torch.Tensor], objective: Objective, groups: Groups) -> tuple[float, dict[str, float]]:
-    """Sum over sum: over micro-batches and replicas, then told to earlier stages.
+def reduced_sums(
+    outputs: list[torch.Tensor], objective: Objective, groups: Groups
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over micro-batches and replicas, then told to earlier stages; on the device, nobody waits for them here.
 
+    Returns:
+        fp64 scalar, this rank's sum of losses (0 on earlier stages), and fp64 [2 + metrics]: total, count, metrics.
+    """
+    sums = torch.zeros(2 + len(objective.metric_names), dtype=torch.float64, device=groups.device)
+    if groups.is_last_stage:
+        sums += torch.stack(outputs).sum(dim=0)
+    own_loss = sums[0].clone()
+    if groups.is_last_stage:
+        dist.all_reduce(sums, group=groups.dp_cp)
+    dist.broadcast(sums, src=groups.last_stage_rank, group=groups.pp)
+    return own_loss, sums
+
+
+def means_of(sums: list[float], objective: Objective) -> tuple[float, dict[str, float]]:
+    """Sum over sum.
+
+    Args:
+        sums: Total, count, sums of the metrics.
+        objective: Names the metrics.
     Returns:
         Mean loss, and the mean of each metric.
     Raises:
         TrainingError: if nothing counts.
     """
-    sums = torch.zeros(2 + len(objective.metric_names), dtype=torch.float64, device=groups.device)
-    if groups.is_last_stage:
-        sums += torch.stack(outputs).sum(dim=0)
-        dist.all_reduce(sums, group=groups.dp_cp)
-    dist.broadcast(sums, src=groups.last_stage_rank, group=groups.pp)
-    total, count, *metrics = sums.tolist()
+    total, count, *metrics = sums
     names = objective.metric_names
     return mean(total, count), {name: mean(value, count) for name, value in zip(names, metrics, strict=True)}
+
+
+def means(outputs: list[torch.Tensor], objective: Objective, groups: Groups) -> tuple[float, dict[str, float]]:
+    """Mean loss and metrics over micro-batches and replicas, as numbers; see `means_of`."""
+    return means_of(reduced_sums(outputs, objective, groups)[1].tolist(), objective)
 
 
 def mean(total: float, count: float) -> float:

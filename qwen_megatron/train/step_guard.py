@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from qwen_megatron.errors import TrainingError
 from qwen_megatron.parallel.objects import all_gather, list_of, of_type
-from qwen_megatron.train.optimizer import sum_of_squares
+from qwen_megatron.platforms.norms import sum_of_squares
 from qwen_megatron.train.trainable import Trainable
 
 # Losses that a spike is compared with, and how many there must be.

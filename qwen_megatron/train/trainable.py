@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -131,6 +132,9 @@ def build_trainable(
             layers_in_last_stage=parallel.num_layers_in_last_pipeline_stage,
             seed=seed,
             head=head,
+            deterministic=config.training.deterministic,
+            fp8=config.training.fp8,
+            fp8_first_last_layers_bf16=config.training.fp8_first_last_layers_bf16,
         )
         for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
     ]
@@ -180,12 +184,43 @@ def wrap(
         )
         for model in models
     ]
-    schedule_options(model_chunks, overlap_grad_reduce=overlap_grad_reduce, overlap_param_gather=overlap_param_gather)
+    schedule_options(
+        model_chunks, groups, overlap_grad_reduce=overlap_grad_reduce, overlap_param_gather=overlap_param_gather
+    )
     return model_chunks
 
 
+def finalize_gradients(
+    groups: Groups,
+    model_chunks: list[DistributedDataParallel],
+    num_tokens: torch.Tensor | None = None,
+    **others: Any,
+) -> None:
+    """Megatron-Core's end of the backward pass, without its look at the count of tokens, for which the host would wait.
+
+    Args:
+        groups: Layout.
+        model_chunks: Those of this rank; their gradients are divided by the tokens of the whole batch.
+        num_tokens: What counts on this rank of the last stage; 0 elsewhere. Overwritten.
+        others: As for Megatron-Core's.
+    """
+    finalize_model_grads(model_chunks, None, **others)
+    if num_tokens is None:
+        return
+    dist.broadcast(num_tokens, src=groups.last_stage_rank, group=groups.pp)
+    dist.all_reduce(num_tokens, group=groups.dp_cp)
+    # Where nothing counts, which is refused later, there is nothing to divide.
+    scaling = torch.where(num_tokens > 0, 1.0 / num_tokens, 1.0)
+    for chunk in model_chunks:
+        chunk.scale_gradients(scaling)
+
+
 def schedule_options(
-    model_chunks: list[DistributedDataParallel], *, overlap_grad_reduce: bool, overlap_param_gather: bool
+    model_chunks: list[DistributedDataParallel],
+    groups: Groups,
+    *,
+    overlap_grad_reduce: bool,
+    overlap_param_gather: bool,
 ) -> None:
     """What Megatron-Core's schedules look up in the model's configuration: a function, or one for each model chunk."""
 
@@ -194,7 +229,7 @@ def schedule_options(
 
     for chunk in model_chunks:
         config = unwrapped(chunk).config
-        config.finalize_model_grads_func = finalize_model_grads
+        config.finalize_model_grads_func = functools.partial(finalize_gradients, groups)
         config.no_sync_func = one_or_all([chunk.no_sync for chunk in model_chunks])
         if overlap_grad_reduce and len(model_chunks) > 1:
             config.grad_sync_func = [chunk.start_grad_sync for chunk in model_chunks]

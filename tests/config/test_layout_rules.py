@@ -73,15 +73,49 @@ def resolved_config(*overrides: str) -> ResolvedConfig:
         (
             ("model.attention_dropout=0.1",),
             (
-                "model.attention_dropout=0.1: must be 0 without model.implementation=torch: other kernels draw masks "
-                "that depend on the layout; use 0"
+                "model.implementation=auto: must be named with model.attention_dropout: masks of Transformer Engine "
+                "depend on the layout, torch's do not; use torch or transformer_engine"
             ),
         ),
         (
-            ("data.mask_documents=true",),
+            ("data.mask_documents=true", "parallel.context_parallel_size=2"),
             (
-                "model.implementation=auto: must be torch with data.mask_documents, the other kernels would ignore it; "
-                "use torch"
+                "model.implementation=auto: must be torch with data.mask_documents and "
+                "parallel.context_parallel_size(2): Transformer Engine divides every document over the processes, not "
+                "the sequence; use torch"
+            ),
+        ),
+        (
+            ("training.fp8_first_last_layers_bf16=true",),
+            (
+                "training.fp8_first_last_layers_bf16=true: needs training.fp8=tensorwise, delayed scaling has one "
+                "state for all layers; use false"
+            ),
+        ),
+        (
+            ("training.fp8=delayed", "parallel.platform=cpu"),
+            "training.fp8=delayed: needs Transformer Engine on a GPU, but parallel.platform=cpu; use none",
+        ),
+        (
+            ("parallel.backend=gloo_for_testing", PP2, "parallel.platform=cuda"),
+            (
+                "parallel.pipeline_model_parallel_size=2: must be 1 with parallel.backend=gloo_for_testing, gloo sends "
+                "no tensors of a GPU; use 1"
+            ),
+        ),
+        (
+            ("training.fp8=tensorwise", "model.implementation=torch"),
+            "training.fp8=tensorwise: needs Transformer Engine on a GPU, but model.implementation=torch; use none",
+        ),
+        (
+            ("training.fp8=tensorwise", "training.precision=fp32"),
+            "training.fp8=tensorwise: needs training.precision=bf16; use none",
+        ),
+        (
+            ("training.fp8=tensorwise", "training.seq_length=40", "training.micro_batch_size=1"),
+            (
+                "training.seq_length=40: makes 40 tokens a micro-batch with training.micro_batch_size(1), "
+                "training.fp8 needs a multiple of 16; use 32 or 48"
             ),
         ),
         (
@@ -106,6 +140,13 @@ def test_a_broken_rule_names_key_value_and_nearest_good_value(overrides: tuple[s
 def test_context_parallel_ranks_share_samples() -> None:
     resolved = resolved_config("parallel.context_parallel_size=2", PP2, "parallel.world_size=8")
     assert (resolved.data_parallel_size, resolved.num_microbatches) == (2, 4)
+
+
+def test_transformer_engine_masks_documents_and_drops_where_it_is_named() -> None:
+    resolved = resolved_config(
+        "data.mask_documents=true", "model.attention_dropout=0.1", "model.implementation=transformer_engine"
+    )
+    assert (resolved.data.mask_documents, resolved.model.attention_dropout) == (True, 0.1)
 
 
 def test_torch_kernels_mask_documents_and_drop_on_every_layout() -> None:

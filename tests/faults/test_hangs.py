@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qwen_megatron.jobs.neighbours import GRACE_SECONDS
 from tests.faults.job import TP2_PP2, Job
 from tests.faults.sick_worker import Fault
 
@@ -83,3 +84,22 @@ def test_a_rank_that_never_joins_is_named(byte_corpus: Path, tmp_path: Path) -> 
     with Job(tmp_path / "run", byte_corpus, 2, *settings, faults=[fault]) as job:
         assert job.wait() != 0
     assert re.search(rf"ranks 1 have not joined within {SECONDS} s; present: ranks 0 \(", job.output()), job.output()
+
+
+def test_a_dead_rank_is_reported_by_one_whose_collective_does_not_notice(byte_corpus: Path, tmp_path: Path) -> None:
+    # A stand-in for NCCL, whose collectives wait for ever for a rank that is no more: gloo's would fail.
+    # The evaluation before the first step takes two micro-batches of each rank, a step one.
+    dead = Fault(rank=1, at=PLACES["step"][0], calls=(5,), do="kill")
+    waiting = Fault(rank=0, at=PLACES["step"][0], calls=(5,), do="sleep", seconds=3600)
+    with Job(tmp_path / "run", byte_corpus, 2, "training.micro_batch_size=2", faults=[dead, waiting]) as job:
+        job.wait_for_step(2)
+        job.wait_until(lambda: 1 not in job.workers(), "rank 1 ends", seconds=20)
+        started = time.monotonic()
+        assert job.wait(60) != 0
+        took = time.monotonic() - started
+    assert GRACE_SECONDS - 2 < took < GRACE_SECONDS + 8, job.output()
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["rank"] == 0
+    assert failure["lost_peer"]
+    assert failure["restart_helps"]
+    assert re.search(r"rank 1 \(\S+, process \d+\) has ended without a word, it was last in", failure["message"])

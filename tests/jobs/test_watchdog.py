@@ -100,7 +100,7 @@ def test_one_that_gave_up_is_not_the_silent_one(store: dist.Store, monkeypatch: 
     for one in watches:
         one.follow(make_run(16))
         one.beat("forward", one.position())
-    watches[0].give_up(watches[0].position())
+    watches[0].give_up("no progress in other within 400 s")
     assert told[0].startswith("no progress in other within 400 s: rank 1 "), told
     assert told[1] == "status 1"
     watches[1].give_up(watches[1].position())

@@ -15,8 +15,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.dropout import row_keys
-from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
+from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table
 from qwen_megatron.model.torch_attention import TorchAttention
+from qwen_megatron.platforms.rotation import rotate
 
 HEAD = 8
 CPU = torch.device("cpu")

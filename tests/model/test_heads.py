@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from qwen_megatron.data.batch import Batch
-from qwen_megatron.model import loss
 from qwen_megatron.model.head_kinds import SCALAR
 from qwen_megatron.model.heads import HeadRequest, Output
+from qwen_megatron.platforms import vocabulary
 from qwen_megatron.train.objective import Objective, Sums
 from tests.support.ranks import RankPool
 from tests.support.trainables import (
@@ -139,7 +139,7 @@ def test_log_probabilities_have_the_gradient_of_whole_losses(ranks: RankPool, la
 
 
 def test_no_position_and_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "BLOCK_TOKENS", 3)
+    monkeypatch.setattr(vocabulary, "BLOCK_TOKENS", 3)
     with groups_of() as groups:
         trainable = tiny_built(tiny_config(), groups)
         model, batch = trainable.models[0].eval(), next(random_batches(trainable, VOCAB))

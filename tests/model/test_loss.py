@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwen_megatron.model import loss
 from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.loss import VocabularyShard, head_cross_entropy
 from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms import vocabulary
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of, leave_gradient, random_batches, tiny_trainable, weights_of
 
@@ -73,9 +73,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 def test_loss_and_gradients_are_those_of_cross_entropy(
     groups: Groups, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mask: str, block: int
 ) -> None:
-    monkeypatch.setattr(loss, "BLOCK_TOKENS", block)
-    monkeypatch.setattr(loss, "WEIGHT_ROWS", 50)
-    monkeypatch.setattr(loss, "SOFTMAX_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setattr(vocabulary, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(vocabulary, "WEIGHT_ROWS", 50)
+    monkeypatch.setattr(vocabulary, "SOFTMAX_ELEMENTS", 3 * VOCAB)
     hidden, weight, labels, loss_mask = inputs(dtype, mask)
     expected = oracle(hidden, weight, labels, loss_mask, scale=0.25)
     hidden.requires_grad_(), weight.requires_grad_()
@@ -242,7 +242,7 @@ def largest_tensor() -> Iterator[LargestTensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_never_whole(groups: Groups, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(loss, "BLOCK_TOKENS", 3)
+    monkeypatch.setattr(vocabulary, "BLOCK_TOKENS", 3)
     vocab_size = 4096
     hidden = torch.randn(SEQUENCE, BATCH, HIDDEN).to(dtype).requires_grad_()
     weight = torch.randn(vocab_size, HIDDEN).to(dtype).requires_grad_()

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table, rotate
+from qwen_megatron.model.rotary import RotarySettings, dynamic_ntk_base, logn_scale, rotary_table
+from qwen_megatron.platforms.rotation import rotate
 
 CPU = torch.device("cpu")
 SETTINGS = RotarySettings(head_size=16, base=10000.0, native_length=64, use_dynamic_ntk=True, use_logn_attn=True)

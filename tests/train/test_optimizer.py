@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_megatron.train.optimizer import gradient_norm, sum_of_squares, update
+from qwen_megatron.platforms.norms import sum_of_squares
+from qwen_megatron.train.optimizer import gradient_norm, update
 from tests.support.ranks import RankPool
 from tests.support.trainables import TinyTrainable, leave_gradient, random_batches, tiny_trainable, weights_of
 

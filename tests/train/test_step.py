@@ -200,3 +200,26 @@ def test_evaluation_between_steps_changes_nothing(trainable: TinyTrainable) -> N
     other = another(trainable)
     assert step(other, random_batches(other, VOCAB, seed=1), 1) == first
     assert step(other, random_batches(other, VOCAB, seed=2), 2) == second
+
+
+def test_a_step_reads_twice_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured, and whether all ranks agree; on a GPU the host would wait at each other read, too."""
+    reads: list[str] = []
+    with tiny_trainable() as trainable:
+        batches = random_batches(trainable, VOCAB)
+        # Moments are made in the first step.
+        take_step(trainable, batches)
+        for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero"):
+            original = getattr(torch.Tensor, name)
+
+            def counted(tensor: torch.Tensor, *rest: object, original: object = original, name: str = name) -> object:
+                reads.append(name)
+                return original(tensor, *rest)  # type: ignore[operator]
+
+            monkeypatch.setattr(torch.Tensor, name, counted)
+        monkeypatch.setattr(torch, "equal", lambda *_: reads.append("equal"))
+        assert trainable.num_microbatches == 4
+        # The CPU answers at once; a GPU is not asked.
+        monkeypatch.setattr("qwen_megatron.model.loss.require", lambda *_: None)
+        take_step(trainable, random_batches(trainable, VOCAB), step=2)
+    assert reads == ["tolist", "tolist"]

@@ -9,6 +9,7 @@ from data_tools.settings.problems import Problems, nearest_divisors, nearest_mul
 from data_tools.settings.words import closest, show
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.rules.batch import RAMP, check_batch
+from qwen_megatron.config.rules.fp8 import check_fp8
 from qwen_megatron.config.rules.stages import check_stages
 from qwen_megatron.config.sections.logging import numbers_in
 from qwen_megatron.config.sections.model import ModelConfig
@@ -25,6 +26,7 @@ def check_sections(sections: Sections, problems: Problems) -> None:
     check_layout(sections, problems)
     check_stages(sections, problems)
     check_overlap(sections, problems)
+    check_fp8(sections, problems)
     check_sequence(sections, problems)
     check_batch(sections, problems)
     check_schedule(sections, problems)
@@ -67,6 +69,14 @@ def check_layout(sections: Sections, problems: Problems) -> None:
         context = f" x {CONTEXT}({parallel.context_parallel_size})" if parallel.context_parallel_size > 1 else ""
         rule = f"must be a multiple of {TENSOR}({tensor}) x {PIPELINE}({pipeline}){context} = {replica}"
         problems.add(WORLD, parallel.world_size, f"{rule}; {nearest_multiples(replica, parallel.world_size)}")
+    if (
+        parallel.backend == "gloo_for_testing"
+        and parallel.platform != "cpu"
+        and pipeline > 1
+        and problems.usable(PIPELINE)
+    ):
+        rule = "must be 1 with parallel.backend=gloo_for_testing, gloo sends no tensors of a GPU; use 1"
+        problems.add(PIPELINE, pipeline, rule)
     if parallel.platform == "cpu" and model.implementation == "transformer_engine":
         rule = "needs a CUDA device, but parallel.platform is cpu; use torch"
         problems.add("model.implementation", model.implementation, rule)
@@ -74,15 +84,13 @@ def check_layout(sections: Sections, problems: Problems) -> None:
 
 def check_overlap(sections: Sections, problems: Problems) -> None:
     """What Megatron-Core can only overlap together, and what cannot be split over a sequence."""
-    model, parallel = sections.model, sections.parallel
+    parallel = sections.parallel
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         rule = "needs parallel.overlap_grad_reduce; set that to true too, or this to false"
         problems.add("parallel.overlap_param_gather", True, rule)
     if sections.data.mask_documents:
-        check_document_kernels(sections, problems, "with data.mask_documents")
-    if problems.usable("model.attention_dropout") and model.attention_dropout and not torch_kernels(sections):
-        rule = "must be 0 without model.implementation=torch: other kernels draw masks that depend on the layout; use 0"
-        problems.add("model.attention_dropout", model.attention_dropout, rule)
+        check_document_mask(sections, problems, "with data.mask_documents")
+    check_attention_dropout(sections, problems)
 
 
 def torch_kernels(sections: Sections) -> bool:
@@ -90,11 +98,32 @@ def torch_kernels(sections: Sections) -> bool:
     return sections.model.implementation == "torch" or sections.parallel.platform == "cpu"
 
 
-def check_document_kernels(sections: Sections, problems: Problems, reason: str) -> None:
-    """Kernels that would ignore that documents do not see each other are refused."""
-    if not torch_kernels(sections):
-        rule = f"must be torch {reason}, the other kernels would ignore it; use torch"
-        problems.add("model.implementation", sections.model.implementation, rule)
+def check_attention_dropout(sections: Sections, problems: Problems) -> None:
+    """Whether masks depend on the layout must not depend on what is installed."""
+    model = sections.model
+    if (
+        model.attention_dropout
+        and model.implementation == "auto"
+        and not torch_kernels(sections)
+        and problems.usable("model.attention_dropout", "model.implementation")
+    ):
+        rule = "must be named with model.attention_dropout: masks of Transformer Engine depend on the layout, torch's"
+        problems.add("model.implementation", "auto", f"{rule} do not; use torch or transformer_engine")
+
+
+def check_document_mask(sections: Sections, problems: Problems, reason: str) -> None:
+    """Kernels that would divide documents otherwise than our slices of a sequence are refused.
+
+    Args:
+        sections: As given.
+        problems: Filled.
+        reason: Why documents do not see each other, such as `with data.mask_documents`.
+    """
+    size = sections.parallel.context_parallel_size
+    if size > 1 and not torch_kernels(sections):
+        rule = f"must be torch {reason} and {CONTEXT}({size})"
+        why = "Transformer Engine divides every document over the processes, not the sequence"
+        problems.add("model.implementation", sections.model.implementation, f"{rule}: {why}; use torch")
 
 
 def check_sequence(sections: Sections, problems: Problems) -> None:

@@ -26,7 +26,7 @@ class DataConfig:
     eval_blend_samples: Annotated[int, Interval(ge=0, le=1 << 30)] = 0
     """Sequences, dialogues or pairs of each name in eval_blend, evenly spread over its corpora; 0: all of them."""
     mask_documents: bool = False
-    """Documents packed into one sequence cannot see each other; torch kernels only. Default: they can, as in the
-    report."""
+    """Documents packed into one sequence cannot see each other; under context parallelism with torch's kernels only.
+    Default: they can, as in the report."""
     num_workers: Annotated[int, Interval(ge=0, le=256)] = 2
     """Threads of each process that read ahead; 0 reads when asked."""

@@ -46,6 +46,9 @@ class ParallelConfig:
     """Processes of the job. Default: what torchrun started, otherwise tensor x pipeline x context size."""
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     """`cuda` uses NCCL, `cpu` gloo and torch kernels; `auto` takes cuda where a device is there."""
+    backend: Literal["auto", "nccl", "gloo", "gloo_for_testing"] = "auto"
+    """Library of the collectives: NCCL on GPUs, gloo on the CPU, which is what `auto` takes. `gloo_for_testing` lets
+    several processes share one GPU and copies every tensor through the host."""
     threads: Annotated[int, Interval(ge=1, le=4096)] | None = None
     """Threads of each process. Default: OMP_NUM_THREADS where you set it, otherwise the cores the process may use
     divided by the processes on its machine. Under torchrun OMP_NUM_THREADS=1 counts as not set: torchrun sets it."""

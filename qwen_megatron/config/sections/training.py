@@ -20,6 +20,12 @@ class TrainingConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     """`bf16`: weights and activations in bfloat16, master weights, gradients and optimizer in fp32; `fp32`: all in
     fp32."""
+    fp8: Literal["none", "delayed", "tensorwise"] = "none"
+    """Products of the layers in FP8 (e4m3 forward, e5m2 backward), by Transformer Engine on GPUs of compute capability
+    8.9 and later: `delayed` scales by the maxima of earlier steps, `tensorwise` by each tensor's own. Weights stay in
+    `precision`."""
+    fp8_first_last_layers_bf16: bool = False
+    """Leave the first and the last layer of the model in bf16; with `fp8` tensorwise only."""
     train_iters: Count = 572_205
     """Length of the whole run in optimizer steps of `global_batch_size`; a batch-size ramp takes more steps for the
     same samples. Default: the 2.4 trillion tokens of Qwen-7B at the default batch."""
@@ -34,6 +40,9 @@ class TrainingConfig:
     Default: no limit."""
     seed: Annotated[int, Interval(ge=0, le=(1 << 63) - 1)] = 1234
     """Fixes initial weights, order of the data and dropout."""
+    deterministic: bool = False
+    """On GPUs, take only kernels and collectives that give the same bits each time on the same layout; what has none
+    is refused. A resume repeats the bits of an uninterrupted run there only with it. On the CPU it is always so."""
     micro_batch_size: Annotated[int, Interval(ge=1, le=1 << 20)] = 1
     """Sequences a process computes at a time."""
     global_batch_size: Annotated[int, Interval(ge=1, le=1 << 30)] = 2048

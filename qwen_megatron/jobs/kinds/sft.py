@@ -6,7 +6,7 @@ from data_tools.corpus.sidecar import DIALOGUES
 from data_tools.settings.problems import Problems
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.resolve import ResolvedConfig
-from qwen_megatron.config.rules.check import check_document_kernels
+from qwen_megatron.config.rules.check import check_document_mask
 from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.sft.dataset import open_dialogues
 from qwen_megatron.jobs.dialogues import check_dialogues, open_packed
@@ -36,8 +36,8 @@ class Sft(BlendedJob):
 """
 
     def check_settings(self, sections: Sections, problems: Problems) -> None:
-        """Dialogues in a row do not see each other, which torch's kernels alone can do."""
-        check_document_kernels(sections, problems, "to fine-tune: dialogues share rows")
+        """Dialogues in a row do not see each other, which not all kernels can do on all layouts."""
+        check_document_mask(sections, problems, "to fine-tune (dialogues share rows)")
 
     def check_data(self, sections: Sections, problems: Problems) -> list[str]:
         return check_dialogues(sections, problems, DIALOGUES, open_dialogues)

@@ -12,12 +12,11 @@ import torch
 
 from qwen_megatron.platforms.comm_timer import timed
 from qwen_megatron.platforms.shims.collectives import unless_alone
-from qwen_megatron.platforms.shims.fused_adam import FusedAdam
+from qwen_megatron.platforms.shims.fused_adam import adam_shims
 from qwen_megatron.platforms.shims.namespace import cpu_torch, overridden
 from qwen_megatron.platforms.shims.registry import Constants, Rebind, Shim, TorchNamespace, apply_shims
 
 UNTIL_DEVICE_ARGUMENT = "Megatron-Core takes the device as an argument"
-UNTIL_ADAM = "Megatron-Core's distributed optimizer loads the state of torch's fused AdamW"
 
 # Modules that ask torch.cuda for the device, a stream or a synchronisation.
 CUDA_CALLERS = (
@@ -141,18 +140,6 @@ def rng_shims() -> list[Shim]:
             until=UNTIL_DEVICE_ARGUMENT,
             replacement=set_rng_state,
         ),
-    ]
-
-
-def adam_shims() -> list[Shim]:
-    """The distributed optimizer with a fused Adam whose step stands in the parameter group, as Transformer Engine's."""
-    shim = functools.partial(Rebind, reason="torch's AdamW is not fused and its state does not load", until=UNTIL_ADAM)
-    return [
-        shim(target="megatron.core.optimizer:Adam", replacement=FusedAdam),
-        shim(target="megatron.core.optimizer:USING_PYTORCH_OPTIMIZER", replacement=False),
-        shim(target="megatron.core.optimizer.distrib_optimizer:Adam", replacement=FusedAdam),
-        shim(target="megatron.core.optimizer.distrib_optimizer:HAVE_APEX_OR_TE", replacement=True),
-        shim(target="megatron.core.optimizer.distrib_optimizer:USING_APEX_OPTIMIZER", replacement=True),
     ]
 
 

@@ -1,11 +1,16 @@
-"""AdamW on torch's fused CPU kernel, in the interface that Megatron-Core knows from Transformer Engine and apex."""
+"""AdamW on torch's fused kernel, in the interface that Megatron-Core knows from Transformer Engine and apex."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from qwen_megatron.platforms.shims.registry import Rebind, Shim
+
+UNTIL_ADAM = "Megatron-Core's distributed optimizer loads the state of torch's fused AdamW"
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -49,7 +54,8 @@ class FusedAdam(torch.optim.Optimizer):
             states = [self.moments(param) for param in params]
             beta1, beta2 = group["betas"]
             # The kernel adds nothing to the steps it is given; they must be fp32 tensors, one per parameter.
-            step = torch.tensor(float(group["step"]))
+            # Filled on the device: a copy from the host would wait for it.
+            step = torch.full((), float(group["step"]), device=params[0].device)
             torch._fused_adamw_(
                 params,
                 [param.grad for param in params],
@@ -73,3 +79,15 @@ class FusedAdam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
         return state
+
+
+def adam_shims() -> list[Shim]:
+    """The distributed optimizer with a fused Adam whose step stands in the parameter group, as Transformer Engine's."""
+    shim = functools.partial(Rebind, reason="torch's AdamW is not fused and its state does not load", until=UNTIL_ADAM)
+    return [
+        shim(target="megatron.core.optimizer:Adam", replacement=FusedAdam),
+        shim(target="megatron.core.optimizer:USING_PYTORCH_OPTIMIZER", replacement=False),
+        shim(target="megatron.core.optimizer.distrib_optimizer:Adam", replacement=FusedAdam),
+        shim(target="megatron.core.optimizer.distrib_optimizer:HAVE_APEX_OR_TE", replacement=True),
+        shim(target="megatron.core.optimizer.distrib_optimizer:USING_APEX_OPTIMIZER", replacement=True),
+    ]
