@@ -14,9 +14,10 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 
-from qwen_megatron.model.loss import BLOCK_TOKENS, VocabularyShard, blockwise_cross_entropy
+from qwen_megatron.model.loss import VocabularyShard, blockwise_cross_entropy
 from qwen_megatron.model.main_grad import accumulated
 from qwen_megatron.platforms.comm_timer import comm_timer
+from qwen_megatron.platforms.vocabulary import block_tokens
 
 
 def head_log_probabilities(
@@ -79,7 +80,7 @@ def head_entropies(
     chosen_nh = whole_rows(hidden_sbh, shard, sequence_parallel=sequence_parallel)[positions_bs]
     weight_vh = weight_vh[: shard.num_valid]
     entropies = [hidden_sbh.new_zeros(0, dtype=torch.float32)]
-    for hidden_nh in chosen_nh.split(BLOCK_TOKENS) if len(chosen_nh) else ():
+    for hidden_nh in chosen_nh.split(block_tokens(weight_vh)) if len(chosen_nh) else ():
         logits_nv = torch.mm(hidden_nh, weight_vh.t()).float()
         highest_n = logits_nv.amax(dim=1) if shard.num_valid else logits_nv.new_full((len(logits_nv),), -torch.inf)
         if shard.tp_group.size() > 1:
