@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-align test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context
+.PHONY: docs help setup demo test test-faults test-align test-wheel check format clean bench-data bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -87,6 +87,10 @@ bench-infer: setup ## speed of generation against transformers, into docs/benchm
 
 bench-context: setup ## perplexity beyond the trained context (the paper's Table 3 in little), into docs/benchmarks.md
 	$(PY) benchmarks/bench_context.py --write
+
+bench-align: setup ## reward models on your PAIRS, and fine-tuning against the package trl in the folder TRL, into docs/benchmarks.md
+	$(PY) benchmarks/bench_align.py --write --pairs $(PAIRS)
+	$(PY) benchmarks/bench_sft.py --write --trl $(TRL)
 
 docs: setup ## the documentation as a site in build/site; any warning is an error
 	$(PY) -m pip install --quiet -r requirements/docs.txt

@@ -21,6 +21,8 @@ from data_tools.corpus.reader import Corpus
 from qwen_megatron.config.load import split_settings
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.errors import ConfigError, DataError
+from qwen_megatron.jobs.kinds.base import JobKind
+from qwen_megatron.jobs.kinds.table import JOBS
 from qwen_megatron.jobs.launcher import settle_environment
 from qwen_megatron.jobs.preflight import prepare_start
 from qwen_megatron.libraries import silence_libraries
@@ -29,27 +31,31 @@ if TYPE_CHECKING:
     from qwen_megatron.train.run import StepRecord
 
 
-def load(*settings: str | Path) -> ResolvedConfig:
+def load(*settings: str | Path, job: str = "pretrain") -> ResolvedConfig:
     """Reads and checks a configuration and all that a start with it needs: corpora, folders, checkpoints.
 
     Args:
         settings: As on the command line: YAML files or `recipe:NAME`, later ones win, and `section.key=value` texts,
             which win over files.
+        job: `pretrain`, `sft`, `reward` or `ppo`.
     Returns:
         The resolved configuration: `config.training.seq_length` and so on.
     Raises:
         ConfigError: with every problem at once.
     """
     files, overrides = split_settings([str(text) for text in settings])
-    return prepare_start(files, overrides, None)[0]
+    return prepare_start(files, overrides, None, kind=kind_of(job))[0]
 
 
-def train(config: ResolvedConfig, on_step: Callable[[StepRecord], None] | None = None) -> Path:
+def train(
+    config: ResolvedConfig, on_step: Callable[[StepRecord], None] | None = None, *, job: str = "pretrain"
+) -> Path:
     """Trains in this process, from the newest checkpoint of the run's folder where there is one.
 
     Args:
         config: As `load` gives it, for one process.
         on_step: Called after every step; what it raises ends the run.
+        job: As for `load`.
     Returns:
         The run's folder, with checkpoints and metrics.jsonl.
     Raises:
@@ -62,11 +68,21 @@ def train(config: ResolvedConfig, on_step: Callable[[StepRecord], None] | None =
         )
     settle_environment()
     silence_libraries()
-    from qwen_megatron.jobs.pretrain import pretrain
     from qwen_megatron.train.hooks.callback import CallbackHook
 
-    pretrain(config, [] if on_step is None else [CallbackHook(on_step)])
+    kind_of(job).run(config, [] if on_step is None else [CallbackHook(on_step)])
     return Path(config.checkpoint.directory)
+
+
+def kind_of(job: str) -> JobKind:
+    """A job by the name of its command.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    if job not in JOBS:
+        raise ConfigError(f"job={job!r:.100}: must be one of {', '.join(JOBS)}")
+    return JOBS[job]
 
 
 def export(checkpoint: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:

@@ -56,13 +56,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="what is learned: the assistant's words and the end of its turn, or what the released finetune.py learns: "
         "of every turn also its first token, its end and the line end (assistant)",
     )
-    parser.add_argument(
+    system = parser.add_mutually_exclusive_group()
+    system.add_argument(
         "--system",
-        nargs="?",
-        const="",
         metavar="TEXT",
-        help='system turn of dialogues that have none ("You are a helpful assistant."); without TEXT: none',
+        help='system turn of dialogues that have none ("You are a helpful assistant.")',
     )
+    system.add_argument("--no-system", action="store_true", help="give no system turn to dialogues that have none")
     parser.add_argument(
         "--max-tokens", type=positive_int, default=2048, metavar="N", help="tokens of a document (2048, the paper's)"
     )
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
             kind=options.kind,
             record_format=options.format,
             labels=options.labels,
-            system=DEFAULT_SYSTEM if options.system is None else options.system or None,
+            system=None if options.no_system else DEFAULT_SYSTEM if options.system is None else options.system,
             max_tokens=options.max_tokens,
             seed=options.seed,
             shuffle=not options.no_shuffle,

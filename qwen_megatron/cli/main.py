@@ -51,6 +51,7 @@ MODULES = (
     "logits",
     "generate",
     "perplexity",
+    "rewards",
     "evaluate",
     "chat",
     "serve",

@@ -16,8 +16,9 @@ from qwen_megatron.checkpoint.state import saved_model_config
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.hf_paths import is_hf_folder
 from qwen_megatron.convert.load_hf_weights import load_hf_weights
-from qwen_megatron.errors import ConfigError
+from qwen_megatron.errors import CheckpointError, ConfigError
 from qwen_megatron.model.builder import build_model, unwrapped
+from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups, build_groups, destroy_groups, start_process_group
 from qwen_megatron.platforms import get_platform
@@ -73,7 +74,13 @@ def inference_groups(
 
 
 def load_for_inference(
-    source: Path, groups: Groups, *, precision: str = "fp32", name: str | None = None, allow_nonfinite: bool = False
+    source: Path,
+    groups: Groups,
+    *,
+    precision: str = "fp32",
+    name: str | None = None,
+    allow_nonfinite: bool = False,
+    head: str = LANGUAGE_MODEL,
 ) -> QwenModel:
     """This rank's part of the model of a checkpoint or of a Hugging Face folder, in evaluation mode.
 
@@ -86,10 +93,14 @@ def load_for_inference(
         precision: `fp32` or `bf16`.
         name: Of the model, where a checkpoint holds several.
         allow_nonfinite: Take weights that hold NaN or infinity too.
+        head: `language_model`, or `scalar` for a reward model, which is in a checkpoint alone.
     Raises:
-        CheckpointError: if the source is missing, damaged or none of these, or its weights are no numbers.
+        CheckpointError: if the source is missing, damaged or none of these, has another head, or its weights are no
+            numbers.
     """
     if is_hf_folder(source):
+        if head != LANGUAGE_MODEL:
+            raise CheckpointError(f"{source}: is a Hugging Face folder, which has no {head} head; name a checkpoint")
         folder = HfFolder(source)
         config = dataclasses.replace(folder.model, implementation="torch", attention_dropout=0.0)
         model = build_model(config, groups, precision=precision)
@@ -99,7 +110,7 @@ def load_for_inference(
         verify_checkpoint(source)
         saved = saved_model_config(source, name)
         config = dataclasses.replace(saved, implementation="torch", hidden_dropout=0.0, attention_dropout=0.0)
-        model = build_model(config, groups, precision=precision)
+        model = build_model(config, groups, precision=precision, head=head)
         load_model(source, unwrapped(model), name)
     if not allow_nonfinite:
         check_weights(unwrapped(model), source)

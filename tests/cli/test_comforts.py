@@ -86,7 +86,7 @@ def test_packages_say_that_they_are_typed(package: Any) -> None:
     [
         ("qwen-megatron", "pretrian", "pretrian: no such command; did you mean pretrain?"),
         ("qwen-megatron", "show_config", "show_config: no such command; did you mean show-config?"),
-        ("qwen-megatron", "zzz", "zzz: no such command; the commands are launch, pretrain, recipes,"),
+        ("qwen-megatron", "zzz", "zzz: no such command; the commands are launch, pretrain, sft, reward, ppo, recipes,"),
         ("qwen-data", "verfy", "verfy: no such command; did you mean verify?"),
         ("qwen-data", "tokenise", "tokenise: no such command; did you mean tokenize?"),
     ],

@@ -80,8 +80,8 @@ def test_several_machines_are_a_script(capsys: pytest.CaptureFixture[str], tmp_p
     assert done.returncode == 2, done.stderr
     given = [*SLURM[1:4], "parallel.world_size=32"]
     assert done.stdout.splitlines() == ["pretrain", *given, "--dry-run"]
-    assert main(["launch", "sft", *SLURM[1:]]) == 0
-    assert f"set -- sft {SLURM[1]} " in capsys.readouterr().out
+    assert main(["launch", "reward", *SLURM[1:]]) == 0
+    assert f"set -- reward {SLURM[1]} " in capsys.readouterr().out
 
 
 def test_a_script_is_submitted(

@@ -78,6 +78,8 @@ def farthest(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> fl
 
 
 def test_packed_dialogues_train_as_separate_ones_do(trainable: TinyTrainable) -> None:
+    # A fused causal softmax would ignore the mask of documents.
+    assert not trainable.models[0].config.masked_softmax_fusion
     dialogues = random_dialogues(9, 16, 161)
     separate = packed_batch([[dialogue] for dialogue in dialogues], range(9), LENGTH)
     packed = packed_batch([dialogues[:4], dialogues[4:7], dialogues[7:]], range(3), LENGTH)

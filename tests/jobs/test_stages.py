@@ -135,6 +135,14 @@ def test_a_job_takes_corpora_of_its_kind(
     assert not (tmp_path / "run").exists()
 
 
+def test_packed_rows_need_kernels_that_tell_dialogues_apart(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, f"data.blend=[{folder / 'dialogues'}]", f"checkpoint.directory={tmp_path}"]
+    assert main(["sft", *settings, "parallel.platform=cuda", "--dry-run"]) == 2
+    assert "model.implementation=auto: must be torch to fine-tune: dialogues share rows" in capsys.readouterr().err
+
+
 def test_a_reward_model_is_no_language_model(
     ranks: RankPool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +159,13 @@ def test_a_reward_model_is_no_language_model(
     for arguments, message in refused:
         assert main([*arguments, *(["--dry-run"] if arguments[0] == "sft" else [])]) in (1, 2)
         assert message in capsys.readouterr().err
+    # It is asked in one process, of a corpus; what is no reward model is refused.
+    assert main(["rewards", str(saved), str(folder / "pairs"), "--documents", "8"]) == 0
+    *told, accuracy = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in told] == [str(number) for number in range(8)]
+    rewards = [float(line.split()[1]) for line in told]
+    right = sum(chosen > rejected for chosen, rejected in zip(rewards[0::2], rewards[1::2], strict=True))
+    assert accuracy.startswith(f"accuracy {right / 4:.1%} of 4 pairs, ")
     # Its own job starts from it, with its head.
     again = [*settings, f"data.blend=[{folder / 'pairs'}]", f"checkpoint.directory={tmp_path / 'again'}"]
     assert main(["reward", *again, f"checkpoint.init_from={saved}", "--dry-run"]) == 0

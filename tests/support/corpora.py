@@ -106,7 +106,9 @@ def write_sparse_corpus(prefix: Path, num_tokens: int, block_bytes: int = BLOCK_
         tool_version="test",
         created="2026-01-01T00:00:00Z",
         crc_block_bytes=block_bytes,
-        **digests,
+        bin=digests["bin"],
+        idx=digests["idx"],
+        crc=digests["crc"],
     ).write(corpus_path(prefix, "json"))
     return prefix
 

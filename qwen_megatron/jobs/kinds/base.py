@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from data_tools.settings.problems import Problems
 from qwen_megatron.config.fill import Sections
@@ -17,6 +17,9 @@ from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.held_out import data_plan
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.train.names import MAIN
+
+if TYPE_CHECKING:
+    from qwen_megatron.train.run import Hook
 
 
 class JobKind(abc.ABC):
@@ -29,8 +32,8 @@ class JobKind(abc.ABC):
         examples: Commands, as its help shows them.
         shape: What the job makes of the model and of samples.
         heads: Of each model that it saves, by name.
-        entry: `module:function`, imported only when the job starts; called with the resolved configuration, it returns
-            why it left early, None if it came to its end.
+        entry: `module:function`, imported only when the job starts; called with the resolved configuration and
+            further hooks if there are any, it returns why it left early, None if it came to its end.
     """
 
     name: str
@@ -73,10 +76,11 @@ class JobKind(abc.ABC):
         """What to know before a start, a line each."""
         return []
 
-    def run(self, config: ResolvedConfig) -> str | None:
-        """Runs the job on this rank; imports torch."""
+    def run(self, config: ResolvedConfig, more_hooks: Sequence[Hook] = ()) -> str | None:
+        """Runs the job on this rank, with hooks before its own; imports torch. Returns why it left early."""
         module, _, function = self.entry.partition(":")
-        return cast(str | None, getattr(importlib.import_module(module), function)(config))
+        job = getattr(importlib.import_module(module), function)
+        return cast(str | None, job(config, more_hooks) if more_hooks else job(config))
 
 
 class BlendedJob(JobKind):

@@ -6,7 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from data_tools.chat.samples import Sampler
 from data_tools.cli import main
 from data_tools.corpus.sidecar import Sidecar
 from data_tools.engine import operations
+from data_tools.engine.executor import InProcessExecutor
+from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
 from data_tools.readers.jsonl import RejectedRecordError
 from data_tools.stages import chat_files
@@ -102,10 +104,21 @@ def test_dialogues_are_shuffled_and_counted(
     assert sorted(path.name for path in prefix.parent.iterdir() if path.name.startswith(".")) == []
 
 
+class Reversed(InProcessExecutor):
+    """As processes may, ends tasks in another order than they were given in."""
+
+    def __init__(self, workers: int) -> None:
+        assert workers == 2
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+        return super().run(tasks[::-1])
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     tmp_path: Path, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_files, "_PART_BYTES", 800)  # Ranges of the first file.
+    monkeypatch.setattr(chat_files, "ProcessExecutor", Reversed)
     sources = [write([*map(dialogue, range(30)), b"bad"], "a.jsonl"), write([dialogue(30)], "b.jsonl")]
     (tmp_path / "c.json").write_bytes(orjson.dumps([dialogue(31), 3, dialogue(32)]))
     inputs = [*sources, str(tmp_path / "c.json")]
@@ -166,7 +179,8 @@ def test_options_of_system_and_labels(tmp_path: Path, write: Callable[..., str])
     source = write([dialogue(1)])
     start = "<|im_start|>user\nQuestion"
     for name, options, expected in (
-        ("none", ["--system"], start),
+        ("none", ["--no-system"], start),
+        ("empty", ["--system", ""], f"<|im_start|>system\n<|im_end|>\n{start}"),
         ("own", ["--system", "Be brief."], f"<|im_start|>system\nBe brief.<|im_end|>\n{start}"),
     ):
         assert main(["chat", source, "--output", str(tmp_path / name), "--workers", "1", *options]) == 0
@@ -341,7 +355,13 @@ def test_wrong_uses(tmp_path: Path, write: Callable[..., str], capsys: pytest.Ca
     assert "already there; use --overwrite" in capsys.readouterr().err
     assert chat(source, "--output", prefix, "--overwrite", "--max-bad", "0") == 1
     assert "1 of 2 records were rejected, more than --max-bad 0" in capsys.readouterr().err
-    for wrong in (["--kind", "poems"], ["--max-tokens", "0"], ["--labels", "all"], ["--seed", "-1"]):
+    for wrong in (
+        ["--kind", "poems"],
+        ["--max-tokens", "0"],
+        ["--system", "a", "--no-system"],
+        ["--labels", "all"],
+        ["--seed", "-1"],
+    ):
         with pytest.raises(SystemExit, match="2"):
             chat(source, "--output", prefix, *wrong)
     assert main(["merge", prefix, prefix, "--output", str(tmp_path / "m")]) == 2
