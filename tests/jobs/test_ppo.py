@@ -20,7 +20,7 @@ from qwen_megatron.train.run import Hook, Run, StepRecord
 from tests.jobs.ppo_run import KILL, run_ppo
 from tests.support.launch import ForkedAgent
 from tests.support.ranks import RankFailed, RankPool
-from tests.support.toy_alignment import VOCAB, ppo_settings, save_models, write_queries, write_text
+from tests.support.toy_alignment import TOY, VOCAB, ppo_settings, save_models, write_queries, write_text
 from tests.support.training import rows
 
 TP2_SP, PP2 = (
@@ -249,6 +249,15 @@ def test_the_command_checks_everything_first(
         assert message in capsys.readouterr().err, override
     assert main(["pretrain", *settings, "--dry-run"]) == 2
     assert str(toy.queries) in capsys.readouterr().err
+
+
+def test_the_recipe_dry_runs(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a model as small as the checkpoints are."""
+    small = [setting for setting in TOY if setting.startswith(("model.", "parallel."))]
+    sources = [f"data.blend=[{toy.queries}]", f"checkpoint.init_from={toy.policy}", f"ppo.reward_model={toy.reward}"]
+    settings = ["recipe:ppo-7b", *small, *sources, "data.eval_samples=4", f"checkpoint.directory={tmp_path}"]
+    assert main(["ppo", *settings, "--dry-run"]) == 0, capsys.readouterr().err
+    assert "8 processes: tensor 4 x pipeline 1 x data 2" in capsys.readouterr().out
 
 
 def test_frozen_models_may_take_turns_in_one_place(ranks: RankPool, toy: Toy, tmp_path: Path, one: Path) -> None:
