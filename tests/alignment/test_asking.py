@@ -11,11 +11,11 @@ import torch
 from qwen_megatron.alignment.asking import ask, scalars_of
 from qwen_megatron.alignment.policy_loss import actions_of
 from qwen_megatron.data.batch import Batch
-from qwen_megatron.model import log_probabilities
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL, SCALAR
 from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.log_probabilities import head_entropies, head_log_probabilities
 from qwen_megatron.model.loss import VocabularyShard
+from qwen_megatron.platforms import vocabulary
 from tests.alignment.test_losses import rows_with
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_for, groups_of, tiny_built, tiny_config
@@ -67,7 +67,7 @@ def test_answers_depend_neither_on_micro_batches_nor_on_the_layout(
 
 def test_log_probabilities_and_entropies_are_those_of_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nobody changes what the other reads: in either order they are the same, and so are the logits after."""
-    monkeypatch.setattr(log_probabilities, "BLOCK_TOKENS", 5)
+    monkeypatch.setattr(vocabulary, "BLOCK_TOKENS", 5)
     rows = rows_with()
     positions_bs = rows.loss_mask_bs > 0
     with groups_of() as groups:

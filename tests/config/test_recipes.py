@@ -19,11 +19,11 @@ def test_the_examples_are_the_recipes() -> None:
         assert (ROOT / "examples" / path.name).read_bytes() == path.read_bytes()
         assert load_config(f"recipe:{name}") == load_config(ROOT / "examples" / path.name)
     names = list(recipes())
-    assert names[:3] == ["demo", "qwen-0.5b", "qwen-1.8b"]
-    assert names[-1] == "qwen-72b"
-    assert [name.rpartition("-")[2] for name in names[3:-1]] == sorted(
-        [name.rpartition("-")[2] for name in names[3:-1]], key=lambda size: float(size[:-1])
-    )
+    assert names[:4] == ["demo", "demo-ppo", "demo-reward", "demo-sft"]
+    sized = names[4:]
+    assert (sized[0], sized[-1]) == ("qwen-0.5b", "qwen-72b")
+    sizes = [float(name.rpartition("-")[2].removesuffix("b")) for name in sized]
+    assert sizes == sorted(sizes)
 
 
 def test_an_unknown_recipe_has_a_closest_one() -> None:

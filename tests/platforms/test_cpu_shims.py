@@ -92,7 +92,7 @@ def test_every_shim_of_a_run_is_listed(lines: list[str]) -> None:
     assert all(target in written for target in targets)
     # Every kind of shim is made in these modules only: what makes one is in one of the lists.
     makers = {path.stem for path in SHIMS.glob("*.py") if "target=" in path.read_text()}
-    assert makers == {"checkpoint", "cpu", "fused_adam", "gloo"}
+    assert makers == {"checkpoint", "cpu", "cuda", "fused_adam", "gloo"}
 
 
 def test_later_shims_have_targets() -> None:
