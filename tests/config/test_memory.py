@@ -95,7 +95,7 @@ def test_state_is_what_the_arithmetic_says(ranks: RankPool, world_size: int, ove
     "layout", [(), ("parallel.tensor_model_parallel_size=2",), TP_SP], ids=["one process", "tp2", "tp2-sp"]
 )
 def test_activations_grow_as_the_arithmetic_says(ranks: RankPool, layout: tuple[str, ...]) -> None:
-    """torch's kernels keep more than fused ones, which are what is counted: about the same share more on every layout."""
+    """torch's kernels keep more than fused ones, which are what is counted: about the same share on every layout."""
     measured, counted = [], []
     world_size = 2 if layout else 1
     for layers in (4, 8):
