@@ -97,9 +97,10 @@ bench-infer: setup ## speed of generation against transformers, into docs/benchm
 bench-context: setup ## perplexity beyond the trained context (the paper's Table 3 in little), into docs/benchmarks.md
 	$(PY) benchmarks/bench_context.py --write
 
-bench-align: setup ## reward models on your PAIRS, and fine-tuning against the package trl in the folder TRL, into docs/benchmarks.md
+bench-align: setup ## reward models on your PAIRS, fine-tuning against the package trl in the folder TRL, PPO by part (after demo-align)
 	$(PY) benchmarks/bench_align.py --write --pairs $(PAIRS)
 	$(PY) benchmarks/bench_sft.py --write --trl $(TRL)
+	$(PY) benchmarks/bench_ppo.py --write
 
 docs: setup ## the documentation as a site in build/site; any warning is an error
 	$(PY) -m pip install --quiet -r requirements/docs.txt

@@ -25,7 +25,13 @@ from megatron.core.tensor_parallel.mappings import (
 from qwen_megatron.model.main_grad import accumulated
 from qwen_megatron.platforms.comm_timer import comm_timer
 from qwen_megatron.platforms.device_checks import require
-from qwen_megatron.platforms.vocabulary import add_weight_gradient, block_tokens, exponentiate, logits_buffer
+from qwen_megatron.platforms.vocabulary import (
+    add_weight_gradient,
+    block_tokens,
+    counted_rows,
+    exponentiate,
+    logits_buffer,
+)
 
 # exp(-60) is far below what fp32 can add to 1; 1 / exp(-60) can still be held.
 NEGLIGIBLE_EXPONENT = 60.0
@@ -110,9 +116,7 @@ def head_cross_entropy(
     if torch.is_grad_enabled() and (hidden_sbh.requires_grad or weight_vh.requires_grad):
         return HeadCrossEntropy.apply(*arguments)
     hidden_nh = whole_sequence(hidden_sbh, shard.tp_group, sequence_parallel).flatten(0, 1)
-    losses = blockwise_cross_entropy(
-        hidden_nh, weight_vh, labels_sb.flatten(), loss_mask_sb.flatten(), shard, None, None
-    )
+    losses = masked_cross_entropy(hidden_nh, weight_vh, labels_sb.flatten(), loss_mask_sb.flatten(), shard, None, None)
     return losses.view_as(loss_mask_sb)
 
 
@@ -137,7 +141,7 @@ class HeadCrossEntropy(torch.autograd.Function):
             grad_weight = getattr(weight_vh, "main_grad", None)
             if grad_weight is None:
                 grad_weight = torch.zeros_like(weight_vh, dtype=torch.float32)
-        losses = blockwise_cross_entropy(
+        losses = masked_cross_entropy(
             whole.flatten(0, 1),
             weight_vh,
             labels_sb.flatten(),
@@ -203,6 +207,34 @@ def whole_sequence(hidden_sbh: torch.Tensor, tp_group: dist.ProcessGroup, sequen
     if sequence_parallel and tp_group.size() > 1:
         return gather_from_sequence_parallel_region(hidden_sbh, group=tp_group)
     return hidden_sbh
+
+
+@torch.no_grad()
+def masked_cross_entropy(
+    hidden_nh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    labels_n: torch.Tensor,
+    loss_mask_n: torch.Tensor,
+    shard: VocabularyShard,
+    grad_hidden_nh: torch.Tensor | None,
+    grad_weight_vh: torch.Tensor | None,
+) -> torch.Tensor:
+    """`blockwise_cross_entropy`, for which tokens that do not count are left out where that is worth it."""
+    rows = counted_rows(loss_mask_n)
+    if rows is None:
+        return blockwise_cross_entropy(
+            hidden_nh, weight_vh, labels_n, loss_mask_n, shard, grad_hidden_nh, grad_weight_vh
+        )
+    grad_rows = None if grad_hidden_nh is None else hidden_nh.new_empty(len(rows), hidden_nh.size(1))
+    losses_n = torch.zeros_like(loss_mask_n)
+    if len(rows):
+        losses_n[rows] = blockwise_cross_entropy(
+            hidden_nh[rows], weight_vh, labels_n[rows], loss_mask_n[rows], shard, grad_rows, grad_weight_vh
+        )
+    if grad_hidden_nh is not None:
+        grad_hidden_nh.zero_()
+        grad_hidden_nh[rows] = grad_rows
+    return losses_n
 
 
 @torch.no_grad()

@@ -59,6 +59,22 @@ def logits_buffer(rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
     return kept_buffer(rows, width, like.dtype) if like.is_cpu else like.new_empty(rows, width)
 
 
+def counted_rows(loss_mask_n: torch.Tensor) -> torch.Tensor | None:
+    """The tokens whose loss counts, where leaving out the others saves more than it costs; None for all.
+
+    On a GPU the host would have to wait for their number.
+
+    Args:
+        loss_mask_n: [n].
+    Returns:
+        int64 [m], rising.
+    """
+    if not loss_mask_n.is_cpu:
+        return None
+    rows = loss_mask_n.nonzero()[:, 0]
+    return rows if len(rows) < len(loss_mask_n) else None
+
+
 class Kept(threading.local):
     """The buffer of a thread: two that compute losses must not share one."""
 
@@ -69,15 +85,15 @@ KEPT = Kept()
 
 
 def kept_buffer(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Of the CPU; each thread keeps one."""
+    """Of the CPU; each thread keeps one, as large as the largest of its width so far."""
     buffer = KEPT.buffer
-    if buffer is None or buffer.shape != (rows, width) or buffer.dtype != dtype:
+    if buffer is None or len(buffer) < rows or buffer.size(1) != width or buffer.dtype != dtype:
         # Given up before the next one is taken.
         KEPT.buffer = buffer = None
         # Made under inference mode it could not serve training later.
         with torch.inference_mode(False):
             KEPT.buffer = buffer = torch.empty(rows, width, dtype=dtype)
-    return buffer
+    return buffer[:rows]
 
 
 def exponentiate(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -98,6 +98,18 @@ def test_nothing_counts_where_all_is_masked(groups: Groups) -> None:
         assert not nothing.any()
 
 
+def test_what_does_not_count_is_not_computed(groups: Groups) -> None:
+    """Of dialogues about half: their logits would cost as much as the others'."""
+    hidden, weight, labels, loss_mask = inputs(torch.float32, "some")
+    expected = oracle(hidden, weight, labels, loss_mask)
+    hidden[loss_mask == 0] = torch.nan
+    hidden.requires_grad_(), weight.requires_grad_()
+    losses = head_cross_entropy(hidden, weight, labels, loss_mask, shard_of(groups))
+    (losses * loss_mask).sum().backward()
+    for actual, wanted in zip((losses.detach(), hidden.grad, weight.grad), expected, strict=True):
+        assert_near(actual, wanted, TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("label", [-1, VOCAB, VOCAB + 5])
 def test_a_counted_label_outside_the_vocabulary_is_not_a_number(groups: Groups, label: int) -> None:
     hidden, weight, labels, loss_mask = inputs(torch.float32, "all")
