@@ -1,7 +1,7 @@
 """From the pretrained model of `make demo` to an aligned one, in about ten minutes: `make demo-align`.
 
 Dialogues and preference pairs are made of the running Python's own documentation. Supervised fine-tuning -> reward
-model -> PPO -> Hugging Face -> one turn of chat, each on a layout of its own. Every step is a command that you can type
+model -> PPO -> Hugging Face -> one turn of chat, on two processes, in several layouts. Every step is a command that you can type
 yourself; this script only times them, and says what each improved on text that nobody trained on.
 """
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ class RandomPretraining(Pretraining):
     """Pretraining on random micro-batches instead of a corpus."""
 
     def __init__(self, config: ResolvedConfig, loader: Any, objective: Objective | None = None):
-        self.config, self.loader = config, loader
+        self.config, self.loader, self.dataset = config, loader, SimpleNamespace(rows_per_sample=1)
         self.held_out = {}
         self.objective = objective or NextTokenLoss()
         self.guard = StepGuard()
