@@ -9,8 +9,8 @@ _EXAMPLES = """examples:
   qwen-data chat docs/pairs.jsonl --kind pairs --output corpora/pairs
 
 Writes dialogues.jsonl (questions about functions, classes and topics with their documentation as answers, some of
-several turns), pairs.jsonl (the thing's own docstring preferred to another's, half of them near misses), prompts.jsonl
-(the questions alone), and the same three with -held-out, about other things.
+several turns), pairs.jsonl (the thing's own docstring preferred to another's, a quarter of them near misses),
+prompts.jsonl (the questions alone), and the same three with -held-out, about other things.
 """
 
 

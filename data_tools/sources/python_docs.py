@@ -1,8 +1,9 @@
 """Dialogues and preference pairs of the running Python's own documentation: docstrings and the topics of pydoc.
 
 Questions about functions, methods, classes and topics, answered by the first paragraph of what is written about them. A
-pair prefers a thing's own docstring to another's, of which half are near misses: of the same class or module, or of the
-same name elsewhere. What is held out is held out by thing: neither its question nor its docstring is in the rest.
+pair prefers a thing's own docstring to another's; of the four about a thing one is a near miss: of the same class or
+module, or of the same name elsewhere. What is held out is held out by thing: neither its question nor its docstring is
+in the rest.
 
 The licence of the texts is PSF-2.0; they are read where they are installed, never redistributed.
 """
@@ -28,6 +29,8 @@ from data_tools.sources.python_stdlib import source_files
 LONGEST_ANSWER, FEWEST_WORDS = 800, 4
 # One thing in this many is held out; one in this many begins a dialogue of several turns.
 HELD_OUT_SHARE, SEVERAL_TURNS_SHARE = 8, 4
+# Pairs about a thing: of one alone a small model learns which docstrings are never rejected, not which one fits.
+PAIRS_OF_A_THING = 4
 
 _QUESTIONS = (
     "What does {name} do?",
@@ -127,7 +130,7 @@ def dialogues(things: Sequence[Thing]) -> Iterator[dict[str, Any]]:
 
 
 def pairs(things: Sequence[Thing]) -> Iterator[dict[str, Any]]:
-    """A pair about each thing, if there is another one."""
+    """Pairs about each thing, the first a near miss where there is any; as many as there are others."""
     by_class: dict[tuple[str, str], list[Thing]] = defaultdict(list)
     by_name: dict[str, list[Thing]] = defaultdict(list)
     by_module: dict[str, list[Thing]] = defaultdict(list)
@@ -138,11 +141,15 @@ def pairs(things: Sequence[Thing]) -> Iterator[dict[str, Any]]:
     for thing in things:
         owner, _, name = thing.name.rpartition(".")
         near = (by_name[name], by_class[thing.module, owner] if owner else [], by_module[thing.module])
-        others = next((found for found in near if len(found) > 1), []) if _draw("near", thing) % 2 == 0 else []
-        other = _other(thing, others or things)
-        if other is not None:
-            asked = {"prompt": question(thing), "chosen": thing.doc, "rejected": other.doc}
-            yield {**asked, "near_miss": bool(others)}
+        nearest = next((found for found in near if len(found) > 1), [])
+        rejected = {thing.doc}
+        for number in range(PAIRS_OF_A_THING):
+            is_near = number == 0 and bool(nearest)
+            other = _other(thing, nearest if is_near else things, number)
+            if other is not None and other.doc not in rejected:
+                rejected.add(other.doc)
+                asked = {"prompt": question(thing), "chosen": thing.doc, "rejected": other.doc}
+                yield {**asked, "near_miss": is_near}
 
 
 def prompts(things: Sequence[Thing]) -> Iterator[dict[str, Any]]:
@@ -161,9 +168,9 @@ def _turn(asked: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def _other(thing: Thing, candidates: Sequence[Thing]) -> Thing | None:
-    """Another of the candidates."""
-    start = _draw("other", thing)
+def _other(thing: Thing, candidates: Sequence[Thing], number: int) -> Thing | None:
+    """Another of the candidates, for a thing's pair of a number."""
+    start = _draw(f"other {number}", thing)
     for step in range(min(2, len(candidates))):
         found = candidates[(start + step) % len(candidates)]
         if found != thing:

@@ -92,19 +92,20 @@ def test_questions_differ_and_name_the_thing(library: Path) -> None:
     assert len({question(thing).replace(thing.full_name, "").replace(thing.kind, "") for thing in things}) >= 9
 
 
-def test_a_pair_rejects_another_docstring_and_half_are_near(library: Path) -> None:
+def test_pairs_reject_other_docstrings_and_a_quarter_are_near(library: Path) -> None:
     things = list(documented_things(library))
     made = list(pairs(things))
-    assert len(made) == len(things)
+    assert 3.5 * len(things) < len(made) <= 4 * len(things)
     by_doc = {thing.doc: thing for thing in things}
-    for thing, one in zip(things, made, strict=True):
-        other = by_doc[one["rejected"]]
-        assert (one["prompt"], one["chosen"]) == (question(thing), thing.doc)
+    assert len({(one["prompt"], one["rejected"]) for one in made}) == len(made), "no pair twice"
+    for one in made:
+        thing, other = by_doc[one["chosen"]], by_doc[one["rejected"]]
+        assert one["prompt"] == question(thing)
         assert other != thing
         if one["near_miss"]:
             assert other.module == thing.module or other.name.split(".")[-1] == thing.name.split(".")[-1]
     share = sum(one["near_miss"] for one in made) / len(made)
-    assert 0.3 < share < 0.6
+    assert 0.15 < share < 0.35
     assert list(pairs([things[0]])) == []
 
 
