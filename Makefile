@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo demo-align test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
+.PHONY: docs help setup demo test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -46,9 +46,6 @@ endif
 
 demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
 	$(PY) examples/demo.py
-
-demo-align: setup ## fine-tuning, reward model and PPO on the model of make demo, in about ten minutes
-	$(PY) examples/demo_align.py
 
 # One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
 # for long. WORKERS=0 runs one test after the other in this process.
@@ -97,10 +94,10 @@ bench-infer: setup ## speed of generation against transformers, into docs/benchm
 bench-context: setup ## perplexity beyond the trained context (the paper's Table 3 in little), into docs/benchmarks.md
 	$(PY) benchmarks/bench_context.py --write
 
-bench-align: setup ## reward models on your PAIRS, fine-tuning against the package trl in the folder TRL, PPO by part (after demo-align)
+bench-align: setup ## reward models on your PAIRS, fine-tuning against the package trl in the folder TRL, your PPO run by part
 	$(PY) benchmarks/bench_align.py --write --pairs $(PAIRS)
 	$(PY) benchmarks/bench_sft.py --write --trl $(TRL)
-	$(PY) benchmarks/bench_ppo.py --write
+	$(PY) benchmarks/bench_ppo.py --write $(PPO)
 
 docs: setup ## the documentation as a site in build/site; any warning is an error
 	$(PY) -m pip install --quiet -r requirements/docs.txt

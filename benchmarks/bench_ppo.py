@@ -60,7 +60,7 @@ def section(run: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("demo/align/ppo"), help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     args = parser.parse_args()
     lines = section(args.run)
