@@ -1,8 +1,8 @@
-"""From the pretrained model of `make demo` to an aligned one. Not finished: the reward model of this size does not learn yet.
+"""From the pretrained model of `make demo` to an aligned one. Not finished: the reward model does not learn yet.
 
 Dialogues and preference pairs are made of the running Python's own documentation. Supervised fine-tuning -> reward
-model -> PPO -> Hugging Face -> one turn of chat, on two processes, in several layouts. Every step is a command that you can type
-yourself; this script only times them, and says what each improved on text that nobody trained on.
+model -> PPO -> Hugging Face -> one turn of chat, on two processes, in several layouts. Every step is a command that you
+can type yourself; this script only times them, and says what each improved on text that nobody trained on.
 """
 
 from __future__ import annotations
