@@ -37,6 +37,7 @@ def test_counted_tokens() -> None:
     assert rows is not None
     assert rows.tolist() == [1, 3]
     assert counted_rows(torch.ones(3)) is None, "nothing to leave out"
+    assert counted_rows(torch.zeros(3, device="meta")) is None, "the host would wait for their number"
 
 
 def test_blocks_of_the_cpu_are_small() -> None:

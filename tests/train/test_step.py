@@ -221,5 +221,6 @@ def test_a_step_reads_twice_from_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         assert trainable.num_microbatches == 4
         # The CPU answers at once; a GPU is not asked.
         monkeypatch.setattr("qwen_megatron.model.loss.require", lambda *_: None)
+        monkeypatch.setattr("qwen_megatron.model.loss.counted_rows", lambda *_: None)
         take_step(trainable, random_batches(trainable, VOCAB), step=2)
     assert reads == ["tolist", "tolist"]
