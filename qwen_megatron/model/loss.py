@@ -231,7 +231,7 @@ def masked_cross_entropy(
         losses_n[rows] = blockwise_cross_entropy(
             hidden_nh[rows], weight_vh, labels_n[rows], loss_mask_n[rows], shard, grad_rows, grad_weight_vh
         )
-    if grad_hidden_nh is not None:
+    if grad_hidden_nh is not None and grad_rows is not None:
         grad_hidden_nh.zero_()
         grad_hidden_nh[rows] = grad_rows
     return losses_n
