@@ -17,7 +17,7 @@ from qwen_megatron.data.sft.dataset import HeldOutDialogues, PackedDialogues, op
 from qwen_megatron.errors import DataError
 from qwen_megatron.jobs.corpora import refuse_same_content
 
-Held = TypeVar("Held")
+Made = TypeVar("Made")
 
 
 def open_packed(config: ResolvedConfig) -> PackedDialogues:
@@ -26,13 +26,7 @@ def open_packed(config: ResolvedConfig) -> PackedDialogues:
     Raises:
         DataError: if a corpus is missing, damaged, of another kind or too small.
     """
-    return open_dialogues(
-        config.data.blend,
-        seq_length=config.training.seq_length,
-        seed=config.training.seed,
-        eval_samples=config.data.eval_samples,
-        vocab_size=config.model.vocab_size,
-    )
+    return of_blend(config, open_dialogues)
 
 
 def open_preferences(config: ResolvedConfig) -> PreferencePairs:
@@ -41,7 +35,12 @@ def open_preferences(config: ResolvedConfig) -> PreferencePairs:
     Raises:
         DataError: if a corpus is missing, damaged, of another kind or too small.
     """
-    return open_pairs(
+    return of_blend(config, open_pairs)
+
+
+def of_blend(config: ResolvedConfig, opened: Callable[..., Made]) -> Made:
+    """What a function makes of `data.blend`."""
+    return opened(
         config.data.blend,
         seq_length=config.training.seq_length,
         seed=config.training.seed,
@@ -56,16 +55,7 @@ def held_out_dialogues(config: ResolvedConfig) -> dict[str, HeldOutDialogues]:
     Raises:
         DataError: if one is missing, damaged, of another kind or too small.
     """
-
-    def packed(corpora: Mapping[str, ChatCorpus]) -> HeldOutDialogues:
-        return HeldOutDialogues(
-            corpora,
-            seq_length=config.training.seq_length,
-            eval_samples=config.data.eval_blend_samples,
-            vocab_size=config.model.vocab_size,
-        )
-
-    return held_out(config, DIALOGUES, packed)
+    return held_out(config, DIALOGUES, HeldOutDialogues)
 
 
 def held_out_pairs(config: ResolvedConfig) -> dict[str, HeldOutPairs]:
@@ -74,23 +64,19 @@ def held_out_pairs(config: ResolvedConfig) -> dict[str, HeldOutPairs]:
     Raises:
         DataError: if one is missing, damaged, of another kind or too small.
     """
+    return held_out(config, PAIRS, HeldOutPairs)
 
-    def pairs(corpora: Mapping[str, ChatCorpus]) -> HeldOutPairs:
-        return HeldOutPairs(
-            corpora,
+
+def held_out(config: ResolvedConfig, kind: str, made: Callable[..., Made]) -> dict[str, Made]:
+    """Opens the corpora of `data.eval_blend` and makes a dataset of those of each name."""
+    named, vocab_size = config.data.eval_blend, config.model.vocab_size
+    return {
+        name: made(
+            open_chat_corpora(prefixes, kind, vocab_size),
             seq_length=config.training.seq_length,
             eval_samples=config.data.eval_blend_samples,
-            vocab_size=config.model.vocab_size,
+            vocab_size=vocab_size,
         )
-
-    return held_out(config, PAIRS, pairs)
-
-
-def held_out(config: ResolvedConfig, kind: str, made: Callable[[Mapping[str, ChatCorpus]], Held]) -> dict[str, Held]:
-    """Opens the corpora of `data.eval_blend` and makes a dataset of those of each name."""
-    named = config.data.eval_blend
-    return {
-        name: made(open_chat_corpora(prefixes, kind, config.model.vocab_size))
         # Resolved it is a mapping, or empty.
         for name, prefixes in (named.items() if isinstance(named, Mapping) else ())
     }
