@@ -127,14 +127,16 @@ class RunningBatch:
         """Chooses the next token of rows from the hidden states of their last ones."""
         chosen = None
         if hidden_bh is not None:
-            # Chosen on the CPU, where a draw costs no launch for each of its small steps.
-            logits_bv = self.staged.logits(hidden_bh)[:, : self.num_tokens].cpu()
-            draws = [
-                choose(logits_v, row.penalized, row.request.sampling, row.request.name_of_draws, len(row.new))
-                for row, logits_v in zip(rows, logits_bv, strict=True)
-            ]
-            chosen = torch.tensor([[draw.token, draw.log_probability] for draw in draws], dtype=torch.float64)
-        chosen = self.staged.from_last_stage(chosen, (len(rows), 2))
+            # Chosen on the CPU, where a draw costs no launch for each of its small steps; each rank for its rows.
+            logits_bv = self.staged.logits(hidden_bh)[:, : self.num_tokens]
+            chosen = torch.zeros(len(rows), 2, dtype=torch.float64)
+            group = self.staged.groups.tp
+            own = range(group.rank(), len(rows), group.size())
+            for place, logits_v in zip(own, logits_bv[own.start :: own.step].cpu(), strict=True):
+                row = rows[place]
+                draw = choose(logits_v, row.penalized, row.request.sampling, row.request.name_of_draws, len(row.new))
+                chosen[place, 0], chosen[place, 1] = draw.token, draw.log_probability
+        chosen = self.staged.sum_over_ranks(chosen, (len(rows), 2))
         return [grown(row, int(token), value) for row, (token, value) in zip(rows, chosen.tolist(), strict=True)]
 
     def remove(self, places: list[int]) -> None:

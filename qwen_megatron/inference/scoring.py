@@ -77,7 +77,9 @@ def score_rows(
         vectors, labels = run(staged, together)
         numbers = [number for stem in together for number, *_ in stem.rows]
         values = None if vectors is None else read_off(staged, vectors, labels, numbers)
-        shared = staged.from_last_stage(values, (len(numbers), 2)).tolist()
+        # All ranks of the last stage hold the same values.
+        own = values if staged.groups.tp.rank() == 0 else None
+        shared = staged.sum_over_ranks(own, (len(numbers), 2)).tolist()
         for number, (log_probability, is_greedy) in zip(numbers, shared, strict=True):
             size = len(rows[number][1])
             found[number] = Score(log_probability=log_probability, is_greedy=is_greedy == 1.0, num_tokens=size)

@@ -74,19 +74,17 @@ class StagedModel:
         """A context for products of so many rows; those of few rows are taken without one, which costs time itself."""
         return contextlib.nullcontext() if rows <= MOST_ROWS else self.platform.products(self.model.config.params_dtype)
 
-    def from_last_stage(self, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-        """What the first rank of the last stage has come to, on all ranks of the replica.
+    def sum_over_ranks(self, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+        """The sum of what the ranks of a replica have come to, on all of them.
 
         Args:
-            values: fp64 of that shape, on the CPU; None on other stages.
+            values: fp64 of that shape, on the CPU; None for zeros.
             shape: Known to all.
         """
+        shared = torch.zeros(shape, dtype=torch.float64) if values is None else values
         group = self.groups.collection.mp
         if group.size() == 1:
-            assert values is not None
-            return values
-        shared = torch.empty(shape, dtype=torch.float64) if values is None else values
+            return shared
         shared = shared.to(self.device)
-        # Ranks of a replica in Megatron's order: tensor parallelism fastest, then stages.
-        dist.broadcast(shared, group=group, group_src=(self.groups.pp.size() - 1) * self.groups.tp.size())
+        dist.all_reduce(shared, group=group)
         return shared.cpu()

@@ -216,13 +216,17 @@ def test_draws_follow_the_distribution_that_top_p_leaves(model: QwenModel) -> No
     assert statistic < limit
 
 
-def test_cuts_look_further_where_many_tokens_are_likely(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 0.1
-    sampling = [Sampling(temperature=1.0, top_p=0.9, seed=1), Sampling(temperature=1.0, top_p=0.9, top_k=200, seed=1)]
-    wide = [choose(scores, [], one, request, 0) for one in sampling for request in range(50)]
-    monkeypatch.setattr("qwen_megatron.inference.sampling.FIRST_LOOK", 3)
-    assert [choose(scores, [], one, request, 0) for one in sampling for request in range(50)] == wide
-    assert len({draw.token for draw in wide}) > 40
+def test_classes_draw_what_sorting_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    scores[::3] = -math.inf
+    sampling = Sampling(temperature=1.0, top_p=0.9, seed=1)
+    for flattened in (scores, scores * 0.1):
+        found = []
+        for first_look in (500, 1):
+            monkeypatch.setattr("qwen_megatron.inference.sampling.FIRST_LOOK", first_look)
+            found.append([choose(flattened, [], sampling, request, 0) for request in range(100)])
+        assert found[0] == found[1]
+        assert len({draw.token for draw in found[0]}) > 30
 
 
 def test_top_k_and_penalty() -> None:
