@@ -29,4 +29,5 @@ PYBIND11_MODULE(_native, module) {
     qwen_data::bindings::bind_decontamination(module);
     qwen_data::bindings::bind_quality(module);
     qwen_data::bindings::bind_tokenizer(module);
+    qwen_data::bindings::bind_encoder(module);
 }

@@ -11,5 +11,6 @@ void bind_dedup(pybind11::module_& module);
 void bind_decontamination(pybind11::module_& module);
 void bind_quality(pybind11::module_& module);
 void bind_tokenizer(pybind11::module_& module);
+void bind_encoder(pybind11::module_& module);
 
 }  // namespace qwen_data::bindings

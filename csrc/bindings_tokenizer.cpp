@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "byte_pairs.h"
 #include "characters.h"
 #include "merge_learner.h"
+#include "pattern_kinds.h"
 #include "pretoken_counts.h"
 #include "pretokens.h"
 #include "views.h"
@@ -26,16 +28,19 @@ View<const std::string_view> view_of(const std::vector<std::string_view>& string
     return {strings.data(), strings.size()};
 }
 
-py::list pretokens(const Array<std::uint8_t>& kinds, const py::str& text) {
-    const auto kinds_view = view(kinds, "kinds");
-    if (kinds_view.size != qwen_data::kCodePoints) {
-        throw py::value_error("kinds must have a byte for each code point");
-    }
+py::list pretokens(const py::str& text) {
     const Texts texts(py::make_tuple(text));
     py::list out;
-    qwen_data::for_each_pretoken(kinds_view, texts[0], [&](std::string_view pretoken) {
+    qwen_data::for_each_pretoken(qwen_data::PretokenPattern(), texts[0], [&](std::string_view pretoken) {
         out.append(py::str(pretoken.data(), pretoken.size()));
     });
+    return out;
+}
+
+Array<std::uint8_t> pattern_kinds() {
+    Array<std::uint8_t> out(extent(qwen_data::kCodePoints));
+    std::transform(qwen_data::pattern_kinds(), qwen_data::pattern_kinds() + qwen_data::kCodePoints, out.mutable_data(),
+                   [](qwen_data::PatternKind kind) { return static_cast<std::uint8_t>(kind); });
     return out;
 }
 
@@ -101,13 +106,11 @@ std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>> merges(cons
 }  // namespace
 
 void bind_tokenizer(py::module_& module) {
-    module.def("pretokens", &pretokens, py::arg("kinds").noconvert(), py::arg("text"),
-               "The pre-tokens of a text by Qwen's pattern.");
+    module.def("pretokens", &pretokens, py::arg("text"), "The pre-tokens of a text by Qwen's pattern.");
+    module.def("pattern_kinds", &pattern_kinds,
+               "For each code point 1 if it is white space to the pattern, 2 a letter, 3 a number, 0 none of them.");
     py::class_<qwen_data::PretokenCounts>(module, "PretokenCounts", "How often each pre-token occurs in each group.")
-        .def(py::init([](const Array<std::uint8_t>& kinds, std::size_t threads) {
-                 return qwen_data::PretokenCounts(view(kinds, "kinds"), threads);
-             }),
-             py::arg("kinds").noconvert(), py::arg("threads"))
+        .def(py::init<std::size_t>(), py::arg("threads"))
         .def("add", &add_texts, py::arg("texts"), py::arg("group"), "Counts the pre-tokens of texts of one group.");
     py::class_<qwen_data::BytePairs>(module, "BytePairs", "A vocabulary of byte pairs, its tokens by rank.")
         .def(py::init(&byte_pairs), py::arg("tokens"))

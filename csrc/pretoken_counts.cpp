@@ -5,7 +5,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "characters.h"
 #include "parallel.h"
 #include "pretokens.h"
 #include "text_hash.h"
@@ -51,27 +50,19 @@ void PretokenTable::grow() {
     slots_.swap(larger);
 }
 
-PretokenCounts::PretokenCounts(View<const std::uint8_t> kinds, std::size_t threads)
-    : kinds_(kinds.begin(), kinds.end()), tables_(threads > 0 ? threads : 1) {
-    if (kinds_.size() != kCodePoints) {
-        throw std::invalid_argument("kinds has " + std::to_string(kinds_.size()) + " bytes, not one for each of the " +
-                                    std::to_string(kCodePoints) + " code points");
-    }
-}
-
 void PretokenCounts::add(View<const std::string_view> texts, std::uint32_t group) {
     for (const std::string_view text : texts) {
         if (text.size() > std::numeric_limits<std::uint32_t>::max()) {
             throw std::invalid_argument("a text of " + std::to_string(text.size()) + " bytes is too long");
         }
     }
-    const View<const std::uint8_t> kinds{kinds_.data(), kinds_.size()};
+    const PretokenPattern pattern;
     std::atomic<std::size_t> next{0};
     // An item is a table, so that no two threads ever write to one; the texts are handed out among them.
     parallel_for<Nothing>(tables_.size(), tables_.size(), [&](std::size_t number, Nothing&) {
         PretokenTable& table = tables_[number];
         for (std::size_t text = next++; text < texts.size; text = next++) {
-            for_each_pretoken(kinds, texts[text],
+            for_each_pretoken(pattern, texts[text],
                               [&](std::string_view pretoken) { table.add(pretoken, group, 1); });
         }
     });

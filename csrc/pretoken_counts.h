@@ -57,8 +57,7 @@ class PretokenTable {
 // Counts texts by several threads, each into a table of its own: sums, so the result does not depend on their number.
 class PretokenCounts {
   public:
-    // `kinds` has a byte for each code point (pretokens.h). Throws std::invalid_argument otherwise.
-    PretokenCounts(View<const std::uint8_t> kinds, std::size_t threads);
+    explicit PretokenCounts(std::size_t threads) : tables_(threads > 0 ? threads : 1) {}
 
     // Adds the pre-tokens of texts of one group, each valid UTF-8 and below 4 GiB.
     void add(View<const std::string_view> texts, std::uint32_t group);
@@ -67,7 +66,6 @@ class PretokenCounts {
     std::vector<CountedPretoken> all() const;
 
   private:
-    std::vector<std::uint8_t> kinds_;
     std::vector<PretokenTable> tables_;  // [threads]
 };
 

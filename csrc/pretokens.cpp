@@ -1,117 +1,104 @@
 #include "pretokens.h"
 
-#include "utf8.h"
-
 namespace qwen_data {
 
 namespace {
 
-bool is_line_end(std::uint32_t c) { return c == '\r' || c == '\n'; }
-
-// The text from a place on, read a code point at a time.
-class Scanner {
-  public:
-    Scanner(View<const std::uint8_t> kinds, const char* p, const char* end) : kinds_(kinds), p_(p), end_(end) {}
-
-    const char* place() const { return p_; }
-    bool at_end() const { return p_ == end_; }
-
-    std::uint32_t peek() const {
-        const char* p = p_;
-        return next_code_point(p);
-    }
-    PatternKind kind() const { return static_cast<PatternKind>(kinds_[peek()]); }
-    bool is(PatternKind kind) const { return !at_end() && this->kind() == kind; }
-    void advance() { next_code_point(p_); }
-
-    const char* behind_all(PatternKind kind) {
-        while (is(kind)) {
-            advance();
-        }
-        return p_;
-    }
-
-    // [^\s\p{L}\p{N}]+[\r\n]*
-    const char* behind_symbols() {
-        behind_all(PatternKind::other);
-        while (!at_end() && is_line_end(peek())) {
-            advance();
-        }
-        return p_;
-    }
-
-  private:
-    View<const std::uint8_t> kinds_;
-    const char* p_;
-    const char* end_;
-};
+bool is_line_end(char c) { return c == '\r' || c == '\n'; }
 
 // The end of what follows an apostrophe in a contraction, nullptr if it is none. Case does not matter; U+017F is another
 // lower-case form of s.
-const char* contraction_end(Scanner scanner) {
-    const auto lower = [](const Scanner& at) {
-        const std::uint32_t c = at.at_end() ? 0 : at.peek();
-        return c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c == 0x17F ? std::uint32_t{'s'} : c;
+const char* contraction_end(const char* p, const char* end) {
+    if (end - p >= 2 && p[0] == '\xC5' && p[1] == '\xBF') {
+        return p + 2;
+    }
+    const auto letter = [end](const char* at) {
+        return at != end && is_ascii_letter(*at) ? static_cast<char>(*at | 0x20) : '\0';
     };
-    const std::uint32_t first = lower(scanner);
-    if (first == 0) {
-        return nullptr;
-    }
-    scanner.advance();
+    const char first = letter(p);
     if (first == 's' || first == 't' || first == 'm' || first == 'd') {
-        return scanner.place();
+        return p + 1;
     }
-    const std::uint32_t second = lower(scanner);
+    const char second = first == '\0' ? '\0' : letter(p + 1);
     if (((first == 'r' || first == 'v') && second == 'e') || (first == 'l' && second == 'l')) {
-        scanner.advance();
-        return scanner.place();
+        return p + 2;
     }
     return nullptr;
 }
 
+}  // namespace
+
+// [^\s\p{L}\p{N}]*[\r\n]*
+const char* PretokenPattern::behind_symbols(const char* p, const char* end) const {
+    while (p != end) {
+        const Ascii here = ascii(*p);
+        if (here == Ascii::symbol || here == Ascii::apostrophe) {
+            ++p;
+            continue;
+        }
+        if (here != Ascii::none) {
+            break;
+        }
+        const char* next = p;
+        if (kind(next_code_point(next)) != PatternKind::other) {
+            break;
+        }
+        p = next;
+    }
+    while (p != end && is_line_end(*p)) {
+        ++p;
+    }
+    return p;
+}
+
 // \s*[\r\n]+|\s+(?!\S)|\s+ : up to the last line end of the white space; without one, all of it at the end of the text,
 // else all but its last character, which belongs to what follows.
-const char* white_space_end(Scanner scanner) {
+const char* PretokenPattern::white_space_end(const char* begin, const char* end) const {
     const char* behind_line_end = nullptr;
-    const char* last = scanner.place();
-    const char* const begin = last;
-    while (scanner.is(PatternKind::space)) {
-        last = scanner.place();
-        const bool ends_line = is_line_end(scanner.peek());
-        scanner.advance();
-        if (ends_line) {
-            behind_line_end = scanner.place();
+    const char* last = begin;
+    const char* p = begin;
+    while (p != end) {
+        const char* next = behind_blanks(p, end);
+        if (next != p) {
+            last = next - 1;
+            p = next;
+            continue;
         }
+        if (kind(next_code_point(next)) != PatternKind::space) {
+            break;
+        }
+        if (is_line_end(*p)) {
+            behind_line_end = next;
+        }
+        last = p;
+        p = next;
     }
     if (behind_line_end != nullptr) {
         return behind_line_end;
     }
-    return scanner.at_end() || last == begin ? scanner.place() : last;
+    return p == end || last == begin ? p : last;
 }
 
-}  // namespace
-
-const char* pretoken_end(View<const std::uint8_t> kinds, const char* p, const char* end) {
-    Scanner scanner(kinds, p, end);
-    const Scanner first = scanner;
-    const std::uint32_t c = scanner.peek();
-    const PatternKind kind = scanner.kind();
-    scanner.advance();
-    if (c == '\'') {
-        if (const char* const stop = contraction_end(scanner)) {
+const char* PretokenPattern::any_end(const char* p, const char* end) const {
+    const char* next = p;
+    const PatternKind first = kind(next_code_point(next));
+    if (*p == '\'') {
+        if (const char* const stop = contraction_end(next, end)) {
             return stop;
         }
     }
-    if (kind == PatternKind::number) {
-        return scanner.place();
+    if (first == PatternKind::number) {
+        return next;
     }
-    if (kind == PatternKind::letter || (!is_line_end(c) && scanner.is(PatternKind::letter))) {
-        return scanner.behind_all(PatternKind::letter);
+    const char* behind_second = next;
+    const PatternKind second = next == end ? PatternKind::space : kind(next_code_point(behind_second));
+    if (first == PatternKind::letter || (!is_line_end(*p) && second == PatternKind::letter)) {
+        return behind_letters(next, end);
     }
-    if (kind == PatternKind::other || (c == ' ' && scanner.is(PatternKind::other))) {
-        return scanner.behind_symbols();
+    if (first == PatternKind::other || (*p == ' ' && second == PatternKind::other)) {
+        return behind_symbols(next, end);
     }
-    return white_space_end(first);
+    return white_space_end(p, end);
 }
 
 }  // namespace qwen_data

@@ -1,28 +1,105 @@
 // Pre-tokens of Qwen's tokenizer: the pieces of a text that byte pairs are joined in, never across.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
-#include "views.h"
+#include "byte_runs.h"
+#include "pattern_kinds.h"
+#include "utf8.h"
 
 namespace qwen_data {
 
-// What the pattern tells apart; the table of all code points is built by data_tools.tokenizer.pretokens.
-enum class PatternKind : std::uint8_t { other = 0, space = 1, letter = 2, number = 3 };
-
-// Where the pre-token that begins at `p` ends; p != end, [p, end) is valid UTF-8, `kinds` has a byte for each code point.
-// The pattern is `data_tools.tokenizer.qwen.PATTERN`, its alternatives tried in order:
+// Finds where pre-tokens end, by the pattern `data_tools.tokenizer.qwen.PATTERN`, its alternatives tried in order:
 //   (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
-const char* pretoken_end(View<const std::uint8_t> kinds, const char* p, const char* end);
+class PretokenPattern {
+  public:
+    PretokenPattern() : kinds_(pattern_kinds()) {}
+
+    // Where the pre-token that begins at `p` ends; p != end, [p, end) is valid UTF-8. Time grows with the pre-token, and
+    // the white space behind it.
+    const char* end_of(const char* p, const char* end) const {
+        const Ascii first = ascii(*p);
+        const char* const next = p + 1;
+        if (first == Ascii::letter) {
+            return behind_letters(next, end);
+        }
+        if (first == Ascii::number) {
+            return next;
+        }
+        if (next != end && (first == Ascii::blank || first == Ascii::symbol)) {
+            const Ascii second = ascii(*next);
+            if (second == Ascii::letter) {
+                return behind_letters(next + 1, end);
+            }
+            if (second == Ascii::symbol || second == Ascii::apostrophe) {
+                return behind_symbols(next + 1, end);
+            }
+            if (first == Ascii::symbol && second != Ascii::none) {
+                return behind_symbols(next, end);
+            }
+        }
+        return any_end(p, end);
+    }
+
+  private:
+    // What the first 128 code points are to the pattern; `none` is not one of them.
+    enum class Ascii : std::uint8_t { none, letter, number, blank, space, apostrophe, symbol };
+
+    static constexpr std::array<Ascii, 256> make_ascii() {
+        std::array<Ascii, 256> kinds{};
+        for (std::size_t c = 0; c < 128; ++c) {
+            const bool is_letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+            kinds[c] = is_letter               ? Ascii::letter
+                       : c >= '0' && c <= '9'  ? Ascii::number
+                       : c == ' '              ? Ascii::blank
+                       : c >= '\t' && c <= '\r' ? Ascii::space
+                       : c == '\''             ? Ascii::apostrophe
+                                               : Ascii::symbol;
+        }
+        return kinds;
+    }
+
+    static Ascii ascii(char c) {
+        static constexpr std::array<Ascii, 256> kKinds = make_ascii();
+        return kKinds[static_cast<unsigned char>(c)];
+    }
+
+    PatternKind kind(std::uint32_t c) const { return kinds_[c]; }
+
+    // \p{L}*
+    const char* behind_letters(const char* p, const char* end) const {
+        for (;;) {
+            p = behind_ascii_letters(p, end);
+            if (p == end || static_cast<unsigned char>(*p) < 0x80) {
+                return p;
+            }
+            while (p != end && static_cast<unsigned char>(*p) >= 0x80) {
+                const char* next = p;
+                if (kind(next_code_point(next)) != PatternKind::letter) {
+                    return p;
+                }
+                p = next;
+            }
+        }
+    }
+
+    const char* behind_symbols(const char* p, const char* end) const;
+    const char* any_end(const char* p, const char* end) const;
+    const char* white_space_end(const char* begin, const char* end) const;
+
+    const PatternKind* kinds_;
+};
 
 // Calls visit(pre-token) for each pre-token of `text` (valid UTF-8), in order; together they are the text.
 template <typename Visit>
-void for_each_pretoken(View<const std::uint8_t> kinds, std::string_view text, Visit&& visit) {
+void for_each_pretoken(const PretokenPattern& pattern, std::string_view text, Visit&& visit) {
     const char* p = text.data();
     const char* const end = p + text.size();
     while (p != end) {
-        const char* const stop = pretoken_end(kinds, p, end);
+        const char* const stop = pattern.end_of(p, end);
         visit(std::string_view(p, static_cast<std::size_t>(stop - p)));
         p = stop;
     }

@@ -47,7 +47,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--no-shuffle", action="store_true", help="keep the documents in the order of the input")
     add_workers_argument(parser)
     parser.add_argument(
-        "--encoder", choices=("gigatoken", "tiktoken"), default="gigatoken", help="fast, or reference (gigatoken)"
+        "--encoder", choices=("native", "tiktoken"), default="native", help="fast, or reference (native)"
     )
     parser.add_argument(
         "--check-interval",

@@ -73,21 +73,22 @@ def read_lines(stream: PieceStream, max_line_bytes: int = MAX_DOCUMENT_BYTES) ->
             first, *others = piece.split(b"\n")
             for position, part in enumerate((first, *others)):
                 if position:
-                    yield from _line(number, offset, parts, num_bytes, max_line_bytes)
+                    yield from finished_line(number, offset, parts, num_bytes, max_line_bytes)
                     number, offset = number + 1, offset + num_bytes + 1
                     parts, num_bytes = [], 0
                 num_bytes += len(part)
                 if num_bytes <= max_line_bytes:
-                    _append(parts, part, num_bytes)
+                    append_part(parts, part, num_bytes)
                 else:
                     parts = []
     except BrokenStreamError as error:
         yield Line(number, offset, b"", error.reason, f"{error.detail}; everything after it is lost")
         return
-    yield from _line(number, offset, parts, num_bytes, max_line_bytes)
+    yield from finished_line(number, offset, parts, num_bytes, max_line_bytes)
 
 
-def _append(parts: list[bytes | bytearray], part: bytes, num_bytes: int) -> None:
+def append_part(parts: list[bytes | bytearray], part: bytes, num_bytes: int) -> None:
+    """Adds to ``parts``, of a line whose end has not been read yet, another, with which they are ``num_bytes`` long."""
     if num_bytes <= LONG_LINE_BYTES or not parts:
         parts.append(part)
         return
@@ -96,9 +97,18 @@ def _append(parts: list[bytes | bytearray], part: bytes, num_bytes: int) -> None
     parts[0] += part
 
 
-def _line(
+def finished_line(
     number: int, offset: int, parts: list[bytes | bytearray], num_bytes: int, max_line_bytes: int
 ) -> Iterator[Line]:
+    """The line of which ``parts`` are all bytes but the line end, unless it is blank; uses the parts up.
+
+    Args:
+        number: of the line in the file, from 1.
+        offset: of its first byte.
+        parts: at least one, or, of a line that is too long, anything.
+        num_bytes: of the line.
+        max_line_bytes: a longer line is a `Line` with the reason too_long.
+    """
     if num_bytes > max_line_bytes:
         detail = f"{num_bytes} bytes, more than --max-document-bytes {max_line_bytes}"
         yield Line(number, offset, b"", "too_long", detail)

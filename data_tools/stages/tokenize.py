@@ -49,8 +49,8 @@ class TokenizeStage:
     """Seed of the document order."""
     shuffle: bool = True
     """False keeps the order of the shards."""
-    encoder: Literal["gigatoken", "tiktoken"] = "gigatoken"
-    """`gigatoken` is fast, `tiktoken` the reference."""
+    encoder: Literal["native", "tiktoken"] = "native"
+    """`native` is fast, `tiktoken` the reference."""
     check_interval: Count = 1000
     """One record in this many is compared with tiktoken, and the first 64 of each shard."""
     tokens_in_memory: Count = TOKENS_IN_MEMORY

@@ -17,10 +17,11 @@ from data_tools.engine.task import Task, TaskResult
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
 from data_tools.readers.files import check_unchanged, open_input
-from data_tools.readers.jsonl import LONG_LINE_BYTES, Line, RejectedRecordError, read_lines
+from data_tools.readers.jsonl import Line, RejectedRecordError
 from data_tools.readers.jsonl_records import LineRange
+from data_tools.readers.line_blocks import read_blocks
 from data_tools.readers.record import BadRecord
-from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, LineBatch
+from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, Place
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
 # The first records are all compared with the reference encoder, later ones by sample.
@@ -28,8 +29,6 @@ NUM_FIRST_CHECKED = 64
 # Size of a run and of a bucket unless told otherwise; 128 MiB.
 TOKENS_IN_MEMORY = 32 * 1024 * 1024
 ENTRY = np.dtype([("key", "<u8"), ("file", "<u4"), ("offset", "<u8"), ("length", "<i4")])
-_BATCH_BYTES = 4 * 1024 * 1024
-_BATCH_LINES = 8192
 # What an entry of the index takes while it is sorted, in tokens.
 _ENTRY_TOKENS = 16
 
@@ -47,7 +46,14 @@ def encode_part(task: Task) -> TaskResult:
     reference), max_line_bytes, run_tokens, seed, shuffle, and files: the numbers of the inputs among all files.
     """
     options = task.options
-    encoder = _encoder(EncodingSettings(options["text_key"], options["encoder"], options["check_interval"]))
+    encoder = _encoder(
+        EncodingSettings(
+            text_key=options["text_key"],
+            encoder=options["encoder"],
+            check_interval=options["check_interval"],
+            max_line_bytes=options["max_line_bytes"],
+        )
+    )
     runs = RunWriter(Path(task.folder), task.name, options)
     rejected: Counter[str] = Counter()
     num_lines: list[int] = []
@@ -82,41 +88,24 @@ def _encode_lines(
     options: Mapping[str, Any],
     runs: "RunWriter",
 ) -> Iterator[BadRecord]:
-    all_checked = options["all_checked"]
-    for first_record, batch in _batches(lines, options["max_line_bytes"]):
-        if len(batch) == 1 and len(batch[0].content) > LONG_LINE_BYTES:
-            line = batch.pop()
-            try:
-                runs.add_long(file_number, line.offset, encoder.encode_long(part.path, line))
-            except RejectedRecordError as error:
-                yield BadRecord(line.number, error.reason, error.detail)
-            continue
-        encoded = encoder.encode(LineBatch(part.path, batch, first_record, all_checked))
-        runs.add(file_number, encoded)
-        yield from encoded.rejections
-
-
-def _batches(lines: LineRange, max_line_bytes: int) -> Iterator[tuple[int, list[Line]]]:
-    """Number of the first record and lines; a long line is alone. Numbers and offsets are those of the range's file."""
-    batch: list[Line] = []
-    num_bytes, first_record = 0, 0
-    for line in read_lines(lines, max_line_bytes):
-        line = line._replace(number=line.number - lines.skipped_lines, offset=line.offset + lines.origin)
-        is_long = len(line.content) > LONG_LINE_BYTES
-        if batch and (is_long or num_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_LINES):
-            num_lines = len(batch)
-            yield first_record, batch
-            first_record += num_lines
-            batch, num_bytes = [], 0
-        num_bytes += len(line.content)
-        batch.append(line)
-        del line  # A long line is held by its batch alone.
-        if is_long:
-            yield first_record, batch
+    first_record = 0
+    for found in read_blocks(lines, options["max_line_bytes"]):
+        # Numbers and offsets of what is read count from the beginning of what was given.
+        place = Place(part.path, lines.skipped_lines, first_record, options["all_checked"])
+        if isinstance(found, Line) and not found.reason:
             first_record += 1
-            batch, num_bytes = [], 0
-    if batch:
-        yield first_record, batch
+            try:
+                runs.add_long(file_number, found.offset + lines.origin, encoder.encode_long(found, place))
+            except RejectedRecordError as error:
+                yield BadRecord(found.number - lines.skipped_lines, error.reason, error.detail)
+            continue
+        encoded = (
+            encoder.encode_lines([found], place) if isinstance(found, Line) else encoder.encode_block(found, place)
+        )
+        first_record += encoded.num_records
+        runs.add(file_number, encoded._replace(offsets=encoded.offsets + np.uint64(lines.origin)))
+        for bad in encoded.rejections:
+            yield bad._replace(line=bad.line - lines.skipped_lines)
 
 
 class RunWriter:

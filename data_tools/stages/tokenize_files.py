@@ -18,11 +18,12 @@ from data_tools.corpus.lock import corpus_lock
 from data_tools.corpus.rejections import publish_list, rejected_path
 from data_tools.corpus.sidecar import InputFile, Sidecar
 from data_tools.corpus.writer import prepare_place, require_absent
-from data_tools.engine.executor import InProcessExecutor, ProcessExecutor
+from data_tools.engine.executor import Executor, InProcessExecutor, ProcessExecutor
 from data_tools.engine.planning import plan_parts
 from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import QUARANTINE_FILE, Task
+from data_tools.engine.thread_executor import ThreadExecutor
 from data_tools.errors import DataError, PathError, RefusedError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.file_range import FileRange
@@ -59,8 +60,8 @@ class TokenizeOptions:
         text_key: key of the text in each record.
         seed: of the document order, 0 to 2^64 - 1.
         shuffle: False keeps the order of the input.
-        workers: processes that encode; 1 encodes in this process.
-        encoder: "gigatoken" (fast) or "tiktoken" (reference).
+        workers: threads of this process, or, with the reference encoder, processes if there is more than one.
+        encoder: "native" (fast) or "tiktoken" (reference).
         check_interval: one record in this many is compared with tiktoken, and the first 64.
         max_document_bytes: a longer line is rejected.
         overwrite: replace a corpus that is there.
@@ -71,7 +72,7 @@ class TokenizeOptions:
     seed: int = 1234
     shuffle: bool = True
     workers: int = 1
-    encoder: str = "gigatoken"
+    encoder: str = "native"
     check_interval: int = 1000
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     overwrite: bool = False
@@ -132,7 +133,7 @@ def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: Tokeniz
     # Killed while it gave its files their names: they are not somebody else's.
     was_publishing = content_of(work / _PUBLISHING) == _plan_key(tasks)
     require_absent(prefix, overwrite=options.overwrite or was_publishing)
-    executor = InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
+    executor = _executor(options)
     try:
         try:
             sidecar = _run(Runner(executor, root=work), work, tasks, input_files, prefix, options)
@@ -146,6 +147,12 @@ def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: Tokeniz
         raise
     remove_tree(work, prefix.parent)
     return sidecar
+
+
+def _executor(options: TokenizeOptions) -> Executor:
+    if options.encoder == "native":
+        return ThreadExecutor(options.workers)
+    return InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
 
 
 def _run(

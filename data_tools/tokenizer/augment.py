@@ -19,7 +19,6 @@ from data_tools.readers.jsonl import MAX_DOCUMENT_BYTES, Rejection
 from data_tools.readers.record import BadRecord, ReadOptions
 from data_tools.text.languages import LanguageDetector
 from data_tools.text.normalization import nfc
-from data_tools.tokenizer.pretokens import pattern_kinds
 from data_tools.tokenizer.rank_file import byte_pairs
 
 # Text that is counted at a time, by all threads.
@@ -104,7 +103,7 @@ class CorpusCounts:
     """
 
     def __init__(self, threads: int) -> None:
-        self.pretokens = _native.PretokenCounts(pattern_kinds(), threads)
+        self.pretokens = _native.PretokenCounts(threads)
         self.documents: dict[str, int] = {}
         self.num_bytes: dict[str, int] = {}
         self._texts: dict[str, list[bytes]] = {}

@@ -4,17 +4,20 @@ An encoder takes text that is in NFC and has a UTF-8 form, and treats all of it 
 "<|endoftext|>" gives the ids of its characters. It adds no end-of-document token.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from data_tools import _native
 from data_tools.errors import DataError
-from data_tools.tokenizer.qwen import FINGERPRINT, QwenTokenizer, checked_vocabulary, vocab_path
+from data_tools.text.nfc_classes import nfc_classes
+from data_tools.tokenizer.qwen import QwenTokenizer, checked_vocabulary, vocab_path
+from data_tools.tokenizer.rank_file import parse_ranks
 
-# Resident memory that gigatoken's caches may take before they are thrown away.
-CACHE_LIMIT_BYTES = 256 * 1024 * 1024
 # The reference works at a tenth of the fast encoder's speed; of long texts it checks the beginning.
 CHECKED_CHARACTERS = 65536
 
@@ -29,8 +32,6 @@ class Ragged(NamedTuple):
 class Encoder(Protocol):
     """Turns texts into ids."""
 
-    fingerprint: str
-
     def encode_batch(self, texts: Sequence[str]) -> Ragged:
         """Ids of each text (NFC, no lone surrogates), in order.
 
@@ -41,9 +42,7 @@ class Encoder(Protocol):
 
 
 class TiktokenEncoder:
-    """The reference: tiktoken, one text after the other."""
-
-    fingerprint = FINGERPRINT
+    """The reference: tiktoken with Qwen's vocabulary, one text after the other."""
 
     def __init__(self) -> None:
         self._tokenizer = QwenTokenizer()
@@ -55,44 +54,47 @@ class TiktokenEncoder:
         return Ragged(tokens, np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
 
 
-class GigatokenEncoder:
-    """The fast encoder: gigatoken (Rust), on the thread that calls it.
+class NativeEncoder:
+    """The fast encoder (`csrc/text_encoder.h`): any vocabulary in tiktoken's form, with Qwen's pattern.
 
-    Text by text, because its batches come as awkward arrays, whose import and copies cost more than the calls do. Its
-    caches grow with the number of different words seen and cannot be limited, so it is created anew when the process
-    has grown by ``cache_limit_bytes``.
+    Works on the thread that calls it, without the interpreter's lock; any number of threads may use it at a time.
+
+    Attributes:
+        kernel: what does the work.
     """
 
-    fingerprint = FINGERPRINT
+    def __init__(self, ranks: bytes | None = None, where: str = "the rank file") -> None:
+        """Builds the tables, in a few hundredths of a second.
 
-    def __init__(self, cache_limit_bytes: int = CACHE_LIMIT_BYTES) -> None:
-        self._cache_limit_bytes = cache_limit_bytes
-        checked_vocabulary(vocab_path())  # Refuses a wrong file: gigatoken itself would take any.
-        self._start()
-
-    def _start(self) -> None:
-        import gigatoken
-
-        # Special tokens are never passed: gigatoken would find them in the text and make control ids of them.
-        self._tokenizer: Any = gigatoken.Tokenizer.from_tiktoken(
-            str(vocab_path()), pretokenizer="qwen2", special_tokens={}
-        )
-        self._start_bytes = _resident_bytes()
+        Args:
+            ranks: the content of a rank file, such as `qwen-data tokenizer augment` writes; None: Qwen's vocabulary.
+            where: its name, for messages.
+        Raises:
+            DataError: a line of the rank file is wrong, or one of the 256 bytes is no token.
+        """
+        content = checked_vocabulary(vocab_path()) if ranks is None else ranks
+        try:
+            self.kernel = _native.TextEncoder(content, nfc_classes())
+        except ValueError as error:
+            parse_ranks(content, where)  # Says it better.
+            raise DataError(f"{where}: {error}") from error
 
     def encode_batch(self, texts: Sequence[str]) -> Ragged:
         """See `Encoder.encode_batch`."""
-        if not texts:
-            return Ragged(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64))
-        if _resident_bytes() - self._start_bytes > self._cache_limit_bytes:
-            self._tokenizer = None  # Freed before the new one is built.
-            self._start()
-        encode = self._tokenizer.encode
-        rows = [encode(text) for text in texts]
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        return Ragged(np.concatenate(rows).view(np.int32), lengths)
+        return Ragged(*self.kernel.encode_batch(texts))
 
 
-ENCODERS = {"gigatoken": GigatokenEncoder, "tiktoken": TiktokenEncoder}
+_building = threading.Lock()
+_built = cache(NativeEncoder)
+
+
+def qwen_encoder() -> NativeEncoder:
+    """The fast encoder with Qwen's vocabulary, one for all threads of a process."""
+    with _building:
+        return _built()
+
+
+ENCODERS: dict[str, Callable[[], Encoder]] = {"native": qwen_encoder, "tiktoken": TiktokenEncoder}
 
 
 def check_against_reference(encoder: Encoder, reference: Encoder, text: str, tokens: npt.NDArray[np.int32]) -> None:
@@ -120,9 +122,3 @@ def check_against_reference(encoder: Encoder, reference: Encoder, text: str, tok
         f"{text[:40]!r}: {tokens[position : position + 4].tolist()} instead of "
         f"{expected[position : position + 4].tolist()}; use --encoder tiktoken and report the text"
     )
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

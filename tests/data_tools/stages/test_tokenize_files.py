@@ -15,6 +15,7 @@ from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.reader import Corpus
 from data_tools.corpus.sidecar import Sidecar
 from data_tools.errors import DataError, RefusedError
+from data_tools.readers.line_blocks import LineBlock
 from data_tools.sources.python_stdlib import collect
 from data_tools.stages import tokenize_encode
 from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
@@ -166,8 +167,6 @@ def test_no_documents_at_all_is_an_error(make_corpus: Callable[..., Path], tmp_p
 class MostlyRightEncoder:
     """Right except for texts that say so."""
 
-    fingerprint = FINGERPRINT
-
     def encode_batch(self, texts: Sequence[str]) -> Ragged:
         encoded = TiktokenEncoder().encode_batch(texts)
         for text, end in zip(texts, np.cumsum(encoded.lengths), strict=True):
@@ -178,7 +177,7 @@ class MostlyRightEncoder:
 def test_run_stops_when_a_sampled_record_differs_from_the_reference(
     make_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(batch_encoder.ENCODERS, "gigatoken", MostlyRightEncoder)
+    monkeypatch.setitem(batch_encoder.ENCODERS, "native", MostlyRightEncoder)
     monkeypatch.setattr(tokenize_encode, "_encoder", batch_encoder.BatchEncoder)  # Not kept for the next test.
     texts = ["right"] * 200
     texts[150] = "wrong"
@@ -220,15 +219,15 @@ def test_input_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(["a"])
-    original = batch_encoder.BatchEncoder.encode
+    original = batch_encoder.BatchEncoder.encode_block
 
     def encode_and_touch(
-        encoder: batch_encoder.BatchEncoder, batch: batch_encoder.LineBatch
+        encoder: batch_encoder.BatchEncoder, block: LineBlock, place: batch_encoder.Place
     ) -> batch_encoder.EncodedBatch:
         os.utime(path, ns=(1, 1))
-        return original(encoder, batch)
+        return original(encoder, block, place)
 
-    monkeypatch.setattr(batch_encoder.BatchEncoder, "encode", encode_and_touch)
+    monkeypatch.setattr(batch_encoder.BatchEncoder, "encode_block", encode_and_touch)
     with pytest.raises(DataError, match=r"input\.jsonl: changed while it was read"):
         tokenize([path], tmp_path / "c")
 
@@ -241,7 +240,7 @@ def test_input_that_changes_while_it_is_read_is_refused(
         ({"workers": 0}, "workers=0"),
         ({"check_interval": 0}, "check_interval=0"),
         ({"max_document_bytes": 2**30}, "max_document_bytes=1073741824 must be 1 to 536870912"),
-        ({"encoder": "fast"}, "encoder='fast' is unknown, use one of gigatoken, tiktoken"),
+        ({"encoder": "fast"}, "encoder='fast' is unknown, use one of native, tiktoken"),
     ],
 )
 def test_options_are_checked(options: dict[str, int | str], message: str) -> None:

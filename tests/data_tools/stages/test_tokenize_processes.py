@@ -107,7 +107,8 @@ def test_killed_worker_is_an_error(tmp_path: Path, write_jsonl: Callable[..., Pa
         "        time.sleep(0.01)\n"
         "if __name__ == '__main__':\n"
         "    threading.Thread(target=kill_first_worker, daemon=True).start()\n"
-        "    sys.exit(main(['tokenize', sys.argv[1], '--output', sys.argv[2], '--workers', '2']))\n"
+        "    options = ['--workers', '2', '--encoder', 'tiktoken']\n"
+        "    sys.exit(main(['tokenize', sys.argv[1], '--output', sys.argv[2], *options]))\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)

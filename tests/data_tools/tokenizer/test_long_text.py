@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.corpus.sidecar import Sidecar
-from data_tools.readers import jsonl
+from data_tools.io import streams
+from data_tools.readers import jsonl, line_blocks
 from data_tools.readers.jsonl import Line, RejectedRecordError, parse_text
-from data_tools.stages import tokenize_encode
 from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 from data_tools.text.normalization import nfc
 from data_tools.tokenizer import batch_encoder, long_text
@@ -174,7 +174,8 @@ def test_corpus_does_not_depend_on_what_counts_as_long(
     source = write_jsonl(texts)
     options = TokenizeOptions(shuffle=shuffle)
     tokenize([source], tmp_path / "short", options)
-    for module in (jsonl, long_text, tokenize_encode):
+    monkeypatch.setattr(streams, "PIECE_BYTES", 100)
+    for module in (jsonl, long_text, line_blocks):
         monkeypatch.setattr(module, "LONG_LINE_BYTES", 700)
     monkeypatch.setattr(long_text, "_LONG_STRING_BYTES", 100)
     monkeypatch.setattr(long_text, "_PIECE_BYTES", 100)

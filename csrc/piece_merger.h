@@ -1,0 +1,45 @@
+// Joining the byte pairs of one piece of text.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "rank_table.h"
+
+namespace qwen_data {
+
+// Joins neighbours whose union is the token of lowest rank, the leftmost first, until no union of two neighbours is a
+// token: tiktoken's rule, for any vocabulary. Short pieces are searched anew for each union, long ones kept in a heap.
+class PieceMerger {
+  public:
+    // Writes the ranks of the `size` bytes at `p`, at least one, to `out`, which has room for `size` of them; returns the
+    // end of what it wrote. kPadding bytes behind the piece are readable.
+    std::uint32_t* merge(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);
+
+    // The same of a piece of characters that may be begun with (RankTable::of_character), where no token is cut.
+    std::uint32_t* merge_characters(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);
+
+    // Unions that were looked up so far: the work done, for tests of its growth.
+    std::uint64_t num_lookups() const { return num_lookups_; }
+
+  private:
+    static constexpr std::size_t kShortBytes = 64;
+
+    // Neighbouring parts of a short piece: part i is the bytes from starts[i] to starts[i + 1], unions[i] the rank of its
+    // union with the next part.
+    struct Parts {
+        std::uint32_t ids[kShortBytes];
+        std::uint32_t unions[kShortBytes];
+        std::uint8_t starts[kShortBytes + 1];
+        std::size_t count;
+    };
+
+    std::uint32_t find_union(const RankTable& ranks, const char* p, const Parts& parts, std::size_t part);
+    std::uint32_t* merge_parts(const RankTable& ranks, const char* p, Parts& parts, std::uint32_t* out);
+    std::uint32_t* merge_long(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);
+
+    std::uint64_t num_lookups_ = 0;
+};
+
+}  // namespace qwen_data

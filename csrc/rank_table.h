@@ -1,0 +1,121 @@
+// The tokens of a byte-pair vocabulary by their bytes.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "large_array.h"
+#include "pair_map.h"
+#include "views.h"
+#include "word_key.h"
+
+namespace qwen_data {
+
+// Which byte strings are tokens, and of which rank. Any rank file will do: nothing is asked of how a token is made of
+// others.
+class RankTable {
+  public:
+    // Tokens in the order of their ranks. Throws std::invalid_argument, naming the rank, if one is empty or comes twice,
+    // or if a byte is missing.
+    explicit RankTable(View<const std::string_view> tokens);
+
+    std::size_t size() const { return starts_.size() - 1; }
+    std::size_t longest() const { return longest_; }
+
+    // The rank of one byte, which is always there.
+    std::uint32_t of_byte(char byte) const { return bytes_[static_cast<unsigned char>(byte)]; }
+
+    // The rank of two bytes, kNone if they are no token.
+    std::uint32_t of_two(char first, char second) const {
+        return pairs_[static_cast<std::size_t>(static_cast<unsigned char>(first)) << 8 |
+                      static_cast<unsigned char>(second)];
+    }
+
+    // The rank of the `size` bytes at `p`, at least one, behind which kPadding bytes are readable; kNone if there is none.
+    std::uint32_t find(const char* p, std::size_t size) const {
+        if (size <= kKeyBytes) {
+            const WordKey key = word_key(p, size);
+            return find_key(key, hash_key(key));
+        }
+        return size > longest_ ? kNone : find_long({p, size});
+    }
+
+    // Tells the processor that the word with this hash of its key will be looked for.
+    void expect(std::uint64_t hash) const {
+        if (is_set(known_, filter_bit(hash))) {
+            __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]);
+        }
+    }
+
+    // Whether some token reaches from inside or the beginning of a character, which ends before `p`, into the one that
+    // begins there, both of three or more bytes in UTF-8. If not, the pre-token that they stand in is encoded to what its
+    // two halves are encoded to. May say yes where the answer is no.
+    bool may_join(std::uint32_t left, const char* p, std::uint32_t right) const {
+        return is_cut(p) || is_set(joins_, join(left, right));
+    }
+
+    // Whether some token has only a part of the character that ends before `p`, or of the one that begins there, and reaches
+    // across. May say yes where the answer is no.
+    bool is_cut(const char* p) const { return is_set(cut_joins_, cut_join(p[-1], p[0])); }
+
+    // The rank of a character of three bytes to begin with where no token is_cut at its sides, instead of its bytes; kNone
+    // if they must be joined in their order.
+    std::uint32_t of_character(std::uint32_t c) const { return c < characters_.size() ? characters_[c] : kNone; }
+
+  private:
+    static constexpr int kFilterBits = 21;
+    static constexpr int kJoinBits = 20;
+
+    struct Slot {
+        WordKey key;  // of longer tokens their hash and zero, which is no key
+        std::uint32_t rank;
+    };
+
+    std::uint32_t find_key(const WordKey& key, std::uint64_t hash) const {
+        if (!is_set(known_, filter_bit(hash))) {
+            return kNone;
+        }
+        const std::size_t mask = slots_.size() - 1;
+        for (std::size_t place = hash & mask;; place = (place + 1) & mask) {
+            const Slot& slot = slots_[place];
+            if (slot.rank == kNone || slot.key == key) {
+                return slot.rank;
+            }
+        }
+    }
+
+    static bool is_set(const LargeArray<std::uint64_t>& bits, std::size_t bit) {
+        return (bits[bit / 64] >> (bit % 64) & 1) != 0;
+    }
+    static std::size_t filter_bit(std::uint64_t hash) { return hash >> (64 - kFilterBits); }
+    static std::size_t cut_join(char left, char right) {
+        return static_cast<std::size_t>(static_cast<unsigned char>(left)) << 8 | static_cast<unsigned char>(right);
+    }
+    static std::size_t join(std::uint32_t left, std::uint32_t right) {
+        return mix64(static_cast<std::uint64_t>(left) << 32 | right) >> (64 - kJoinBits);
+    }
+
+    std::string_view token(std::uint32_t rank) const {
+        return std::string_view(text_).substr(starts_[rank], starts_[rank + 1] - starts_[rank]);
+    }
+    std::uint32_t find_long(std::string_view word) const;
+    void note_joins(std::string_view token);
+    void find_characters();
+
+    std::array<std::uint32_t, 256> bytes_{};
+    LargeArray<std::uint32_t> pairs_;   // [256 * 256]
+    LargeArray<std::uint64_t> known_;   // bits by hash of a token: most strings that are none are found out here
+    LargeArray<Slot> slots_;             // open addressing, a power of two, at most half full
+    std::vector<std::size_t> starts_;    // by rank, where the token begins in text_; one more for the end
+    std::string text_;
+    std::size_t longest_ = 0;
+    LargeArray<std::uint64_t> joins_;      // bits by hash of two characters that stand side by side in a token
+    LargeArray<std::uint64_t> cut_joins_;  // bits by the two bytes where a token has only a part of one of them
+    LargeArray<std::uint32_t> characters_;  // by code point, up to the last of three bytes
+};
+
+}  // namespace qwen_data

@@ -1,0 +1,134 @@
+#include "text_encoder.h"
+
+#include <array>
+
+namespace qwen_data {
+
+namespace {
+
+// Keys of parts of pre-tokens differ from those of pre-tokens: a part that is a token may still be joined otherwise.
+constexpr std::uint64_t kIsPart = std::uint64_t{1} << 63;
+// Longer words hardly ever come again.
+constexpr std::size_t kLongestKept = 128;
+// Six bytes are the shortest pre-token that has two characters of three.
+constexpr std::size_t kShortestCut = 6;
+
+// The first code point of three bytes.
+constexpr std::uint32_t kFirstWide = 0x800;
+
+bool begins_wide_character(char c) { return static_cast<unsigned char>(c) >= 0xE0; }
+
+}  // namespace
+
+// Some units, collected before any is encoded, so that the cache has time to bring what it knows of them.
+class TextEncoder::Units {
+  public:
+    Units(const TextEncoder& encoder, std::uint32_t* out, Scratch& scratch)
+        : encoder_(encoder), out_(out), scratch_(scratch) {}
+
+    void add(const char* p, std::size_t size, bool is_part, bool is_characters) {
+        if (count_ == units_.size()) {
+            encode();
+        }
+        Unit& unit = units_[count_++];
+        unit.p = p;
+        unit.size = size;
+        unit.is_part = is_part;
+        unit.is_characters = is_characters;
+        if (size <= kKeyBytes) {
+            unit.key = word_key(p, size);
+            unit.key.high |= is_part ? kIsPart : 0;
+            unit.hash = hash_key(unit.key);
+        } else if (size <= kLongestKept) {
+            unit.hash = hash_bytes(p, size) ^ (is_part ? kIsPart : 0);
+            unit.key = long_word_key(unit.hash, size);
+        }
+        scratch_.words.expect(unit.hash);
+    }
+
+    // Encodes what there is; returns the end of what was written so far.
+    std::uint32_t* encode() {
+        for (std::size_t i = 0; i < count_; ++i) {
+            const Unit& unit = units_[i];
+            if (unit.size <= kKeyBytes && !unit.is_part && !scratch_.words.has(unit.key, unit.hash)) {
+                encoder_.ranks_.expect(unit.hash);
+            }
+        }
+        for (std::size_t i = 0; i < count_; ++i) {
+            const Unit& unit = units_[i];
+            const bool is_known =
+                unit.size <= kKeyBytes ? scratch_.words.copy(unit.key, unit.hash, out_)
+                                       : unit.size <= kLongestKept &&
+                                             scratch_.words.copy_long({unit.p, unit.size}, unit.key, unit.hash, out_);
+            if (!is_known) {
+                out_ = encoder_.encode_unit(unit, out_, scratch_);
+            }
+        }
+        count_ = 0;
+        return out_;
+    }
+
+  private:
+    const TextEncoder& encoder_;
+    std::uint32_t* out_;
+    Scratch& scratch_;
+    std::array<Unit, 64> units_;
+    std::size_t count_ = 0;
+};
+
+std::uint32_t* TextEncoder::encode(const char* p, const char* end, std::uint32_t* out, Scratch& scratch) const {
+    Units units(*this, out, scratch);
+    while (p != end) {
+        const char* const stop = pattern_.end_of(p, end);
+        const auto size = static_cast<std::size_t>(stop - p);
+        if (size >= kShortestCut && (size > kKeyBytes || begins_wide_character(p[0]) || begins_wide_character(p[1]))) {
+            cut(p, size, units);
+        } else {
+            units.add(p, size, false, false);
+        }
+        p = stop;
+    }
+    return units.encode();
+}
+
+// Adds a pre-token, cut where no token reaches across: words of scripts without spaces are as long as their clauses, each of
+// them new, but most of their characters are joined to none or one of their neighbours.
+void TextEncoder::cut(const char* p, std::size_t size, Units& units) const {
+    const char* const end = p + size;
+    const char* begin = p;  // of the part
+    bool is_characters = true;
+    std::uint32_t left = 0;
+    for (const char* at = p; at != end;) {
+        const char* const here = at;
+        const std::uint32_t right = next_code_point(at);
+        if (left >= kFirstWide && right >= kFirstWide && !ranks_.may_join(left, here, right)) {
+            units.add(begin, static_cast<std::size_t>(here - begin), true, is_characters);
+            begin = here;
+            is_characters = true;
+        }
+        is_characters = is_characters && ranks_.of_character(right) != kNone && (here == begin || !ranks_.is_cut(here));
+        left = right;
+    }
+    units.add(begin, static_cast<std::size_t>(end - begin), begin != p, is_characters);
+}
+
+// Encodes a unit that the cache does not have, and gives it to the cache.
+std::uint32_t* TextEncoder::encode_unit(const Unit& unit, std::uint32_t* out, Scratch& scratch) const {
+    const std::uint32_t rank = unit.is_part ? kNone : ranks_.find(unit.p, unit.size);
+    std::uint32_t* stop = out;
+    if (rank != kNone) {
+        *stop++ = rank;
+    } else {
+        stop = unit.is_characters ? scratch.merger.merge_characters(ranks_, unit.p, unit.size, out)
+                                  : scratch.merger.merge(ranks_, unit.p, unit.size, out);
+    }
+    const auto count = static_cast<std::size_t>(stop - out);
+    if (unit.size <= kKeyBytes) {
+        scratch.words.insert(unit.key, unit.hash, out, count);
+    } else if (unit.size <= kLongestKept) {
+        scratch.words.insert_long({unit.p, unit.size}, unit.key, unit.hash, out, count);
+    }
+    return stop;
+}
+
+}  // namespace qwen_data
