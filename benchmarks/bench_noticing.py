@@ -30,7 +30,7 @@ from qwen_megatron.train.hooks.straggler import StragglerHook
 from qwen_megatron.train.hooks.weight_consistency import check_weight_consistency, parameter_hash
 from qwen_megatron.train.objective import NextTokenLoss
 from qwen_megatron.train.step import train_step
-from qwen_megatron.train.step_guard import FEWEST, Measured, StepGuard
+from qwen_megatron.train.step_guard import FEWEST, Measured, StepGuard, agreed
 from qwen_megatron.train.trainable import build_trainable
 
 SETTINGS = [
@@ -88,7 +88,13 @@ def main() -> None:
 
     guard = StepGuard(spike_sigmas=config.training.spike_sigmas)
     guard.recent.extend([12.0] * FEWEST)
-    measured = Measured(loss=12.0, grad_norm=1.0, own_loss=12.0)
+    measured = Measured(loss=12.0, grad_norm=1.0, own_loss=12.0, is_finite=True, is_calm=True)
+    sound = torch.ones(2, dtype=torch.bool)
+
+    def judge() -> None:
+        agreed(trainable, sound)
+        guard.decide(trainable, 1, lambda _: measured)
+
     run: Any = SimpleNamespace(groups=groups, timers=trainable.timers, is_main=groups.rank == 0)
     record: Any = SimpleNamespace(own_seconds=1.0, step_seconds=1.0, step=config.logging.straggler_interval)
     straggler = StragglerHook(config.logging.straggler_interval)
@@ -96,7 +102,7 @@ def main() -> None:
     checks = config.logging.replica_check_interval
     # Name, seconds of one, steps between two.
     parts = [
-        ("step guard", median_seconds(lambda: guard.decide(trainable, 1, measured, lambda: measured), 50), 1.0),
+        ("step guard", median_seconds(judge, 50), 1.0),
         (
             "weight consistency",
             median_seconds(lambda: check_weight_consistency(trainable, 1), 5),

@@ -16,8 +16,8 @@ from qwen_megatron.errors import ConfigError
 
 # So many of the most likely tokens are looked at first where the least likely are cut off.
 FIRST_LOOK = 256
-# Where they do not reach top-p, all tokens are counted into classes of likeness instead of being sorted: so many classes
-# to a factor of e, over 32 of them; what is less likely than that shares the last one.
+# Where they do not reach top-p, all tokens are counted into classes of likeness instead of being sorted: so many
+# classes to a factor of e, over 32 of them; what is less likely than that shares the last one.
 CLASSES_A_NAT = 128
 CLASSES = 32 * CLASSES_A_NAT
 

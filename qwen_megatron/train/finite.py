@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 
 from qwen_megatron.errors import NonFiniteError, TrainingError
-from qwen_megatron.train.step_guard import agree
+from qwen_megatron.train.step_guard import agreed
 from qwen_megatron.train.trainable import Trainable
 
 
@@ -36,6 +36,7 @@ def check_evaluation(trainables: Collection[Trainable], step: int, loss: float) 
     told = f"step {step}: the loss of the evaluation is {loss}"
     models = [model for trainable in trainables for model in trainable.models]
     sound = all(all_finite(weight) for model in models for weight in model.parameters())
-    if not agree(next(iter(trainables)), sound)[0]:
+    trainable = next(iter(trainables))
+    if not agreed(trainable, torch.tensor(sound, device=trainable.groups.device)).item():
         raise NonFiniteError(f"{told}, for weights hold NaN or infinity; start again from the checkpoint before it")
     raise TrainingError(f"{told}, though all weights are finite; lower optimizer.lr or look at the held-out samples")

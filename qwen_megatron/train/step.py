@@ -23,7 +23,7 @@ from qwen_megatron.platforms.transfer import to_device
 from qwen_megatron.train.micro_batches import StepBatches, fanned_out
 from qwen_megatron.train.objective import Objective
 from qwen_megatron.train.optimizer import squared_gradient_norm, update
-from qwen_megatron.train.step_guard import Measured, StepGuard, Verdict
+from qwen_megatron.train.step_guard import Measured, StepGuard, Verdict, agreed
 from qwen_megatron.train.trainable import Trainable
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def train_step(
     taken = StepBatches(batches, num_microbatches, keeps=guard.may_run_again)
     measure = functools.partial(measure_gradient, trainable, objective, taken, shape, step)
     with trainable.timed():
-        verdict = guard.decide(trainable, step, measure(), measure)
+        verdict = guard.decide(trainable, step, measure)
         measured = verdict.measured
         if verdict.spike is not None:
             log_spike(trainable.groups, step, verdict)
@@ -96,9 +96,14 @@ def train_step(
 
 
 def measure_gradient(
-    trainable: Trainable, objective: Objective, batches: StepBatches, shape: BatchShape, step: int
+    trainable: Trainable, objective: Objective, batches: StepBatches, shape: BatchShape, step: int, limit: float
 ) -> Measured:
-    """Leaves the gradient of the micro-batches in the optimizer's buffers; no weight is touched."""
+    """Leaves the gradient of the micro-batches in the optimizer's buffers; no weight is touched.
+
+    Args:
+        trainable, objective, batches, shape, step: As for `train_step`.
+        limit: Loss above which the step is not calm.
+    """
     with trainable.timers.enter("optimizer"):
         for chunk in trainable.model_chunks:
             chunk.train()
@@ -111,11 +116,24 @@ def measure_gradient(
         own_loss, sums = reduced_sums(outputs, objective, trainable.groups)
     with trainable.timers.enter("optimizer"):
         trainable.trained.prepare_grads()
-        squares = squared_gradient_norm(trainable.trained)
-        # The one read in which the host waits for forward and backward pass.
-        own, norm, *numbers = torch.cat((own_loss[None], squares.sqrt()[None], sums)).tolist()
+        norm = squared_gradient_norm(trainable.trained).sqrt()
+    mean_loss = sums[0] / sums[1]
+    sound = torch.stack((mean_loss.isfinite() & norm.isfinite(), ~(mean_loss > limit)))
+    everywhere = agreed(trainable, sound)
+    with trainable.timers.enter("optimizer"):
+        # The one read of a step: the host waits for forward and backward pass, and for the other ranks.
+        own, total_norm, is_finite, is_calm, *numbers = torch.cat(
+            (own_loss[None], norm[None], everywhere, sums)
+        ).tolist()
     loss, metrics = means_of(numbers, objective)
-    return Measured(loss=loss, grad_norm=norm, own_loss=own, metrics=metrics)
+    return Measured(
+        loss=loss,
+        grad_norm=total_norm,
+        own_loss=own,
+        is_finite=bool(is_finite),
+        is_calm=bool(is_calm),
+        metrics=metrics,
+    )
 
 
 def log_spike(groups: Groups, step: int, verdict: Verdict) -> None:

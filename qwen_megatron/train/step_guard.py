@@ -33,18 +33,17 @@ class Measured:
         loss: Mean over the batch's counted tokens, nats; equal on all ranks.
         grad_norm: L2 norm of the whole gradient; equal on all ranks.
         own_loss: Sum of this rank's losses before it was added to the others'; 0 on earlier pipeline stages.
+        is_finite: Whether loss and gradient norm are numbers on all ranks.
+        is_calm: Whether the loss is above the limit on none.
         metrics: Means of the objective's further sums; equal on all ranks.
     """
 
     loss: float
     grad_norm: float
     own_loss: float
+    is_finite: bool
+    is_calm: bool
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether loss and gradient norm are numbers."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +88,23 @@ class StepGuard:
         """Whether the next step may be asked to run again, so that its micro-batches must be kept."""
         return math.isfinite(self.spike_limit())
 
-    def decide(self, trainable: Trainable, step: int, measured: Measured, again: Callable[[], Measured]) -> Verdict:
-        """Judges a gradient; one collective, more only where something is wrong.
+    def decide(self, trainable: Trainable, step: int, measure: Callable[[float], Measured]) -> Verdict:
+        """Measures a gradient and judges it.
 
         Args:
             trainable: Holds the gradient.
             step: Its number, for messages.
-            measured: What this rank knows of it.
-            again: Runs the step's forward and backward pass again.
+            measure: Runs the step's forward and backward pass, held against a limit of the loss.
         Raises:
             TrainingError: if it is not finite and may not be skipped; no weight has been touched.
         """
-        limit, first_loss, spike = self.spike_limit(), measured.loss, None
-        finite, calm = agree(trainable, measured.is_finite, not measured.loss > limit)
-        if finite and not calm:
-            measured = again()
-            finite, calm = agree(trainable, measured.is_finite, not measured.loss > limit)
-            spike = "transient" if finite and calm else "reproducible"
+        limit, spike = self.spike_limit(), None
+        measured = measure(limit)
+        first_loss = measured.loss
+        if measured.is_finite and not measured.is_calm:
+            measured = measure(limit)
+            spike = "transient" if measured.is_finite and measured.is_calm else "reproducible"
+        finite = measured.is_finite
         if finite:
             self.skipped_in_a_row = 0
             self.recent.append(measured.loss)
@@ -134,12 +133,17 @@ class StepGuard:
         return f"{told}; {blamed}; no weight was changed. Lower optimizer.lr or look at the samples of this step"
 
 
-def agree(trainable: Trainable, *flags: bool) -> list[bool]:
-    """Each flag, if it holds on all ranks: either every rank takes the step or none does."""
-    everywhere = torch.tensor(flags, dtype=torch.int32, device=trainable.groups.device)
+def agreed(trainable: Trainable, flags: torch.Tensor) -> torch.Tensor:
+    """Each flag, 1 if it holds on all ranks, else 0: either every rank takes the step or none does.
+
+    Args:
+        trainable: Names the device and holds the timers.
+        flags: bool, on the device; nobody waits for them here.
+    """
+    everywhere = flags.int()
     with trainable.timers.enter("communication"):
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-    return [bool(flag) for flag in everywhere.tolist()]
+    return everywhere
 
 
 def culprits(trainable: Trainable, measured: Measured) -> tuple[str, list[int]]:
