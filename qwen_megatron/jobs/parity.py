@@ -50,6 +50,7 @@ SCALED = {
     "parallel.sequence_parallel": "false",
     "parallel.overlap_param_gather": "false",
     "parallel.overlap_grad_reduce": "false",
+    "parallel.gradient_bucket_size": "null",
     "parallel.recompute_granularity": "none",
     "parallel.virtual_pipeline_model_parallel_size": "null",
     "parallel.num_layers_in_first_pipeline_stage": "null",

@@ -145,6 +145,7 @@ def build_trainable(
             groups,
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
+            bucket_size=parallel.gradient_bucket_size,
         )
         built = build_optimizer(model_chunks, optimizer or config.optimizer, config.training.precision, groups)
         built.config.timers = timers
@@ -169,13 +170,15 @@ def wrap(
     *,
     overlap_grad_reduce: bool = False,
     overlap_param_gather: bool = False,
+    bucket_size: int | None = None,
 ) -> list[DistributedDataParallel]:
-    """Gradient buffers in fp32, reduced and split over the data-parallel ranks."""
+    """Gradient buffers in fp32, reduced and split over the data-parallel ranks; see section `parallel`."""
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
         overlap_grad_reduce=overlap_grad_reduce,
         overlap_param_gather=overlap_param_gather,
+        bucket_size=bucket_size,
         check_for_nan_in_grad=False,
     )
     model_chunks = [

@@ -123,6 +123,13 @@ def resolved_config(*overrides: str) -> ResolvedConfig:
             "optimizer.lr_wsd_decay_iters=90: must be at most lr_decay_iters(100) - lr_warmup_iters(20); use 80",
         ),
         (
+            ("parallel.gradient_bucket_size=1000",),
+            (
+                "parallel.gradient_bucket_size=1000: needs parallel.overlap_grad_reduce, without which all gradients "
+                "are reduced at once; set that to true"
+            ),
+        ),
+        (
             ("parallel.overlap_param_gather=true",),
             (
                 "parallel.overlap_param_gather=true: needs parallel.overlap_grad_reduce; set that to true too, or "

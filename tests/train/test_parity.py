@@ -22,6 +22,7 @@ FIRST1 = "parallel.num_layers_in_first_pipeline_stage=1"
 LAST2 = "parallel.num_layers_in_last_pipeline_stage=2"
 REDUCE = "parallel.overlap_grad_reduce=true"
 GATHER = "parallel.overlap_param_gather=true"
+BUCKETS = "parallel.gradient_bucket_size=50000"
 SELECTIVE = "parallel.recompute_granularity=selective"
 FULL = "parallel.recompute_granularity=full"
 UNFUSED = "model.loss_implementation=unfused"
@@ -60,7 +61,7 @@ LAYOUTS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("plain", 2, (CP2,)),
     ("plain", 2, (PP2, VPP2)),
     ("plain", 2, (PP2, FIRST1)),
-    ("plain", 2, (REDUCE, GATHER)),
+    ("plain", 2, (REDUCE, GATHER, BUCKETS)),
     ("plain", 4, (TP2, PP2)),
     ("plain", 4, (PP4,)),
     ("plain", 4, (CP2, SELECTIVE)),

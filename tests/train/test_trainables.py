@@ -56,6 +56,19 @@ def test_a_model_trains_beside_another_as_alone(ranks: RankPool, world_size: int
         assert same
 
 
+def buckets_job(overrides: list[str]) -> list[int]:
+    with tiny_trainable("parallel.overlap_grad_reduce=true", *overrides) as trainable:
+        (chunk,) = trainable.model_chunks
+        return [len(buffer.buckets) for buffer in chunk.buffers]
+
+
+def test_gradients_are_reduced_in_buckets_of_the_size_that_is_asked_for(ranks: RankPool) -> None:
+    whole, *_ = ranks.run(2, buckets_job, overrides=[])
+    cut, *_ = ranks.run(2, buckets_job, overrides=["parallel.gradient_bucket_size=2000"])
+    assert whole == [1]
+    assert cut[0] > 3
+
+
 # What Megatron-Core 0.16 still asks its module for while a step runs: its row-parallel linear looks up a group that it
 # does nothing with, behind a question whether there are any.
 STILL_LOOKED_UP = {"is_initialized", "get_tensor_model_parallel_group"}

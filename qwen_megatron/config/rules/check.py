@@ -88,6 +88,9 @@ def check_overlap(sections: Sections, problems: Problems) -> None:
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         rule = "needs parallel.overlap_grad_reduce; set that to true too, or this to false"
         problems.add("parallel.overlap_param_gather", True, rule)
+    if parallel.gradient_bucket_size is not None and not parallel.overlap_grad_reduce:
+        rule = "needs parallel.overlap_grad_reduce, without which all gradients are reduced at once; set that to true"
+        problems.add("parallel.gradient_bucket_size", parallel.gradient_bucket_size, rule)
     if sections.data.mask_documents:
         check_document_mask(sections, problems, "with data.mask_documents")
     check_attention_dropout(sections, problems)

@@ -39,6 +39,9 @@ class ParallelConfig:
     """Reduce gradients over the replicas while the backward pass still runs."""
     overlap_param_gather: bool = False
     """Gather updated weights while the next forward pass already runs; needs `overlap_grad_reduce`."""
+    gradient_bucket_size: Annotated[int, Interval(ge=1, le=1 << 40)] | None = None
+    """Weights whose gradients are reduced together with `overlap_grad_reduce`: larger buckets use a fast network
+    better, smaller ones begin earlier. Default: 40 million, or a million for each replica if that is more."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     """What is computed again in the backward pass instead of being kept: `none`, the core attention (`selective`),
     or whole layers (`full`)."""
