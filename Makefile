@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
+.PHONY: docs help setup demo demo-align test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -46,6 +46,9 @@ endif
 
 demo: setup ## raw text to a trained, verified Hugging Face model in about five minutes
 	$(PY) examples/demo.py
+
+demo-align: setup ## from the model of `make demo` to an aligned one: dialogues, reward model, PPO, in about ten minutes
+	$(PY) examples/demo_align.py
 
 # One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
 # for long. WORKERS=0 runs one test after the other in this process.
@@ -93,6 +96,8 @@ bench-infer: setup ## speed of generation against transformers, into docs/benchm
 
 bench-context: setup ## perplexity beyond the trained context (the paper's Table 3 in little), into docs/benchmarks.md
 	$(PY) benchmarks/bench_context.py --write
+
+PPO ?= demo/align/ppo
 
 bench-align: setup ## reward models on your PAIRS, fine-tuning against the package trl in the folder TRL, your PPO run by part
 	$(PY) benchmarks/bench_align.py --write --pairs $(PAIRS)

@@ -1,4 +1,4 @@
-"""From the pretrained model of `make demo` to an aligned one. Not finished: the reward model does not learn yet.
+"""From the pretrained model of `make demo` to an aligned one.
 
 Dialogues and preference pairs are made of the running Python's own documentation. Supervised fine-tuning -> reward
 model -> PPO -> Hugging Face -> one turn of chat, on two processes, in several layouts. Every step is a command that you
