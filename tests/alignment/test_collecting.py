@@ -83,7 +83,8 @@ def test_a_row_is_judged_as_if_it_stood_alone(models: Models, micro_batch_size: 
             "values_bs": said_alone(models.value, text)[drawn],
         }
         for name, wanted in expected.items():
-            torch.testing.assert_close(rows.extras[name][row, drawn].double(), wanted.double(), **close)
+            found = rows.extras[name][row, drawn].double()
+            torch.testing.assert_close(found, wanted.double(), **close, msg=lambda text, name=name: f"{name}: {text}")
         scores.append(said_alone(models.reward, text)[-1])
     torch.testing.assert_close(rows.extras["score_b"], torch.stack(scores), **close)
 
