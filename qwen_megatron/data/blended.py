@@ -13,6 +13,7 @@ from data_tools.corpus.sidecar import Sidecar
 from qwen_megatron.data.pretraining.blending import Blend, largest_remainder
 from qwen_megatron.data.pretraining.permutation import KeyedPermutation
 from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +138,36 @@ class BlendedSamples(Dataset):
         }
 
 
-def held_out_counts(weights: Sequence[float], eval_samples: int) -> list[int]:
-    """How much of each corpus is held out: by weight, at least one of each if any."""
-    return largest_remainder(weights, max(eval_samples, len(weights))) if eval_samples else [0] * len(weights)
+def divided(
+    counts: Mapping[str, int], weights: Sequence[float], eval_samples: int, *, samples: str, remedy: str
+) -> tuple[list[int], list[SampleId]]:
+    """Divides corpora into what is trained on and, at the end of each, what is held out.
+
+    Args:
+        counts: Samples of each corpus by prefix.
+        weights: Weight of each corpus, any scale.
+        eval_samples: Samples held out over the whole blend, by weight, at least one a corpus if any.
+        samples: What they are, for the message.
+        remedy: What there is to do besides holding out fewer, for the message.
+    Returns:
+        How many samples of each corpus are trained on, and the held-out samples.
+    Raises:
+        DataError: naming a corpus of which nothing would be left to train on.
+    """
+    held_out = largest_remainder(weights, max(eval_samples, len(counts))) if eval_samples else [0] * len(counts)
+    for (prefix, count), held in zip(counts.items(), held_out, strict=True):
+        if count - held < 1:
+            raise DataError(
+                f"{prefix}: holds {count} {samples}, but {held} are held out for evaluation and at least 1 must be "
+                f"left to train on; lower data.eval_samples, {remedy}"
+            )
+    train_counts = [count - held for count, held in zip(counts.values(), held_out, strict=True)]
+    eval_ids = [
+        SampleId(corpus=corpus, sample=sample, epoch=0)
+        for corpus, (train, count) in enumerate(zip(train_counts, counts.values(), strict=True))
+        for sample in range(train, count)
+    ]
+    return train_counts, eval_ids
 
 
 def evenly_spread(counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:

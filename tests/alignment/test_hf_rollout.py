@@ -12,10 +12,12 @@ from tests.support.ranks import RankPool
 from tests.support.toy_alignment import END, TOY, VOCAB, save_model_job
 
 QUERIES = [Query(number=30 + i, tokens=tuple(range(5, 8 + i))) for i in range(4)]
+# Ids from these on are never drawn: of all rows, and of those that texts make.
+LIMITS = (VOCAB, VOCAB // 2)
 SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=3, stop_token_ids=(END,))
 
 
-def own_job(checkpoint: str) -> Responses:
+def own_job(checkpoint: str) -> list[Responses]:
     from qwen_megatron.config.load import load_config
     from qwen_megatron.config.resolve import resolve
     from qwen_megatron.jobs.resume import start_from_weights
@@ -26,16 +28,16 @@ def own_job(checkpoint: str) -> Responses:
     config = resolve(load_config(None, list(TOY)), 1)
     with groups_of() as groups:
         policy = build_trainable(config, groups, get_platform("cpu"))
-        rollout = PolicyRollout(policy, config, num_tokens=VOCAB, max_rows=8)
-        # Filled after the rollout was built: it reads the same memory.
+        rollouts = [PolicyRollout(policy, config, num_tokens=limit, max_rows=8) for limit in LIMITS]
+        # Filled after the rollouts were built: they read the same memory.
         start_from_weights(Path(checkpoint), policy)
-        return rollout.generate(QUERIES, 2, SAMPLING)
+        return [rollout.generate(QUERIES, 2, SAMPLING) for rollout in rollouts]
 
 
-def exported_job(folder: str) -> Responses:
+def exported_job(folder: str) -> list[Responses]:
     from qwen_megatron.alignment.hf_rollout import HfRollout
 
-    return HfRollout(Path(folder), num_tokens=VOCAB).generate(QUERIES, 2, SAMPLING)
+    return [HfRollout(Path(folder), num_tokens=limit).generate(QUERIES, 2, SAMPLING) for limit in LIMITS]
 
 
 def test_the_exported_policy_draws_the_same_tokens(ranks: RankPool, tmp_path: Path) -> None:
@@ -54,4 +56,7 @@ def test_the_exported_policy_draws_the_same_tokens(ranks: RankPool, tmp_path: Pa
     (own,) = ranks.run(1, own_job, checkpoint=str(checkpoint))
     (exported,) = ranks.run(1, exported_job, folder=str(tmp_path / "exported"))
     assert exported == own
-    assert len({tuple(response) for response in own.tokens}) == 8
+    assert len({tuple(response) for response in own[0].tokens}) == 8
+    largest = [max(map(max, responses.tokens)) for responses in exported]
+    assert LIMITS[1] <= largest[0] < LIMITS[0]
+    assert largest[1] < LIMITS[1]

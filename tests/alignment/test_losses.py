@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from qwen_megatron.alignment.experience import pieces, weighed, with_extras
+from qwen_megatron.alignment.pairwise_loss import PairwiseLoss
 from qwen_megatron.alignment.policy_loss import PolicyLoss
 from qwen_megatron.alignment.value_loss import ValueLoss
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.preference.batch import CORPUS, END_INDEX
 from qwen_megatron.data.protocol import BatchShape
-from qwen_megatron.train.objective import NextTokenLoss
+from qwen_megatron.train.objective import NextTokenLoss, Objective
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_for, leave_gradient, tiny_built, tiny_config, weights_of
 
@@ -87,6 +89,47 @@ def test_values_are_clipped_around_what_they_were() -> None:
     assert float(sums.total) == pytest.approx(0.5 * (0.9**2 + 0.85**2 + 1.5**2), rel=1e-6)
     torch.testing.assert_close(output_bs.grad, torch.tensor([[-0.9, 0.0, 1.5, 0.0]]))
     assert (sums.count, sums.metrics["value_clip_share"]) == (3, 1)
+
+
+def pair_rows() -> Batch:
+    """Every two rows a pair, some of no corpus that is counted."""
+    ends_b = torch.tensor([3, 5, 7, 9, 11, 13, 14, 15])
+    return rows_with(**{END_INDEX: ends_b, CORPUS: torch.tensor([0, 0, 1, 1, 1, 1, 0, 0])})
+
+
+def action_rows() -> Batch:
+    """Rows of 2 to 9 actions with all that is learned from."""
+    mask_bs = rows_with().loss_mask_bs
+    old_bs, values_bs, returns_bs = mask_bs * torch.randn(3, ROWS, LENGTH, generator=torch.Generator().manual_seed(4))
+    return rows_with(
+        log_probabilities_bs=old_bs, advantages_bs=advantages(), values_bs=values_bs, returns_bs=returns_bs
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows"),
+    [
+        (NextTokenLoss(), action_rows()),
+        (PolicyLoss(clip_range=0.2), action_rows()),
+        (PolicyLoss(clip_range=0.2, pretraining_coefficient=2.0), weighed(rows_with(), 0.3)),
+        (ValueLoss(clip_range=0.15), action_rows()),
+        (PairwiseLoss(num_corpora=2), pair_rows()),
+    ],
+    ids=["next token", "policy", "pretraining text", "value", "pairwise"],
+)
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_pieces_add_up_to_is_what_the_whole_gives(objective: Objective, rows: Batch, size: int) -> None:
+    """A mean for each micro-batch would weigh tokens by how the batch is cut."""
+    generator = torch.Generator().manual_seed(6)
+    output_bs = (torch.randn(ROWS, LENGTH, generator=generator) * rows.loss_mask_bs).requires_grad_()
+    whole = objective.measure(output_bs, rows)
+    parts = [objective.measure(*cut) for cut in zip(output_bs.split(size), pieces(rows, size), strict=True)]
+    assert sum(int(part.count) for part in parts) == int(whole.count)
+    for name in objective.metric_names:
+        torch.testing.assert_close(sum(part.metrics[name] for part in parts), whole.metrics[name], msg=name)
+    totals = whole.total, sum(part.total for part in parts)
+    torch.testing.assert_close(*totals)
+    torch.testing.assert_close(*(torch.autograd.grad(total, output_bs)[0] for total in totals))
 
 
 def mixed_job(micro_batch_size: int, coefficient: float, overrides: list[str]) -> tuple[float, dict[str, Any]]:

@@ -57,6 +57,17 @@ def test_a_response_depends_on_its_query_and_number_alone() -> None:
     assert rollout_job([], queries=[other]).tokens != whole.tokens[:2]
 
 
+def test_a_response_ends_where_its_end_is_drawn_and_nowhere_else() -> None:
+    """An end in the query ends nothing, and a response that was cut gets none."""
+    queries = [Query(number=number, tokens=(3, END, 20 + number)) for number in range(4)]
+    # Of ten tokens one is the end.
+    responses = rollout_job([], num_tokens=10, queries=queries)
+    assert set(responses.finished) == {True, False}
+    for response, finished in zip(responses.tokens, responses.finished, strict=True):
+        assert response.count(END) == finished
+        assert response[-1] == END if finished else len(response) == SAMPLING.max_new_tokens
+
+
 def test_ids_beyond_the_vocabulary_are_never_drawn(ranks: RankPool) -> None:
     """Neither rows that pad it for the layout, 161 to 163, nor those that no text makes."""
     sampling = Sampling(max_new_tokens=24, temperature=100.0, seed=1, stop_token_ids=(END,))

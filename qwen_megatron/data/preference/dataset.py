@@ -11,9 +11,8 @@ import numpy.typing as npt
 from data_tools.chat.chat_corpus import ChatCorpus
 from data_tools.chat.rendered import Rendered
 from data_tools.corpus.sidecar import PAIRS
-from qwen_megatron.data.blended import BlendedSamples, SampleId, evenly_spread, held_out_counts
+from qwen_megatron.data.blended import BlendedSamples, SampleId, divided, evenly_spread
 from qwen_megatron.data.chat_blend import checked_document, open_chat_corpora
-from qwen_megatron.errors import DataError
 
 if TYPE_CHECKING:
     from qwen_megatron.data.batch import Batch
@@ -54,35 +53,22 @@ class PreferencePairs(BlendedSamples):
         self.corpora = list(corpora.values())
         self.vocab_size = vocab_size
         self.usable = [usable_pairs(corpus, seq_length) for corpus in self.corpora]
-        counts = [len(pairs) for pairs in self.usable]
-        weights = [max(1, count) for count in counts] if weights is None else list(weights)
-        held_out = held_out_counts(weights, eval_samples)
-        for prefix, count, held in zip(corpora, counts, held_out, strict=True):
-            if count - held < 1:
-                raise DataError(
-                    f"{prefix}: holds {count} pairs that fit into rows of training.seq_length({seq_length}), but "
-                    f"{held} are held out for evaluation and at least 1 must be left to train on; lower "
-                    "data.eval_samples, raise training.seq_length, or add pairs"
-                )
-        train_counts = [count - held for count, held in zip(counts, held_out, strict=True)]
-        super().__init__(
-            corpora,
+        counts = {prefix: len(pairs) for prefix, pairs in zip(corpora, self.usable, strict=True)}
+        weights = [max(1, count) for count in counts.values()] if weights is None else list(weights)
+        train_counts, eval_ids = divided(
+            counts,
             weights,
-            train_counts=train_counts,
-            eval_ids=[
-                SampleId(corpus=i, sample=pair, epoch=0)
-                for i, (train, count) in enumerate(zip(train_counts, counts, strict=True))
-                for pair in range(train, count)
-            ],
-            seq_length=seq_length,
-            seed=seed,
+            eval_samples,
+            samples=f"pairs that fit into rows of training.seq_length({seq_length})",
+            remedy="raise training.seq_length, or add pairs",
+        )
+        super().__init__(
+            corpora, weights, train_counts=train_counts, eval_ids=eval_ids, seq_length=seq_length, seed=seed
         )
         self.notes = [
-            f"{prefix}: {train:,} pairs; {held:,} held out; {corpus.num_documents // SIDES - count:,} dropped, longer "
-            f"than {seq_length} tokens"
-            for prefix, corpus, train, held, count in zip(
-                corpora, self.corpora, train_counts, held_out, counts, strict=True
-            )
+            f"{prefix}: {train:,} pairs; {count - train:,} held out; {corpus.num_documents // SIDES - count:,} "
+            f"dropped, longer than {seq_length} tokens"
+            for (prefix, count), corpus, train in zip(counts.items(), self.corpora, train_counts, strict=True)
         ]
 
     def pair(self, sample: SampleId) -> tuple[Rendered, Rendered]:

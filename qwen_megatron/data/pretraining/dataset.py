@@ -14,7 +14,7 @@ import numpy as np
 
 from data_tools.corpus.reader import Corpus
 from data_tools.io.open_files import allow_open_files
-from qwen_megatron.data.blended import BlendedSamples, SampleId, evenly_spread, held_out_counts
+from qwen_megatron.data.blended import BlendedSamples, SampleId, divided, evenly_spread
 from qwen_megatron.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,21 +53,13 @@ class BlendedDataset(BlendedSamples):
         self.end_of_document = common_end(corpora)
         # An empty corpus has no share; it is refused below, by name.
         weights = [max(1, corpus.num_tokens) for corpus in self.corpora] if weights is None else list(weights)
-        held_out = held_out_counts(weights, eval_samples)
-        totals = [max(0, corpus.num_tokens - 1) // seq_length for corpus in self.corpora]
-        for prefix, total, held in zip(corpora, totals, held_out, strict=True):
-            if total - held < 1:
-                raise DataError(
-                    f"{prefix}: holds {total} samples of seq_length {seq_length}, but {held} are held out for "
-                    "evaluation and at least 1 must be left to train on; lower data.eval_samples or "
-                    "training.seq_length, or add text"
-                )
-        train_counts = [total - held for total, held in zip(totals, held_out, strict=True)]
-        eval_ids = [
-            SampleId(corpus=i, sample=sample, epoch=0)
-            for i, (train, total) in enumerate(zip(train_counts, totals, strict=True))
-            for sample in range(train, total)
-        ]
+        train_counts, eval_ids = divided(
+            {prefix: max(0, corpus.num_tokens - 1) // seq_length for prefix, corpus in corpora.items()},
+            weights,
+            eval_samples,
+            samples=f"samples of seq_length {seq_length}",
+            remedy="lower training.seq_length, or add text",
+        )
         super().__init__(
             corpora, weights, train_counts=train_counts, eval_ids=eval_ids, seq_length=seq_length, seed=seed
         )

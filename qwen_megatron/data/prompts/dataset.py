@@ -14,7 +14,7 @@ import numpy as np
 
 from data_tools.chat.chat_corpus import ChatCorpus
 from data_tools.corpus.sidecar import PROMPTS
-from qwen_megatron.data.blended import BlendedSamples, SampleId, held_out_counts
+from qwen_megatron.data.blended import BlendedSamples, SampleId, divided
 from qwen_megatron.data.chat_blend import checked_document, open_chat_corpora
 from qwen_megatron.errors import DataError
 
@@ -66,38 +66,27 @@ class Queries(BlendedSamples):
         self.vocab_size = vocab_size
         self.end_of_turn = common_end_of_turn(corpora)
         self.usable = [np.flatnonzero(corpus.lengths <= longest) for corpus in self.corpora]
-        counts = [len(usable) for usable in self.usable]
-        weights = [max(1, count) for count in counts] if weights is None else list(weights)
-        held_out = held_out_counts(weights, eval_samples)
-        for prefix, count, held in zip(corpora, counts, held_out, strict=True):
-            if count - held < 1:
-                raise DataError(
-                    f"{prefix}: holds {count} queries of at most training.seq_length - ppo.response_length = {longest} "
-                    f"tokens, but {held} are held out for evaluation and at least 1 must be left to train on; lower "
-                    "data.eval_samples, raise training.seq_length, or add queries"
-                )
-        train_counts = [count - held for count, held in zip(counts, held_out, strict=True)]
-        places = [
-            (i, place)
-            for i, (train, count) in enumerate(zip(train_counts, counts, strict=True))
-            for place in range(train, count)
-        ]
+        counts = {prefix: len(usable) for prefix, usable in zip(corpora, self.usable, strict=True)}
+        weights = [max(1, count) for count in counts.values()] if weights is None else list(weights)
+        train_counts, held_out = divided(
+            counts,
+            weights,
+            eval_samples,
+            samples=f"queries of at most training.seq_length - ppo.response_length = {longest} tokens",
+            remedy="raise training.seq_length, or add queries",
+        )
         super().__init__(
             corpora,
             weights,
             train_counts=train_counts,
-            eval_ids=[
-                QueryId(number=number, corpus=i, sample=place, epoch=0) for number, (i, place) in enumerate(places)
-            ],
+            eval_ids=[QueryId(number=number, **vars(sample)) for number, sample in enumerate(held_out)],
             seq_length=longest,
             seed=seed,
         )
         self.notes = [
-            f"{prefix}: {train:,} queries; {held:,} held out; {corpus.num_documents - count:,} left out, longer than "
-            f"{longest} tokens"
-            for prefix, corpus, train, held, count in zip(
-                corpora, self.corpora, train_counts, held_out, counts, strict=True
-            )
+            f"{prefix}: {train:,} queries; {count - train:,} held out; {corpus.num_documents - count:,} left out, "
+            f"longer than {longest} tokens"
+            for (prefix, count), corpus, train in zip(counts.items(), self.corpora, train_counts, strict=True)
         ]
 
     def train_id(self, number: int) -> QueryId:

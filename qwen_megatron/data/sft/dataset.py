@@ -10,10 +10,9 @@ import numpy as np
 from data_tools.chat.chat_corpus import ChatCorpus
 from data_tools.chat.rendered import Rendered
 from data_tools.corpus.sidecar import DIALOGUES
-from qwen_megatron.data.blended import BlendedSamples, SampleId, evenly_spread, held_out_counts
+from qwen_megatron.data.blended import BlendedSamples, SampleId, divided, evenly_spread
 from qwen_megatron.data.chat_blend import checked_document, open_chat_corpora
 from qwen_megatron.data.sft.rows import Rows, Usable, usable_documents
-from qwen_megatron.errors import DataError
 
 if TYPE_CHECKING:
     from qwen_megatron.data.batch import Batch
@@ -49,15 +48,13 @@ class PackedDialogues(BlendedSamples):
         self.vocab_size = vocab_size
         self.usable = [usable_documents(corpus, seq_length) for corpus in self.corpora]
         sizes = [max(1, int(usable.lengths.sum())) for usable in self.usable]
-        held_out = held_out_counts(sizes if weights is None else weights, eval_samples)
-        for prefix, usable, held in zip(corpora, self.usable, held_out, strict=True):
-            if len(usable.documents) - held < 1:
-                raise DataError(
-                    f"{prefix}: holds {len(usable.documents)} dialogues that can be learned from in rows of "
-                    f"training.seq_length({seq_length}), but {held} are held out for evaluation and at least 1 must be "
-                    "left to train on; lower data.eval_samples, raise training.seq_length, or add dialogues"
-                )
-        kept = [len(usable.documents) - held for usable, held in zip(self.usable, held_out, strict=True)]
+        kept, _ = divided(
+            {prefix: len(usable.documents) for prefix, usable in zip(corpora, self.usable, strict=True)},
+            sizes if weights is None else weights,
+            eval_samples,
+            samples=f"dialogues that can be learned from in rows of training.seq_length({seq_length})",
+            remedy="raise training.seq_length, or add dialogues",
+        )
         # Rows to train on, then rows to evaluate on: a sample's number counts through both.
         self.rows = [
             (
@@ -79,7 +76,7 @@ class PackedDialogues(BlendedSamples):
             seq_length=seq_length,
             seed=seed,
         )
-        self.notes = [packing_note(*of) for of in zip(corpora, self.usable, self.rows, held_out, strict=True)]
+        self.notes = [packing_note(*of) for of in zip(corpora, self.usable, self.rows, kept, strict=True)]
 
     def documents_of(self, sample: SampleId) -> Sequence[int]:
         """Numbers of the dialogues in a row."""
@@ -142,12 +139,12 @@ class HeldOutDialogues(PackedDialogues):
         ]
 
 
-def packing_note(prefix: str, usable: Usable, rows: tuple[Rows, Rows], held_out: int) -> str:
+def packing_note(prefix: str, usable: Usable, rows: tuple[Rows, Rows], kept: int) -> str:
     """How a corpus was packed, in one line."""
     trained, _ = rows
     parts = [
-        f"{len(usable.documents) - held_out:,} dialogues in {len(trained):,} rows, {trained.filled:.1%} filled",
-        f"{held_out:,} held out",
+        f"{kept:,} dialogues in {len(trained):,} rows, {trained.filled:.1%} filled",
+        f"{len(usable.documents) - kept:,} held out",
         f"{len(usable.truncated):,} cut at the end of a turn",
         f"{usable.dropped:,} dropped, nothing to learn of them fits",
     ]
