@@ -83,7 +83,8 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
 
     text = options.max_bad if options.max_bad is not None else pipeline.max_bad
     try:
-        limit = RejectionLimit(text) if text is not None else None
+        given_as = "--max-bad " if options.max_bad is not None else "max_bad="
+        limit = RejectionLimit(text, given_as) if text is not None else None
     except ValueError as error:
         raise RefusedError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
     executor = _executor(options)

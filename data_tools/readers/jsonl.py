@@ -100,7 +100,7 @@ def _line(
     number: int, offset: int, parts: list[bytes | bytearray], num_bytes: int, max_line_bytes: int
 ) -> Iterator[Line]:
     if num_bytes > max_line_bytes:
-        detail = f"{num_bytes} bytes, more than --max-document-bytes {max_line_bytes}"
+        detail = f"{num_bytes} bytes, more than max_document_bytes={max_line_bytes}"
         yield Line(number, offset, b"", "too_long", detail)
         return
     content = parts[0] if len(parts) == 1 else b"".join(parts)

@@ -167,6 +167,26 @@ def test_mistakes(
     assert message in capsys.readouterr().err
 
 
+def test_settings_and_inputs_stand_anywhere(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, key, other = str(source), "split_bytes=6000", "read.source=web"
+    lines = [
+        [file, key, other, "--output", "OUT", "--workers", "1"],
+        ["--output", "OUT", "--workers", "1", file, key, other],
+        ["--workers", "1", key, "--output", "OUT", file, other],
+        [file, "--output", "OUT", key, "--workers", "1", other],
+    ]
+    found = []
+    for number, line in enumerate(lines):
+        output = tmp_path / f"out{number}"
+        assert main(["stage", "read", *(str(output) if one == "OUT" else one for one in line)]) == 0
+        found.append(shards(output, "read"))
+    assert len(found[0]) > 1
+    assert found[0] == found[1] == found[2] == found[3]
+    with pytest.raises(SystemExit):
+        main(["stage", "read", file, "--workers", "1", "--nothing", "--output", str(tmp_path / "out"), key])
+    assert "unrecognized arguments: --nothing" in capsys.readouterr().err
+
+
 def test_outputs_of_runs_as_inputs(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "read")
     assert main(["stage", "read", str(source), "--output", output]) == 0
