@@ -30,18 +30,22 @@ class FilterSuite:
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
-        reasons: list[str] = []
+        rules_asked: list[rules.Verdict] = []
         chosen = np.full(len(texts), -1)
         values = np.zeros(len(texts))
         for verdict in self.verdicts(texts):
             new = verdict.drops & (chosen < 0)
-            chosen[new] = len(reasons)
+            chosen[new] = len(rules_asked)
             values[new] = verdict.values[new]
-            reasons.append(verdict.reason)
-        return [
-            Drop(reasons[index], value) if index >= 0 else None
-            for index, value in zip(chosen.tolist(), values.tolist(), strict=True)
-        ]
+            rules_asked.append(verdict)
+
+        def decision(index: int, value: float) -> Drop | None:
+            if index < 0:
+                return None
+            rule = rules_asked[index]
+            return Drop(rule.reason, value, rule.limit, rule.is_least)
+
+        return [decision(*one) for one in zip(chosen.tolist(), values.tolist(), strict=True)]
 
     def verdicts(self, texts: Sequence[str]) -> Iterator[rules.Verdict]:
         """Every rule's verdict on every text, in order."""
