@@ -265,6 +265,15 @@ constexpr Block kBlocks[] = {
 };
 constexpr Block kPod = {"=", "=cut"};
 
+bool ends_below(const std::vector<Line>& lines, std::size_t i, std::string_view end) {
+    while (++i < lines.size()) {
+        if (lines[i].stripped.find(end) != std::string_view::npos) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // Says of each line in turn whether it is passed over.
 class Skipper {
   public:
@@ -275,11 +284,17 @@ class Skipper {
             return true;
         }
         for (const Block& block : kBlocks) {
-            if (starts_with(line, block.begin)) {
-                const bool ends = line.find(block.end, block.begin.size()) != std::string_view::npos;
-                block_ = ends ? nullptr : &block;
+            if (!starts_with(line, block.begin)) {
+                continue;
+            }
+            if (line.find(block.end, block.begin.size()) != std::string_view::npos) {
                 return true;
             }
+            if (ends_below(lines, i, block.end)) {  // What never ends is the end of one that began above the text.
+                block_ = &block;
+                return true;
+            }
+            break;
         }
         const bool is_pod = line.size() > 3 && line[0] == '=' && is_lower(static_cast<unsigned char>(line[1]));
         if (is_pod && line != kPod.end) {

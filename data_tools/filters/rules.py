@@ -25,6 +25,8 @@ class Verdict(NamedTuple):
     """What the values are compared with."""
     is_least: bool = False
     """Whether values below the limit are dropped, not those above."""
+    asked: Mask | bool = True
+    """[n] which texts this limit is for; True for all."""
 
 
 def ratio(numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64]) -> Values:
@@ -34,12 +36,12 @@ def ratio(numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64]) 
 
 def _above(reason: str, values: Values, limit: float | None, where: Mask | bool = True) -> Iterator[Verdict]:
     if limit is not None:
-        yield Verdict(reason, values, (values > limit) & where, limit)
+        yield Verdict(reason, values, (values > limit) & where, limit, asked=where)
 
 
 def _below(reason: str, values: Values, limit: float | None, where: Mask | bool = True) -> Iterator[Verdict]:
     if limit is not None:
-        yield Verdict(reason, values, (values < limit) & where, limit, is_least=True)
+        yield Verdict(reason, values, (values < limit) & where, limit, is_least=True, asked=where)
 
 
 def gopher_quality(statistics: TextStatistics, config: GopherQuality, is_cjk: Mask) -> Iterator[Verdict]:

@@ -1,6 +1,6 @@
 """All rule filters on batches of texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,12 @@ class FilterSuite:
         self.config = config or FilterConfig()
         self.threads = threads
 
-    def apply(self, texts: Sequence[str]) -> list[Drop | None]:
+    def apply(self, texts: Sequence[str], watch: Callable[[rules.Verdict], object] | None = None) -> list[Drop | None]:
         """Decides on each text: None keeps it, else the first rule it breaks.
 
+        Args:
+            texts: the texts.
+            watch: is given the verdict of every rule.
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
@@ -34,6 +37,8 @@ class FilterSuite:
         chosen = np.full(len(texts), -1)
         values = np.zeros(len(texts))
         for verdict in self.verdicts(texts):
+            if watch is not None:
+                watch(verdict)
             new = verdict.drops & (chosen < 0)
             chosen[new] = len(rules_asked)
             values[new] = verdict.values[new]

@@ -114,6 +114,7 @@ def read_part(task: Task) -> TaskResult:
             for record in reader(part, read_options, count):
                 if isinstance(record, BadRecord):
                     writer.rejected[record.reason] += 1
+                    writer.statistics.add_dropped(record.reason, options["source"])
                     entry = [number, record.line, record.reason, record.detail]
                     bad_stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
                     listed = writer.examples.setdefault(record.reason, [])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from datatrove.data import Document
@@ -15,6 +16,7 @@ from datatrove.pipeline.filters import (
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from data_tools.filters import C4, Drop, FilterConfig, FilterSuite, FineWeb, GopherQuality, GopherRepetition, c4_clean
+from data_tools.filters.histograms import EDGES, RuleHistograms, merged
 from data_tools.sources.python_stdlib import source_files
 from data_tools.text import words
 
@@ -285,6 +287,26 @@ def test_the_first_rule_broken_is_named_with_what_was_measured() -> None:
 def test_a_threshold_of_none_switches_its_rule_off() -> None:
     off = GopherQuality(min_words=None, min_stop_words=None)
     assert drop("several words here", replace(NONE, gopher_quality=off)) is None
+
+
+def test_histograms_count_every_text_on_its_side_of_the_threshold(texts: list[str]) -> None:
+    batch = [*texts, CHINESE, CHINESE[:60], prose(70), prose(50), prose(49), "", *(prose(n) for n in range(60, 90))]
+    watched, alone = RuleHistograms(), RuleHistograms()
+    decisions = FilterSuite(QUALITY).apply(batch, watched.add)
+    assert decisions == FilterSuite(QUALITY).apply(batch)
+    for text in batch:
+        FilterSuite(QUALITY).apply([text], alone.add)
+    found = watched.as_dict()
+    few = found["gopher_quality_few_words"]
+    assert sum(few["counts"]) == len(batch)
+    below = sum(few["counts"][: EDGES.index(1.0) + 1])
+    assert below == sum(one is not None and one.reason == "gopher_quality_few_words" for one in decisions)
+    for reason, rule in alone.as_dict().items():
+        assert rule["counts"] == found[reason]["counts"]
+    total: dict[str, dict[str, Any]] = {}
+    merged(total, found)
+    merged(total, found)
+    assert total["gopher_quality_few_words"]["counts"] == [2 * count for count in few["counts"]]
 
 
 def test_batches_decide_as_single_texts_do(texts: list[str]) -> None:
