@@ -27,6 +27,7 @@ PYBIND11_MODULE(_native, module) {
     qwen_data::bindings::bind_text(module);
     qwen_data::bindings::bind_dedup(module);
     qwen_data::bindings::bind_decontamination(module);
+    qwen_data::bindings::bind_language(module);
     qwen_data::bindings::bind_quality(module);
     qwen_data::bindings::bind_tokenizer(module);
     qwen_data::bindings::bind_encoder(module);

@@ -9,6 +9,7 @@ void bind_corpus(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
 void bind_dedup(pybind11::module_& module);
 void bind_decontamination(pybind11::module_& module);
+void bind_language(pybind11::module_& module);
 void bind_quality(pybind11::module_& module);
 void bind_tokenizer(pybind11::module_& module);
 void bind_encoder(pybind11::module_& module);

@@ -56,7 +56,7 @@ std::size_t add_ngrams(qwen_data::NgramIndex& index, const qwen_data::Characters
 void bind_decontamination(py::module_& module) {
     using qwen_data::NgramIndex;
     py::class_<NgramIndex>(module, "NgramIndex", "n-grams of benchmark items.")
-        .def(py::init<std::size_t, std::size_t>(), py::arg("n"), py::arg("min_words"))
+        .def(py::init<std::size_t, std::size_t, std::size_t>(), py::arg("n"), py::arg("min_words"), py::arg("short_n"))
         .def("add", &add_ngrams, py::arg("characters"), py::arg("normalized"), py::arg("item"),
              "Adds an item in normalised form; returns the number of its n-grams, 0 if it is too short.")
         .def("find", &find_ngrams, py::arg("characters"), py::arg("texts"), py::arg("normalized").noconvert(),

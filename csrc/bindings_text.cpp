@@ -13,6 +13,7 @@
 #include "bindings_arguments.h"
 #include "c4.h"
 #include "characters.h"
+#include "code_marks.h"
 #include "json_strings.h"
 #include "parallel.h"
 #include "statistics.h"
@@ -84,6 +85,22 @@ Array<std::int64_t> statistics(const qwen_data::Characters& characters, const py
     return table;
 }
 
+Array<std::int64_t> code_marks(const qwen_data::Characters& characters, const py::sequence& sequence,
+                               const std::vector<std::string>& keywords, const std::vector<std::string>& function_words,
+                               const std::vector<std::string>& openers, std::int64_t max_characters,
+                               std::size_t threads) {
+    const Texts texts(sequence);
+    const qwen_data::CodeMarkWords words{qwen_data::WordSet(keywords), qwen_data::WordSet(function_words),
+                                         qwen_data::WordSet(openers)};
+    Array<std::int64_t> table({extent(texts.size()), static_cast<py::ssize_t>(qwen_data::kNumCodeMarks)});
+    std::int64_t* out = table.mutable_data();
+    py::gil_scoped_release release;
+    qwen_data::parallel_for<int>(texts.size(), threads, [&](std::size_t i, int&) {
+        qwen_data::count_code_marks(characters, texts[i], words, max_characters, out + i * qwen_data::kNumCodeMarks);
+    });
+    return table;
+}
+
 py::tuple clean_c4(const qwen_data::Characters& characters, const py::sequence& sequence,
                    std::uint32_t min_words_per_line, std::uint32_t max_word_length, const std::string& page_phrase,
                    const std::vector<std::string>& line_phrases, bool want_kept, std::size_t threads) {
@@ -121,7 +138,10 @@ void bind_text(py::module_& module) {
     module.def("words", &words, py::arg("characters"), py::arg("text"), "The words of a text.");
     module.def("statistics", &statistics, py::arg("characters"), py::arg("texts"), py::arg("stop_words"),
                py::arg("short_line_length"), py::arg("threads"),
-               "[n, 32] counts; the columns are those of data_tools.text.statistics.COLUMNS.");
+               "[n, 34] counts; the columns are those of data_tools.text.statistics.COLUMNS.");
+    module.def("code_marks", &code_marks, py::arg("characters"), py::arg("texts"), py::arg("keywords"),
+               py::arg("function_words"), py::arg("openers"), py::arg("max_characters"), py::arg("threads"),
+               "[n, 34] counts; the columns are those of data_tools.text.code_marks.MARKS.");
     module.def("clean_c4", &clean_c4, py::arg("characters"), py::arg("texts"), py::arg("min_words_per_line"),
                py::arg("max_word_length"), py::arg("page_phrase"), py::arg("line_phrases"), py::arg("want_kept"),
                py::arg("threads"),

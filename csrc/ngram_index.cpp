@@ -18,10 +18,11 @@ std::uint64_t key_of(std::uint64_t shingle, std::size_t length) { return mix64(s
 
 }  // namespace
 
-NgramIndex::NgramIndex(std::size_t n, std::size_t min_words) : n_(n), min_words_(min_words), entries_(1) {
-    if (min_words < 1 || min_words > n) {
-        throw std::invalid_argument("NgramIndex: min_words=" + std::to_string(min_words) + " must be from 1 to n=" +
-                                    std::to_string(n));
+NgramIndex::NgramIndex(std::size_t n, std::size_t min_words, std::size_t short_n)
+    : n_(n), min_words_(min_words), short_n_(short_n), entries_(1) {
+    if (min_words < 1 || min_words > short_n || short_n > n) {
+        throw std::invalid_argument("NgramIndex: 1 <= min_words=" + std::to_string(min_words) + " <= short_n=" +
+                                    std::to_string(short_n) + " <= n=" + std::to_string(n) + " must hold");
     }
     grow();
 }
@@ -32,7 +33,7 @@ std::size_t NgramIndex::add(const Characters& characters, std::string_view norma
     if (words.size() < min_words_) {
         return 0;
     }
-    const std::size_t length = std::min(n_, words.size());
+    const std::size_t length = words.size() >= n_ ? n_ : std::min(short_n_, words.size());
     const auto place = std::lower_bound(lengths_.begin(), lengths_.end(), length);
     if (place == lengths_.end() || *place != length) {
         lengths_.insert(place, length);

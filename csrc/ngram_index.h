@@ -25,11 +25,12 @@ struct MatchScratch {
     std::vector<std::uint32_t> ends;
 };
 
-// Hash table from n-gram to the benchmark items that hold it. Items shorter than n words are one n-gram of their own length.
+// Hash table from n-gram to the benchmark items that hold it. Items shorter than n words have n-grams of short_n words;
+// those that are shorter still are one n-gram of their own length.
 class NgramIndex {
   public:
-    // Throws std::invalid_argument unless 1 <= min_words <= n.
-    NgramIndex(std::size_t n, std::size_t min_words);
+    // Throws std::invalid_argument unless 1 <= min_words <= short_n <= n.
+    NgramIndex(std::size_t n, std::size_t min_words, std::size_t short_n);
 
     // Adds an item, in normalised form (Characters::normalize). Returns the number of its n-grams; 0 if it has fewer than
     // min_words words and is left out.
@@ -57,6 +58,7 @@ class NgramIndex {
 
     std::size_t n_;
     std::size_t min_words_;
+    std::size_t short_n_;
     std::vector<std::size_t> lengths_;     // n-gram lengths in use, ascending.
     std::vector<Entry> entries_;           // Entry 0 is unused: 0 ends a chain.
     std::vector<std::uint32_t> slots_;     // Open addressing; number of the chain's first entry.

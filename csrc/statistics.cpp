@@ -69,16 +69,37 @@ void count_line(const Characters& characters, std::string_view line, std::int64_
     out[kEllipsisLines] += ends_with(stripped, "...") || last_code_point(stripped) == kEllipsis;
 }
 
-// Lines as str.splitlines() has them, hash signs, ellipses, characters.
+// Words as str.split() has them, and those with a letter.
+class SpacedWords {
+  public:
+    void add(Kind kind, std::int64_t* out) {
+        const bool begins = is_between_ && kind != Kind::space;
+        is_between_ = kind == Kind::space;
+        has_letter_ = has_letter_ && !begins && !is_between_;
+        out[kSpacedWords] += begins;
+        if (!has_letter_ && (kind == Kind::letter || kind == Kind::cjk)) {
+            has_letter_ = true;
+            ++out[kSpacedLetterWords];
+        }
+    }
+
+  private:
+    bool is_between_ = true;
+    bool has_letter_ = false;
+};
+
+// Lines as str.splitlines() has them, words between white space, hash signs, ellipses, characters.
 void count_lines(const Characters& characters, std::string_view text, std::int64_t* out) {
     const char* p = text.data();
     const char* const end = p + text.size();
     const char* line = p;
     std::size_t dots = 0;
+    SpacedWords words;
     while (p != end) {
         const char* at = p;
         const std::uint32_t c = next_code_point(p);
         ++out[kCharacters];
+        words.add(characters.kind(c), out);
         dots = c == '.' ? dots + 1 : 0;
         if (c == '#') {
             ++out[kHashes];

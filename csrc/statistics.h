@@ -20,6 +20,8 @@ enum Statistic : std::size_t {
     kPlainWordCharacters,
     kCjkWords,
     kLetterWords,
+    kSpacedWords,
+    kSpacedLetterWords,
     kStopWords,
     kHashes,
     kEllipses,

@@ -18,12 +18,56 @@ struct Word {
     bool is_symbol;    // No letter, number or CJK character.
 };
 
+// True for what may stand in a URL amid text: brackets, quotation marks and what Markdown, TeX and tables put around an
+// address end it, and so does everything that is not ASCII.
+constexpr bool may_be_in_url(unsigned char c) {
+    return c > ' ' && c < 0x7F && c != '"' && c != '\'' && c != '<' && c != '>' && c != '[' && c != ']' && c != '\\' &&
+           c != '^' && c != '`' && c != '{' && c != '|' && c != '}';
+}
+
+constexpr bool is_ascii_letter(unsigned char c) { return (c | 0x20) >= 'a' && (c | 0x20) <= 'z'; }
+constexpr bool is_ascii_letter_or_digit(unsigned char c) { return is_ascii_letter(c) || (c >= '0' && c <= '9'); }
+
+// True if the word from `begin` to `p` is the scheme of a URL, or the www that begins one.
+inline bool begins_url(const char* begin, const char* p, const char* text_end) {
+    if (text_end - p > 3 && p[0] == ':' && p[1] == '/' && p[2] == '/') {
+        if (!is_ascii_letter(*begin) || !(is_ascii_letter_or_digit(p[3]) || p[3] == '/')) {
+            return false;
+        }
+        while (begin != p && is_ascii_letter_or_digit(*begin)) {
+            ++begin;
+        }
+        return begin == p;
+    }
+    return p - begin == 3 && text_end - p > 1 && p[0] == '.' && is_ascii_letter_or_digit(p[1]) &&
+           (begin[0] | 0x20) == 'w' && (begin[1] | 0x20) == 'w' && (begin[2] | 0x20) == 'w';
+}
+
+// Where the URL ends of which `p` is a part: before a bracket that it does not open, and before the punctuation of the
+// sentence it stands in.
+inline const char* end_of_url(const char* p, const char* text_end) {
+    const char* const begin = p;
+    std::uint32_t open = 0;
+    for (; p != text_end && may_be_in_url(*p); ++p) {
+        if (*p == '(') {
+            ++open;
+        } else if (*p == ')' && open-- == 0) {
+            break;
+        }
+    }
+    while (p != begin && std::string_view(".,;:!?*_~(").find(p[-1]) != std::string_view::npos) {
+        --p;
+    }
+    return p;
+}
+
 // Calls visit(word) for each word of `text` (valid UTF-8), in order.
 //
 // - White space separates and belongs to no word.
 // - A Chinese character or kana is a word.
 // - A run of letters, numbers, marks, underscores and zero-width joiners is a word. An apostrophe (' or U+2019) between
 //   two letters and a full stop or comma between two numbers do not end it.
+// - A URL is a word: letters and "://", or "www.", and what follows as far as `end_of_url`.
 // - A run of one and the same other character is a word ("...", "====").
 // A simplification of Unicode Standard Annex 29, with CJK by character.
 template <typename Visit>
@@ -78,6 +122,11 @@ void for_each_word(const Characters& characters, std::string_view text, Visit&& 
             }
             p = next;
             length += 2;
+        }
+        if (begins_url(begin, p, text_end)) {
+            const char* const url_end = end_of_url(p, text_end);
+            length += static_cast<std::uint32_t>(url_end - p);
+            p = url_end;
         }
         const bool has_letter = (seen >> static_cast<unsigned>(Kind::letter) & 1) != 0;
         const bool has_number = (seen >> static_cast<unsigned>(Kind::number) & 1) != 0;

@@ -15,13 +15,16 @@ _MOST_NAMED = 5
 class RejectionLimit:
     """How many records may be rejected, as a number or as a share."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, given_as: str = "--max-bad ") -> None:
         """Parses "100", "0.1%" or "0.001".
 
+        Args:
+            text: the limit.
+            given_as: what stands before it where the user wrote it.
         Raises:
             ValueError: it is none of these, negative, or a share above 1.
         """
-        self.text = text
+        self.shown = f"{given_as}{text}"
         self._share: float | None = None
         self._number = 0
         if text.endswith("%") or "." in text:
@@ -74,7 +77,7 @@ def check_rejected(
         files = "1 input file is" if num_broken == 1 else f"{num_broken} input files are"
         problems.append(f"{files} damaged: {', '.join(named)}; get such a file again or leave it out")
     if limit is not None and limit.exceeded(num_bad, num_good + num_bad):
-        problems.append(f"{num_bad} of {num_good + num_bad} records were rejected, more than --max-bad {limit.text}")
+        problems.append(f"{num_bad} of {num_good + num_bad} records were rejected, more than {limit.shown}")
     if problems:
         raise DataError(f"{'; '.join(problems)}; {output} holds the others; {listed} lists what was rejected")
 

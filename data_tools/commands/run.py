@@ -83,7 +83,8 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
 
     text = options.max_bad if options.max_bad is not None else pipeline.max_bad
     try:
-        limit = RejectionLimit(text) if text is not None else None
+        given_as = "--max-bad " if options.max_bad is not None else "max_bad="
+        limit = RejectionLimit(text, given_as) if text is not None else None
     except ValueError as error:
         raise RefusedError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
     executor = _executor(options)
@@ -92,6 +93,8 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
     finally:
         executor.close()
     _print(summary, time.monotonic() - started)
+    _print_places(pipeline, summary)
+    _warn(summary)
     bad = summary.unreadable
     check_rejected(bad, summary.num_records - sum(bad.values()), limit, summary.quarantine, "the output")
     return 0
@@ -109,15 +112,42 @@ def _executor(options: argparse.Namespace) -> "Executor":
 
 def _print(summary: "RunSummary", seconds: float) -> None:
     for stage in summary.stages:
-        counts = [*stage["rejected"].items(), *([("copies", stage["copied"])] if stage["copied"] else [])]
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
-        line = f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,}  {reasons}"
-        print(printable(line.rstrip()))
+        took = f"{summary.timings[stage['name']]['seconds']:>9,.1f} s"
+        line = f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,} {took}"
+        print(printable(line))
+        for reason, count in sorted(stage["rejected"].items(), key=lambda item: (-item[1], item[0])):
+            print(printable(f"  {reason:<30} {-count:>13,}"))
+        if stage["copied"]:
+            print(f"  {'copies':<30} {stage['copied']:>+13,}")
         for name, share in stage["shares"].items():
             epochs, tokens = stage["epochs"][name], stage["tokens"][name]
             row = f"  {printable(name):<14} {share:>12.2%} of training: "
             print(f"{row}{epochs * tokens:,.0f} tokens, {epochs:.2f} epochs")
     print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
+
+
+def _print_places(pipeline: "Pipeline", summary: "RunSummary") -> None:
+    """Where everything is, and what to type next."""
+    from data_tools.stages.mixture import MIXTURE_FILE
+
+    last = summary.stages[-1]
+    places = {}
+    if any(stage["kind"] == "tokenize" for stage in summary.stages):
+        places["corpora"] = ", ".join(str(pipeline.output / "corpora" / name) for name in last["tokens"])
+    if last["kind"] == "mixture":
+        places["mixture"] = str(pipeline.output / MIXTURE_FILE)
+        places["train"] = f"qwen-megatron pretrain SETTINGS.yaml {pipeline.output / MIXTURE_FILE}"
+    places["report"] = f"qwen-data report {pipeline.output}"
+    for name, place in places.items():
+        print(printable(f"{name + ':':<9} {place}"))
+
+
+def _warn(summary: "RunSummary") -> None:
+    from data_tools.pipeline.heavy_rules import heavy_rules
+
+    for stage in summary.stages:
+        for rule in heavy_rules(stage):
+            print(printable(f"qwen-data: warning: {rule}"), file=sys.stderr)
     if num_bad := sum(summary.unreadable.values()):
         print(f"qwen-data: {num_bad:,} records cannot be read: {summary.quarantine}", file=sys.stderr)
 

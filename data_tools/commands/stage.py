@@ -48,14 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="inputs (write ./a=b for a file of such a name), and options of the stage, as in a pipeline file: dotted "
         "keys nest, values are YAML; read.KEY=VALUE says how files are read",
     )
-    # argparse does not take up a list of positionals again behind an option, so this option takes what follows.
-    parser.add_argument(
-        "--output",
-        required=True,
-        nargs="+",
-        metavar=("DIR", "KEY=VALUE"),
-        help="folder everything goes to; more options of the stage may follow",
-    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder everything goes to")
     add_execution_arguments(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -94,16 +87,14 @@ def run(options: argparse.Namespace) -> int:
     parser: argparse.ArgumentParser = options.parser
     if options.kind not in STAGES:
         parser.error(f"{options.kind!r} is no stage; choose one of {', '.join(STAGES)}")
-    output, *more = options.output
-    arguments = [*options.arguments, *more]
-    assignments = [one for one in arguments if _ASSIGNMENT.match(one)]
-    inputs = [one for one in arguments if one not in assignments]
+    assignments = [one for one in options.arguments if _ASSIGNMENT.match(one)]
+    inputs = [one for one in options.arguments if one not in assignments]
     if not inputs:
         parser.error("INPUT is missing: name files or the output folder of an earlier run")
     problems = Problems()
     parsed = [parse_override(one, problems) for one in assignments]
     values = assembled([one for one in parsed if one is not None], problems)
-    pipeline, parts = single_stage(options.kind, inputs, Path(output), values, problems)
+    pipeline, parts = single_stage(options.kind, inputs, Path(options.output), values, problems)
     if problems.messages:
         parser.error("\n".join(f"stage {options.kind}: {message}" for message in problems.messages))
     status = execute(options, pipeline, parts, started)

@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   qwen-data tokenize web.jsonl.zst books.jsonl.gz --output corpora/mix
   qwen-data tokenize pages.jsonl --output corpora/pages --text-key content --workers 8
   qwen-data tokenize crawl.jsonl --output corpora/crawl --max-bad 0.1%
+  qwen-data tokenize 'shards/*.parquet' notes/ --output corpora/all
 
 Records that give no document (broken JSON, no text, empty, ...) are counted and listed with file and line in
 PREFIX.rejected.jsonl; all others are in the corpus. Reasons: not_json, invalid_utf8, lone_surrogate, not_an_object,
@@ -32,17 +33,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command."""
     parser = subparsers.add_parser(
         "tokenize",
-        help="JSON Lines to a shuffled corpus (.bin, .idx, .crc, .json)",
-        description="Encodes the text of JSON Lines files (plain, .gz, .zst, .bz2, .xz) with Qwen's tokenizer and "
-        "writes a corpus in Megatron's indexed format, documents shuffled, each ending with token 151643.",
+        help="files of text to a shuffled corpus (.bin, .idx, .crc, .json)",
+        description="Encodes the texts of JSON Lines, Parquet, WARC and text files (one document a file; plain, .gz, "
+        ".zst, .bz2, .xz) with Qwen's tokenizer and writes a corpus in Megatron's indexed format, documents shuffled, "
+        "each ending with token 151643.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, pattern or URL")
     parser.add_argument(
-        "inputs", nargs="+", type=Path, metavar="INPUT", help="JSONL file: plain, gzip, zstd, bzip2 or xz"
+        "--format",
+        choices=("auto", "jsonl", "parquet", "warc", "text"),
+        default="auto",
+        help="of all inputs; auto goes by the name of each (auto)",
     )
     parser.add_argument("--output", required=True, metavar="PREFIX", help="path of the corpus without suffix")
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="key of the text in a record (text)")
+    parser.add_argument(
+        "--text-key", default="text", metavar="KEY", help="key of the text in a record, or its column (text)"
+    )
     parser.add_argument("--seed", type=seed, default=1234, help="seed of the document order (1234)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the documents in the order of the input")
     add_workers_argument(parser)
@@ -95,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         TokenizeOptions(
             text_key=options.text_key,
+            file_format=options.format,
             seed=options.seed,
             shuffle=not options.no_shuffle,
             workers=options.workers,

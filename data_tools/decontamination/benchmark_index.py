@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 
 from data_tools import _native
 from data_tools.decontamination.matches import Match
 from data_tools.errors import DataError
 from data_tools.text.characters import character_table
-from data_tools.text.normalized import normalize, prepare
+from data_tools.text.normalized import normalize, prepare, sources_of_normalized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +20,18 @@ class DecontaminationConfig:
     num_words: int = 13
     """Words in an n-gram; symbols do not count, a CJK character is a word."""
     min_words: int = 6
-    """Items shorter than `num_words` must be there whole; those with fewer words than this are left out."""
+    """Items with fewer words than this are left out."""
+    short_num_words: int | None = None
+    """Words in an n-gram of items that are shorter than `num_words`; None finds such an item only whole."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.num_words:
             raise DataError(f"decontamination: min_words={self.min_words} must be from 1 to num_words={self.num_words}")
+        if self.short_num_words is not None and not self.min_words <= self.short_num_words <= self.num_words:
+            raise DataError(
+                f"decontamination: short_num_words={self.short_num_words} must be from min_words={self.min_words} to "
+                f"num_words={self.num_words}"
+            )
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class BenchmarkIndex:
     Attributes:
         items: those that are searched for.
         left_out: those too short for it.
+        num_whole: how many are found only whole.
     """
 
     def __init__(
@@ -54,12 +61,16 @@ class BenchmarkIndex:
         self.threads = threads
         self.items: list[BenchmarkItem] = []
         self.left_out: list[BenchmarkItem] = []
-        self._index = _native.NgramIndex(self.config.num_words, self.config.min_words)
+        self.num_whole = 0
+        config = self.config
+        self._index = _native.NgramIndex(config.num_words, config.min_words, config.short_num_words or config.num_words)
         for item in items:
-            if self._index.add(character_table(), normalize(item.text), len(self.items)):
-                self.items.append(item)
-            else:
+            num_ngrams = self._index.add(character_table(), normalize(item.text), len(self.items))
+            if num_ngrams == 0:
                 self.left_out.append(item)
+                continue
+            self.num_whole += num_ngrams == 1
+            self.items.append(item)
 
     def __len__(self) -> int:
         """Number of different n-grams."""
@@ -98,21 +109,7 @@ def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _spans_before_normalization(text: str, normalized: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of ``normalized`` in ``text``: word by word if both have as many words, else the whole text."""
-    before, after = _word_spans(text), _word_spans(normalized)
-    if len(before) != len(after):
-        return [(0, len(text))]
-    starts = {int(start): int(first) for (start, _), (first, _) in zip(after, before, strict=True)}
-    ends = {int(end): int(last) for (_, end), (_, last) in zip(after, before, strict=True)}
-    return [(starts[start], ends[end]) for start, end in spans]
-
-
-def _word_spans(text: str) -> npt.NDArray[np.int64]:
-    """[n, 2] first and end character of each word."""
-    spans = []
-    position = 0
-    for word in _native.words(character_table(), text):
-        position = text.index(word, position)
-        spans.append((position, position + len(word)))
-        position += len(word)
-    return np.array(spans, dtype=np.int64).reshape(-1, 2)
+    """Where in ``text`` stands what became the given spans of ``normalized``."""
+    starts, ends = sources_of_normalized(text)
+    assert len(starts) == len(normalized)
+    return [(starts[start], ends[end - 1]) for start, end in spans]

@@ -82,11 +82,13 @@ class Repeat(NamedTuple):
 
 @dataclass
 class DocumentStatistics:
-    """What the report shows of the documents that leave a stage."""
+    """What the report shows of the documents that leave a stage, and of those that do not."""
 
     by_source: dict[str, list[int]] = field(default_factory=dict)  # name -> [documents, UTF-8 bytes]
     by_language: dict[str, list[int]] = field(default_factory=dict)
     by_length: Counter[str] = field(default_factory=Counter)  # bits of the number of characters -> documents
+    dropped_by_source: dict[str, Counter[str]] = field(default_factory=dict)  # reason -> name -> documents
+    dropped_by_language: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, document: Document, num_bytes: int) -> None:
         """Counts one document."""
@@ -95,6 +97,11 @@ class DocumentStatistics:
             entry[0] += 1
             entry[1] += num_bytes
         self.by_length[str(len(document.text).bit_length())] += 1
+
+    def add_dropped(self, reason: str, source: str, language: str = "") -> None:
+        """Counts one document that does not leave the stage."""
+        self.dropped_by_source.setdefault(reason, Counter())[source] += 1
+        self.dropped_by_language.setdefault(reason, Counter())[language] += 1
 
     def merge(self, other: dict[str, Any]) -> None:
         """Adds the counts of `as_dict` of another part."""
@@ -105,6 +112,9 @@ class DocumentStatistics:
                 entry[0] += documents
                 entry[1] += num_bytes
         self.by_length.update(other.get("by_length", {}))
+        for name in ("dropped_by_source", "dropped_by_language"):
+            for reason, counts in other.get(name, {}).items():
+                getattr(self, name).setdefault(reason, Counter()).update(counts)
 
     def as_dict(self) -> dict[str, Any]:
         """For a manifest; keys sorted, so that equal counts give equal bytes."""
@@ -112,7 +122,13 @@ class DocumentStatistics:
             "by_source": dict(sorted(self.by_source.items())),
             "by_language": dict(sorted(self.by_language.items())),
             "by_length": dict(sorted(self.by_length.items(), key=lambda item: int(item[0]))),
+            "dropped_by_source": _sorted(self.dropped_by_source),
+            "dropped_by_language": _sorted(self.dropped_by_language),
         }
+
+
+def _sorted(table: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {reason: dict(sorted(counts.items())) for reason, counts in sorted(table.items())}
 
 
 class ShardWriter:
@@ -171,6 +187,7 @@ class ShardWriter:
     def drop(self, document: Document, drop: Drop) -> None:
         """Counts a document that does not, and keeps it aside."""
         self.rejected[drop.reason] += 1
+        self.statistics.add_dropped(drop.reason, document.source, document.language)
         examples = self.examples.setdefault(drop.reason, [])
         if len(examples) < _EXAMPLES_PER_REASON:
             text = document.text[:_EXAMPLE_CHARACTERS]

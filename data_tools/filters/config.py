@@ -5,6 +5,7 @@ then, and the thresholds named `cjk_*` hold in place of the published ones, whic
 """
 
 from dataclasses import field
+from typing import Literal
 
 from data_tools.settings.records import record
 
@@ -33,7 +34,9 @@ class GopherQuality:
     max_ellipsis_lines: float | None = 0.3
     """Share of the lines."""
     min_letter_words: float | None = 0.8
-    """Share of the words, symbols included; in CJK texts, where these are a larger part, of the plain words."""
+    """Share of the words with a letter among those that `letter_words` says; in CJK texts among the plain words."""
+    letter_words: Literal["white_space", "segmented"] = "white_space"
+    """What lies between white space, as in Gopher, or words with every symbol as one of them, as in datatrove."""
     min_stop_words: int | None = 2
     """Different ones of `stop_words`, case-sensitive."""
     stop_words: tuple[str, ...] = ENGLISH_STOP_WORDS + CJK_STOP_WORDS

@@ -21,6 +21,12 @@ class Verdict(NamedTuple):
     """[n] what was measured."""
     drops: Mask
     """[n] True where the rule drops the text."""
+    limit: float = 0.0
+    """What the values are compared with."""
+    is_least: bool = False
+    """Whether values below the limit are dropped, not those above."""
+    asked: Mask | bool = True
+    """[n] which texts this limit is for; True for all."""
 
 
 def ratio(numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64]) -> Values:
@@ -30,12 +36,12 @@ def ratio(numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64]) 
 
 def _above(reason: str, values: Values, limit: float | None, where: Mask | bool = True) -> Iterator[Verdict]:
     if limit is not None:
-        yield Verdict(reason, values, (values > limit) & where)
+        yield Verdict(reason, values, (values > limit) & where, limit, asked=where)
 
 
 def _below(reason: str, values: Values, limit: float | None, where: Mask | bool = True) -> Iterator[Verdict]:
     if limit is not None:
-        yield Verdict(reason, values, (values < limit) & where)
+        yield Verdict(reason, values, (values < limit) & where, limit, is_least=True, asked=where)
 
 
 def gopher_quality(statistics: TextStatistics, config: GopherQuality, is_cjk: Mask) -> Iterator[Verdict]:
@@ -54,9 +60,16 @@ def gopher_quality(statistics: TextStatistics, config: GopherQuality, is_cjk: Ma
     yield from _above("gopher_quality_bullet_lines", ratio(statistics["bullet_lines"], lines), config.max_bullet_lines)
     ellipsis_lines = ratio(statistics["ellipsis_lines"], lines)
     yield from _above("gopher_quality_ellipsis_lines", ellipsis_lines, config.max_ellipsis_lines)
-    letters = ratio(statistics["letter_words"], np.where(is_cjk, statistics["plain_words"], words))
-    yield from _below("gopher_quality_letters", letters, config.min_letter_words)
+    yield from _below("gopher_quality_letters", _letters(statistics, config, is_cjk), config.min_letter_words)
     yield from _below("gopher_quality_stop_words", statistics["stop_words"].astype(np.float64), config.min_stop_words)
+
+
+def _letters(statistics: TextStatistics, config: GopherQuality, is_cjk: Mask) -> Values:
+    """[n] share of the words that have a letter."""
+    if config.letter_words == "segmented":
+        return ratio(statistics["letter_words"], np.where(is_cjk, statistics["plain_words"], statistics["words"]))
+    cjk = ratio(statistics["letter_words"], statistics["plain_words"])
+    return np.where(is_cjk, cjk, ratio(statistics["spaced_letter_words"], statistics["spaced_words"]))
 
 
 def gopher_repetition(statistics: TextStatistics, config: GopherRepetition, is_cjk: Mask) -> Iterator[Verdict]:

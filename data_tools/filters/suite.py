@@ -1,6 +1,6 @@
 """All rule filters on batches of texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,24 +24,33 @@ class FilterSuite:
         self.config = config or FilterConfig()
         self.threads = threads
 
-    def apply(self, texts: Sequence[str]) -> list[Drop | None]:
+    def apply(self, texts: Sequence[str], watch: Callable[[rules.Verdict], object] | None = None) -> list[Drop | None]:
         """Decides on each text: None keeps it, else the first rule it breaks.
 
+        Args:
+            texts: the texts.
+            watch: is given the verdict of every rule.
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
-        reasons: list[str] = []
+        rules_asked: list[rules.Verdict] = []
         chosen = np.full(len(texts), -1)
         values = np.zeros(len(texts))
         for verdict in self.verdicts(texts):
+            if watch is not None:
+                watch(verdict)
             new = verdict.drops & (chosen < 0)
-            chosen[new] = len(reasons)
+            chosen[new] = len(rules_asked)
             values[new] = verdict.values[new]
-            reasons.append(verdict.reason)
-        return [
-            Drop(reasons[index], value) if index >= 0 else None
-            for index, value in zip(chosen.tolist(), values.tolist(), strict=True)
-        ]
+            rules_asked.append(verdict)
+
+        def decision(index: int, value: float) -> Drop | None:
+            if index < 0:
+                return None
+            rule = rules_asked[index]
+            return Drop(rule.reason, value, rule.limit, rule.is_least)
+
+        return [decision(*one) for one in zip(chosen.tolist(), values.tolist(), strict=True)]
 
     def verdicts(self, texts: Sequence[str]) -> Iterator[rules.Verdict]:
         """Every rule's verdict on every text, in order."""

@@ -115,7 +115,16 @@ def decompressed_pieces(stream: BinaryIO, path: str) -> Iterator[bytes]:
     Raises:
         BrokenStreamError: the compressed stream is cut short or damaged.
     """
-    yield from _DECOMPRESSORS[compression_of(stream, path)](stream)
+    yield from decompressed(stream, compression_of(stream, path))
+
+
+def decompressed(stream: BinaryIO, compression: Compression) -> Iterator[bytes]:
+    """The content of a stream that is compressed in this way, in pieces of at most 1 MiB.
+
+    Raises:
+        BrokenStreamError: the compressed stream is cut short or damaged.
+    """
+    return _DECOMPRESSORS[compression](stream)
 
 
 def _compression(path: PurePath, magic: bytes) -> Compression:

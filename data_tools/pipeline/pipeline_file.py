@@ -59,11 +59,13 @@ class Pipeline:
     """A checked pipeline file.
 
     Attributes:
+        name: of the file without its suffix, or of the one stage.
         output: the folder everything goes to.
         max_bad: limit of unreadable records, "100" or "0.1%"; None for no limit.
         stages: in order; the first is `read`.
     """
 
+    name: str
     output: Path
     max_bad: str | None
     stages: tuple[NamedStage, ...]
@@ -89,7 +91,7 @@ def load_pipeline(path: Path) -> Pipeline:
         raise SettingsError(f"{path}: {error}") from error
     if problems.messages:
         raise SettingsError(problems.messages)
-    return Pipeline(output=Path(head.output), max_bad=head.max_bad, stages=read)
+    return Pipeline(name=path.stem, output=Path(head.output), max_bad=head.max_bad, stages=read)
 
 
 def _stages(entries: Sequence[yaml.Node], path: Path, problems: Problems) -> tuple[NamedStage, ...]:

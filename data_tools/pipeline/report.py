@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
+from data_tools.filters.histograms import EDGES
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.small_json import MissingFileError, SmallFileError
+from data_tools.pipeline.heavy_rules import heavy_rules
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.summary_file import read_summary
 
@@ -19,32 +21,41 @@ _WHERE = (
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 64rem; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
-table { border-collapse: collapse; width: 100%; }
+h1 { font-size: 1.6rem; margin-bottom: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h3 { font-size: 1rem; }
+.table { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top; }
 th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
-td.bar { width: 40%; } .fill { background: #2f6fb0; height: .9rem; border-radius: 2px; min-width: 1px; }
+td.bar { width: 35%; } .fill { background: #2f6fb0; height: .9rem; border-radius: 2px; min-width: 1px; }
 .lost { background: #c8553d; } .quiet { color: #5d6b7c; } td.reason { padding-left: 1.8rem; color: #5d6b7c; }
+.warning { border-left: 4px solid #d08a1d; padding: .2rem .8rem; background: #fdf6e9; }
+p, td:first-child, summary { overflow-wrap: anywhere; } td.heavy { color: #a8431f; font-weight: 600; }
+.histogram { display: flex; align-items: flex-end; gap: 2px; height: 2.2rem; min-width: 6rem; }
+.histogram i { flex: 1; min-height: 1px; background: #2f6fb0; } .histogram i.lost { background: #c8553d; }
 .facts { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.5rem 0; } .facts b { display: block;
   font-size: 1.4rem; font-variant-numeric: tabular-nums; }
 pre { max-height: 15rem; overflow-y: auto; white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f6f8;
-  padding: .6rem; margin: .3rem 0;
-  font-size: 13px; }
+  padding: .6rem; margin: .3rem 0; font-size: 13px; }
+@media (max-width: 620px) { .bar { display: none; } td.reason { padding-left: .8rem; } body { font-size: 14px; }
+  th, td { padding: .25rem .4rem; } td:first-child { min-width: 8rem; } }
 @media (prefers-color-scheme: dark) { body { color: #dbe2ea; background: #14191f; } pre { background: #1e252d; }
-  th, td { border-color: #303a45; } .quiet, td.reason { color: #94a3b3; } }
+  th, td { border-color: #303a45; } .quiet, td.reason { color: #94a3b3; } .warning { background: #2c2415; }
+  td.heavy { color: #f0946f; } }
 """
+# Columns of a table of sources or languages; the others are added up.
+_MOST_COLUMNS = 8
 
 
 def write_report(output: Path) -> Path:
-    """Writes OUTPUT/report.html: funnel by stage and reason, lengths, languages, sources, tokens, examples.
+    """Writes OUTPUT/report.html: funnel, reasons by source and language, lengths, tokens, times, examples.
 
     Raises:
         DataError: no pipeline has finished there.
     """
     path = output / SUMMARY
     try:
-        page = render(read_summary(output), str(output))
+        page = render(read_summary(output), output)
     except MissingFileError as error:
         raise DataError(f"{path}: not there; a report is made of a finished run: qwen-data run") from error
     except SmallFileError as error:
@@ -53,35 +64,38 @@ def write_report(output: Path) -> Path:
     return output / REPORT
 
 
-def render(summary: Mapping[str, Any], title: str) -> str:
+def render(summary: Mapping[str, Any], output: Path) -> str:
     """The page of a run's summary."""
     stages: list[dict[str, Any]] = summary["stages"]
-    # Statistics of documents are taken by every stage that writes documents; the last one of these counts.
-    last = [stage for stage in stages if stage["statistics"]["by_length"]][-1:]
+    title = summary["pipeline"]
+    where = f"{output}; qwen-data {summary['tool_version']}, {summary['created']}"
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<p class="quiet">qwen-data {_text(summary["tool_version"])}, {_text(summary["created"])}</p>',
+        f'<p class="quiet">{_text(where)}</p>',
         _facts(stages),
+        *(f'<p class="warning">{_text(rule)}.</p>' for stage in stages for rule in heavy_rules(stage)),
         "<h2>Funnel</h2>",
         _funnel(stages),
     ]
-    for stage in last:
+    # Statistics of documents are taken by every stage that writes documents; the last one of these counts.
+    for stage in [stage for stage in stages if stage["statistics"]["by_length"]][-1:]:
         statistics = stage["statistics"]
         parts += [f"<h2>Languages after {_text(stage['name'])}</h2>", _shares(statistics["by_language"], "not asked")]
         parts += [f"<h2>Sources after {_text(stage['name'])}</h2>", _shares(statistics["by_source"], "none")]
         parts += [f"<h2>Lengths after {_text(stage['name'])}</h2>", _lengths(statistics["by_length"])]
-    for stage in stages:
-        if stage["tokens"] and not stage["shares"]:
-            parts += ["<h2>Tokens</h2>", _numbers("corpus", "tokens", stage["tokens"])]
-        if stage["shares"]:
-            percent = {name: 100 * share for name, share in stage["shares"].items()}
-            parts += ["<h2>Shares of training</h2>", _numbers("corpus", "% of tokens", percent)]
-            seen = {name: round(epochs * stage["tokens"][name]) for name, epochs in stage["epochs"].items()}
-            parts += ["<h2>Tokens of training</h2>", _numbers("corpus", "tokens", seen)]
-            parts += ["<h2>Epochs</h2>", _numbers("corpus", "passes over the corpus", stage["epochs"])]
+    corpora = [stage for stage in stages if stage["tokens"]][-1:]
+    parts += [f"<h2>Corpora</h2>{_corpora(stage)}" for stage in corpora]
     for stage in stages:
         if stage["matches"]:
             parts += [f"<h2>Benchmarks found by {_text(stage['name'])}</h2>", _matches(stage["matches"])]
+    for by, unnamed in (("source", "none"), ("language", "not asked")):
+        tables = [_dropped_by(stage, by, unnamed) for stage in stages]
+        if any(tables):
+            parts += [f"<h2>Dropped by {by}</h2>", *tables]
+    for stage in stages:
+        if stage["measured"]:
+            parts += [f"<h2>Values measured by {_text(stage['name'])}</h2>", _measured(stage["measured"])]
+    parts += ["<h2>Time</h2>", _times(stages, summary["timings"])]
     parts += [
         "<h2>Dropped documents</h2>",
         f'<p class="quiet">{_WHERE}</p>',
@@ -108,11 +122,14 @@ def _bar(share: float, kind: str = "") -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[str]) -> str:
+    """A table; a name in its head begins with # over numbers and with | over bars."""
+    kinds = {"#": "number", "|": "bar"}
     cells = "".join(
-        f'<th class="number">{_text(name[1:])}</th>' if name.startswith("#") else f"<th>{_text(name)}</th>"
+        f'<th class="{kinds[name[0]]}">{_text(name[1:])}</th>' if name[:1] in kinds else f"<th>{_text(name)}</th>"
         for name in head
     )
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    body = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="table"><table>{body}</table></div>'
 
 
 def _row(name: str, numbers: Sequence[str], bar: str, kind: str = "") -> str:
@@ -147,7 +164,7 @@ def _funnel(stages: Sequence[Mapping[str, Any]]) -> str:
         for reason, count in sorted(stage["rejected"].items(), key=lambda item: -item[1]):
             numbers = ["", f"&minus;{_count(count)}", _percent(-count, records_in)]
             rows.append(_row(_text(reason), numbers, _bar(count / whole, "lost"), "reason"))
-    return _table(["stage", "#in", "#out", "#% of in", "share of all records"], rows)
+    return _table(["stage", "#in", "#out", "#% of in", "|share of all records"], rows)
 
 
 def _percent(part: int, whole: int) -> str:
@@ -173,7 +190,7 @@ def _shares(table: Mapping[str, Sequence[int]], unnamed: str) -> str:
         )
         for name, entry in sorted(table.items(), key=lambda item: -item[1][1])
     ]
-    return _table(["name", "#documents", "#MB", "#% of bytes", ""], rows)
+    return _table(["name", "#documents", "#MB", "#% of bytes", "|"], rows)
 
 
 def _lengths(table: Mapping[str, int]) -> str:
@@ -183,18 +200,95 @@ def _lengths(table: Mapping[str, int]) -> str:
     for bits in range(present[0], present[-1] + 1):
         count = table.get(str(bits), 0)
         rows.append(_row(f"{2**bits // 2:,} to {2**bits - 1:,}", [_count(count)], _bar(count / most)))
-    return _table(["characters", "#documents", ""], rows)
+    return _table(["characters", "#documents", "|"], rows)
 
 
-def _numbers(name: str, unit: str, table: Mapping[str, float]) -> str:
-    most = max(max(table.values()), 1e-12)
-    rows = [_row(_text(key), [_count(value)], _bar(value / most)) for key, value in table.items()]
-    return _table([name, f"#{unit}", ""], rows)
+def _corpora(stage: Mapping[str, Any]) -> str:
+    """Tokens of each corpus, and what training sees of it if there is a mixture."""
+    rows = []
+    most = max(1, *stage["tokens"].values())
+    for name, tokens in stage["tokens"].items():
+        numbers = [_count(tokens)]
+        if stage["shares"]:
+            share, epochs = stage["shares"].get(name, 0.0), stage["epochs"].get(name, 0.0)
+            numbers += [f"{100 * share:.2f}", f"{epochs:.2f}", _count(round(epochs * tokens))]
+        rows.append(_row(_text(name), numbers, _bar(tokens / most)))
+    seen = ["#% of training", "#epochs", "#tokens seen"] if stage["shares"] else []
+    return _table(["corpus", "#tokens", *seen, "|"], rows)
+
+
+def _times(stages: Sequence[Mapping[str, Any]], timings: Mapping[str, Mapping[str, float]]) -> str:
+    """Seconds of each stage, and its speed over the text that came to it."""
+    rows, before = [], 0
+    most = max([1e-9, *(entry.get("seconds", 0.0) for entry in timings.values())])
+    for stage in stages:
+        num_bytes = sum(entry[1] for entry in stage["statistics"]["by_source"].values())
+        text = before or num_bytes  # The first stage is measured by what it leaves.
+        before = num_bytes or before
+        seconds = timings.get(stage["name"], {}).get("seconds")
+        if seconds is None:
+            continue
+        numbers = [f"{seconds:,.1f}", f"{text / 1e6:,.1f}", f"{text / 1e6 / max(seconds, 1e-3):,.1f}"]
+        rows.append(_row(_text(stage["name"]), numbers, _bar(seconds / most)))
+    note = '<p class="quiet">Of the run that did the stage; all workers together, starting them included.</p>'
+    return _table(["stage", "#seconds", "#MB of text", "#MB/s", "|"], rows) + note
+
+
+def _measured(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """For each rule how many documents lie how far from its threshold."""
+    names = ["&lt; 0.25", *(f"&ndash; {edge:g}" for edge in EDGES[1:]), f"&gt; {EDGES[-1]:g}"]
+    threshold = EDGES.index(1.0)
+    rows = []
+    for reason, rule in table.items():
+        most, cells = max(1, *rule["counts"]), []
+        for number, count in enumerate(rule["counts"]):
+            is_dropped = (number <= threshold) == rule["is_least"]
+            height = f"height:{2.2 * count / most:.2f}rem"
+            title = f"{names[number]} of the threshold: {count:,} documents"
+            cells.append(f'<i class="{"lost" if is_dropped else "kept"}" style="{height}" title="{title}"></i>')
+        sign = "at least" if rule["is_least"] else "at most"
+        rows.append(
+            f'<tr><td>{_text(reason)}</td><td class="number">{sign} {rule["limit"]:,g}</td>'
+            f'<td><div class="histogram">{"".join(cells)}</div></td></tr>'
+        )
+    note = (
+        f'<p class="quiet">Documents by value / threshold, {", ".join(names)}; red: the rule drops them. Every rule is '
+        "asked about every document.</p>"
+    )
+    return note + _table(["rule", "#threshold", "documents"], rows)
+
+
+def _dropped_by(stage: Mapping[str, Any], by: str, unnamed: str) -> str:
+    """Reasons by source or language: how many documents each takes, and which share of those that came."""
+    dropped: Mapping[str, Mapping[str, int]] = stage["statistics"].get(f"dropped_by_{by}", {})
+    came = {name: entry[0] for name, entry in stage["statistics"][f"by_{by}"].items()}
+    for counts in dropped.values():
+        for name, count in counts.items():
+            came[name] = came.get(name, 0) + count
+    columns = sorted(came, key=lambda name: (-came[name], name))[:_MOST_COLUMNS]
+    if not dropped or not any(columns):
+        return ""
+    rows = []
+    for reason, counts in sorted(dropped.items(), key=lambda item: -sum(item[1].values())):
+        cells = [_dropped_cell(counts.get(name, 0), came[name]) for name in columns]
+        if len(came) > len(columns):
+            others = set(came) - set(columns)
+            cells.append(_dropped_cell(sum(counts.get(name, 0) for name in others), sum(came[name] for name in others)))
+        rows.append(f"<tr><td>{_text(reason)}</td>{''.join(cells)}</tr>")
+    names = [f"#{name or unnamed} ({came[name]:,})" for name in columns]
+    more = ["#others"] if len(came) > len(columns) else []
+    return f"<h3>{_text(stage['name'])}</h3>" + _table(["reason", *names, *more], rows)
+
+
+def _dropped_cell(count: int, came: int) -> str:
+    heavy = " heavy" if came and count > came / 5 else ""
+    shown = f'{_count(count)} <span class="quiet">{_percent(count, came)}%</span>' if count else ""
+    return f'<td class="number{heavy}">{shown}</td>'
 
 
 def _examples(stage: Mapping[str, Any]) -> str:
     parts = [f"<h3>{_text(stage['name'])}</h3>"]
-    for reason, entries in stage["examples"].items():
+    for reason, entries in sorted(stage["examples"].items(), key=lambda item: -stage["rejected"].get(item[0], 0)):
         parts.append(f"<details><summary>{_text(reason)} ({_count(stage['rejected'].get(reason, 0))})</summary>")
         for entry in entries:
             detail = f" &ndash; {_text(entry['detail'])}" if entry["detail"] else ""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,9 +19,11 @@ from data_tools.engine.executor import Executor
 from data_tools.engine.own_files import remove_leftovers
 from data_tools.engine.runner import Runner, Share
 from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest
+from data_tools.filters.histograms import merged
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.owned_paths import require_below
 from data_tools.io.progress import shows_progress
+from data_tools.io.small_json import SmallFileError, fits, read_object
 from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
 from data_tools.version import version
 
@@ -34,11 +37,13 @@ class RunSummary:
 
     Attributes:
         stages: one JSON object a stage: name, kind, records_in, records_out, rejected, statistics, examples.
+        timings: stage -> the seconds that it took; of a stage that was skipped those of an earlier run.
         tasks_done, tasks_skipped: tasks done now, and found finished.
         quarantine: the list of unreadable records.
     """
 
     stages: list[dict[str, Any]]
+    timings: dict[str, dict[str, float]]
     tasks_done: int
     tasks_skipped: int
     quarantine: Path
@@ -80,6 +85,7 @@ def run_pipeline(
         runner = Runner(executor, share, root=pipeline.output)
         parts = list(inputs)
         stages: list[dict[str, Any]] = []
+        timings = _earlier_timings(pipeline.output)
         for number, named in enumerate(pipeline.stages):
             runner.title = named.name
             if sys.stderr.isatty() and shows_progress():
@@ -87,7 +93,10 @@ def run_pipeline(
             folder = stage_folder(pipeline, number)
             require_below(folder, pipeline.output)
             records_in = sum(part.records_out for part in parts)
+            started, tasks_done = time.monotonic(), runner.tasks_done
             parts = named.stage.run(runner, folder, parts)
+            if runner.tasks_done > tasks_done or named.name not in timings:
+                timings[named.name] = {"seconds": round(time.monotonic() - started, 3)}
             stages.append(stage_summary(named, parts))
             if named.kind != "read" and stages[-1]["records_in"] != records_in:
                 raise RuntimeError(
@@ -95,18 +104,31 @@ def run_pipeline(
                     f"{records_in}; this is a bug"
                 )
             write_stage_manifest(folder, stages[-1], parts)
+        timings = {stage["name"]: timings[stage["name"]] for stage in stages}
         summary = {
             "tool_version": version(),
+            "pipeline": pipeline.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": stages,
+            "timings": timings,
         }
         write_atomically(pipeline.output / SUMMARY, orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
     return RunSummary(
         stages=stages,
+        timings=timings,
         tasks_done=runner.tasks_done,
         tasks_skipped=runner.tasks_skipped,
         quarantine=stage_folder(pipeline, 0) / QUARANTINE_FILE,
     )
+
+
+def _earlier_timings(output: Path) -> dict[str, dict[str, float]]:
+    """What an earlier run says of its stages; nothing if there was none, or it is damaged."""
+    try:
+        timings = read_object(output / SUMMARY).get("timings")
+    except SmallFileError:
+        return {}
+    return dict(timings) if timings is not None and fits(timings, dict[str, dict[str, float]]) else {}
 
 
 def stage_folder(pipeline: Pipeline, number: int) -> Path:
@@ -119,7 +141,9 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
     rejected: Counter[str] = Counter()
     statistics = DocumentStatistics()
     examples: dict[str, list[Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for part in parts:
+        merged(measured, part.values.get("measured", {}))
         rejected.update(part.rejected)
         statistics.merge(part.statistics)
         for reason, entries in part.examples.items():
@@ -139,6 +163,7 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
         "shares": {part.name: part.values["share"] for part in parts if "share" in part.values},
         "epochs": {part.name: part.values["epochs"] for part in parts if "epochs" in part.values},
         "matches": _matches(parts),
+        "measured": measured,
         "examples": examples,
     }
 

@@ -107,7 +107,7 @@ def single_stage(
         if one == READ:
             values = _reading(inputs, {**own, **of_read} if kind == READ else of_read)
         stages.append(NamedStage(one, one, read_record(STAGES[one], mapping_node(values), "", "", problems)))
-    return Pipeline(output=output, max_bad=None, stages=tuple(stages)), parts
+    return Pipeline(name=kind, output=output, max_bad=None, stages=tuple(stages)), parts
 
 
 def _reading(inputs: Sequence[str], values: Mapping[str, yaml.Node]) -> dict[str, yaml.Node]:

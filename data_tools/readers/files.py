@@ -89,7 +89,7 @@ def check_unchanged(before: FileRange) -> None:
     now = {one.path: one for one in find_files(glob.escape(before.path) if not is_url(before.path) else before.path)}
     after = now.get(before.path)
     if after is None or (after.size_bytes, after.mtime_ns) != (before.size_bytes, before.mtime_ns):
-        raise DataError(f"{before.path}: changed while it was read; run the pipeline again when it is complete")
+        raise DataError(f"{before.path}: changed while it was read; run again when it is complete")
 
 
 def _fsspec() -> Any:

@@ -7,8 +7,8 @@ from data_tools.io.streams import name_without_compression, refuse_unread
 from data_tools.readers.record import Reader
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".warc": "warc"}
-# Whole files of these two are given to a library of their own, which knows gzip and zstd, or no compression at all.
-_UNREAD_COMPRESSED = {"parquet": (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz"), "warc": (".bz2", ".xz")}
+# Whole files of these are given to a library of their own, which knows no compression around them.
+_UNREAD_COMPRESSED = {"parquet": (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")}
 
 
 def format_of(path: str) -> str:

@@ -110,7 +110,7 @@ def finished_line(
         max_line_bytes: a longer line is a `Line` with the reason too_long.
     """
     if num_bytes > max_line_bytes:
-        detail = f"{num_bytes} bytes, more than --max-document-bytes {max_line_bytes}"
+        detail = f"{num_bytes} bytes, more than max_document_bytes={max_line_bytes}"
         yield Line(number, offset, b"", "too_long", detail)
         return
     content = parts[0] if len(parts) == 1 else b"".join(parts)

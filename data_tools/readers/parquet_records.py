@@ -1,6 +1,9 @@
 """Parquet: rows of a text column; a part is a range of row groups."""
 
-from collections.abc import Iterator
+import base64
+import datetime
+import decimal
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from data_tools.errors import DataError
@@ -72,20 +75,47 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError:
         text = getattr(scalar, "value", scalar)  # Of a dictionary's scalar the value it stands for.
-        return bytes(text.as_buffer())
+        if isinstance(text, Mapping):
+            return {name: _value(text[name]) for name in text}
+        return bytes(text.as_buffer()) if hasattr(text, "as_buffer") else [_value(one) for one in text.values]
+    except ValueError:  # A time in nanoseconds, which Python's have none of.
+        return str(scalar)
 
 
 def _record(row: int, values: dict[str, Any], options: ReadOptions) -> Record | BadRecord:
     text = values.pop(options.text_key)
-    if isinstance(text, bytes):
-        return BadRecord(row, "invalid_utf8", "the text is not UTF-8")
+    if isinstance(text, bytes):  # A column of bytes, or text that Arrow could not decode.
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return BadRecord(row, "invalid_utf8", f"the text is not UTF-8: {error.reason} at byte {error.start}")
     if not isinstance(text, str):
         return BadRecord(row, "text_not_string", f"{options.text_key!r} is {type(text).__name__}, not a string")
     if not text:
         return BadRecord(row, "empty", f"{options.text_key!r} is the empty string")
     if len(text) > options.max_document_bytes or len(text.encode("utf-8")) > options.max_document_bytes:
         return BadRecord(row, "too_long", f"more than max_document_bytes={options.max_document_bytes} bytes")
-    return Record(row, row, text, values)
+    return Record(row, row, text, {name: _json_value(value) for name, value in values.items()})
+
+
+def _json_value(value: Any) -> Any:
+    """A value that is carried along as JSON has it: decimals exact, as text; bytes as text, or else in base64."""
+    if isinstance(value, dict):
+        return {str(key): _json_value(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(one) for one in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode("ascii")
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime.date | datetime.time):  # Points in time are dates.
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def _pyarrow() -> tuple[Any, Any]:

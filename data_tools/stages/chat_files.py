@@ -120,7 +120,7 @@ def make_chat_corpus(inputs: Sequence[str | Path], prefix: str | Path, options: 
     if options.rejected is not None and (options.rejected.is_dir() or not options.rejected.absolute().parent.is_dir()):
         raise RefusedError(f"{options.rejected}: must be a file in a folder that exists")
     files = tuple(input_file(Path(path), _OTHER_INPUTS) for path in inputs)
-    refuse_files_named_twice(files)
+    refuse_files_named_twice([file.path for file in files])
     with corpus_lock(prefix):
         return _make(files, Path(prefix), options)
 

@@ -22,6 +22,8 @@ from data_tools.readers.jsonl_records import read_jsonl
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions
 from data_tools.settings.records import Count, NonNegative, record
 
+# Options that are fields of `DecontaminationConfig`.
+_SIZES = ("num_words", "min_words", "short_num_words")
 _MAX_ITEM_BYTES = 16 * 1024 * 1024
 
 
@@ -48,17 +50,22 @@ class DecontaminateStage:
     margin: NonNegative = 0
     """Characters cut on both sides of a span."""
     num_words: Count = 13
-    """Words in an n-gram."""
+    """Words in an n-gram; a shorter item is found only whole, unless short_num_words says otherwise."""
     min_words: Count = 6
-    """Shorter items are not looked for; items shorter than num_words are looked for whole."""
+    """Shorter items are not looked for."""
+    short_num_words: Count | None = None
+    """Words in an n-gram of items shorter than num_words, 8 for instance; null finds them only whole."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """One task for each part; NAME.matches.jsonl lists what was found."""
-        DecontaminationConfig(num_words=self.num_words, min_words=self.min_words)  # Refuses what does not fit.
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        DecontaminationConfig(**sizes)  # Refuses what does not fit.
         files = [(benchmark, file) for benchmark in self.benchmarks for file in find_files(benchmark.path)]
         options = {
             "benchmarks": [[benchmark.name, benchmark.text_key] for benchmark, _ in files],
-            **{name: getattr(self, name) for name in ("remove", "margin", "num_words", "min_words")},
+            "remove": self.remove,
+            "margin": self.margin,
+            **sizes,
         }
         items = [file for _, file in files]
         return runner.run(folder, part_tasks("decontaminate", folder, inputs, options, shared=items))
@@ -87,7 +94,7 @@ def decontaminate_part(task: Task) -> TaskResult:
     index = _index(
         tuple(task.inputs[1:]),
         tuple((name, text_key) for name, text_key in options["benchmarks"]),
-        DecontaminationConfig(num_words=options["num_words"], min_words=options["min_words"]),
+        DecontaminationConfig(**{name: options[name] for name in _SIZES}),
     )
     folder, matches_name = Path(task.folder), f"{task.name}.matches.jsonl"
     records_in, num_cut = 0, 0
@@ -112,6 +119,7 @@ def decontaminate_part(task: Task) -> TaskResult:
         "documents_cut": num_cut,
         "items": len(index.items),
         "items_left_out": len(index.left_out),
+        "items_found_whole": index.num_whole,
         "matches": dict(sorted(found.items())),
     }
     return writer.result(records_in, matches_name, values=counts)

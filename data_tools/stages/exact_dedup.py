@@ -1,8 +1,8 @@
 """Exact duplicates across the whole corpus: hash every part, group by ranges of hashes, drop all but one.
 
 Texts are equal if they agree after NFKC, case folding and collapsing white space. Of equal texts the one whose own
-bytes hash lowest stays, so the texts that survive depend neither on the order of the input nor on how it is cut. Its
-`cluster_size` says for how many documents it stands.
+bytes hash lowest stays, of texts with the same bytes the document whose identity does, so the documents that survive
+depend neither on the order of the input nor on how it is cut. Its `cluster_size` says for how many documents it stands.
 """
 
 import hashlib
@@ -21,7 +21,9 @@ from data_tools.io.atomic_file import atomic_output
 from data_tools.settings.records import Count, record
 from data_tools.text.normalized import normalized_hashes
 
-_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("row", "<u8"), ("size", "<u8")])
+_ENTRY = np.dtype(
+    [("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("identity", "<u8"), ("row", "<u8"), ("size", "<u8")]
+)
 _DUPLICATE = np.dtype([("part", "<u4"), ("row", "<u8"), ("survivor_part", "<u4"), ("survivor_row", "<u8")])
 _CLUSTER = np.dtype([("part", "<u4"), ("row", "<u8"), ("size", "<u8")])
 _BUCKET_DOCUMENTS = 4_000_000
@@ -32,7 +34,7 @@ class ExactDedupStage:
     """Options of the stage `exact_dedup`."""
 
     bucket_documents: Count = _BUCKET_DOCUMENTS
-    """Documents grouped at once; 110 bytes of memory for each."""
+    """Documents grouped at once; 120 bytes of memory for each."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Three phases: hash each part, group each range of hashes, rewrite each part."""
@@ -77,19 +79,20 @@ def hash_part(task: Task) -> TaskResult:
         entries = np.empty(len(batch), dtype=_ENTRY)
         hashes = normalized_hashes([document.text for document in batch])
         entries["first"], entries["second"] = hashes[:, 0], hashes[:, 1]
-        entries["rank"] = [_rank(document.text) for document in batch]
+        entries["rank"] = [_short_hash(document.text) for document in batch]
+        entries["identity"] = [_short_hash(document.id) for document in batch]
         entries["row"] = np.arange(num_rows, num_rows + len(batch))
         entries["size"] = [cluster_size(document) for document in batch]
         arrays.append(entries)
         num_rows += len(batch)
-    array = np.sort(np.concatenate(arrays), order=("first", "second", "rank", "row"))
+    array = np.sort(np.concatenate(arrays), order=("first", "second", "rank", "identity", "row"))
     name = f"{task.name}.hashes"
     with atomic_output(Path(task.folder, name), sync=False) as stream:
         stream.write(array.tobytes())
     return TaskResult(outputs=[name], records_in=len(array), records_out=len(array))
 
 
-def _rank(text: str) -> int:
+def _short_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
@@ -106,7 +109,8 @@ def group_bucket(task: Task) -> TaskResult:
         slices.append(entries)
         parts.append(np.full(len(entries), number, dtype=np.uint32))
     entries, part = np.concatenate(slices), np.concatenate(parts)
-    order = np.lexsort((entries["row"], part, entries["rank"], entries["second"], entries["first"]))
+    keys = ("identity", "rank", "second", "first")
+    order = np.lexsort((entries["row"], part, *(entries[key] for key in keys)))
     entries, part = entries[order], part[order]
     new = np.ones(len(entries), dtype=bool)
     new[1:] = (entries["first"][1:] != entries["first"][:-1]) | (entries["second"][1:] != entries["second"][:-1])

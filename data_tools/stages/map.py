@@ -8,6 +8,7 @@ from data_tools.engine.document import Document, Drop, Repeat, ShardWriter, batc
 from data_tools.engine.part_tasks import part_tasks
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
+from data_tools.stages.filter_transform import FilterTransform
 from data_tools.stages.transforms import TRANSFORMS
 
 Transform = Callable[[list[Document]], Sequence[Document | Drop | Repeat]]
@@ -34,4 +35,5 @@ def map_part(task: Task) -> TaskResult:
                     writer.repeat(*result)
                 else:
                     writer.keep(result)
-    return writer.result(records_in)
+    measured = transform.measured.as_dict() if isinstance(transform, FilterTransform) else {}
+    return writer.result(records_in, values={"measured": measured} if measured else None)

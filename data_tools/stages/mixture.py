@@ -24,7 +24,7 @@ class MixtureStage:
     weights: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
     """Source -> how often its tokens are seen compared with weight 1; 1 if not named, 0 leaves it out."""
     train_tokens: Count | None = None
-    """Tokens of the training run; null for what the weights ask for."""
+    """Tokens of the training run; null for what the weights ask for: each source weight times, instruction on top."""
     max_epochs: Positive = 4.0
     """No source is seen more often."""
     instruction: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class MixtureStage:
                 raise DataError(f"{part.folder}/{part.name}: not the manifest of a corpus; tokenize it again")
         tokens = {part.name: int(part.values["tokens"]) for part in inputs}
         prefixes = {part.name: str(part.values["prefix"]) for part in inputs}
-        shares = mix(
+        seen = mix(
             tokens,
             self.weights,
             train_tokens=self.train_tokens,
@@ -48,9 +48,10 @@ class MixtureStage:
             instruction_share=self.instruction_share,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        parts = ingredients(prefixes, tokens, shares, self.train_tokens)
-        write_mixture(folder.parent.parent / MIXTURE_FILE, parts, self._notes(shares))
-        epochs = {name: part.epochs for name, part in zip(shares, parts, strict=True)}
+        parts = dict(zip(seen, ingredients(prefixes, tokens, seen), strict=True))
+        shares = {name: part.share for name, part in parts.items()}
+        epochs = {name: part.epochs for name, part in parts.items()}
+        write_mixture(folder.parent.parent / MIXTURE_FILE, list(parts.values()), self._notes(shares))
         return [
             replace(
                 part,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import orjson
 
@@ -33,13 +33,13 @@ class DataSet:
     """File, folder, glob pattern or fsspec URL."""
     source: Annotated[str, Rule(is_plain_name, PLAIN_NAME_RULE)]
     """Name of the data set in all counts, and of its corpus."""
-    format: str = "auto"
-    """Jsonl, parquet, warc, text; "auto" goes by the file name."""
+    format: Literal["auto", "jsonl", "parquet", "warc", "text"] = "auto"
+    """Of the files; "auto" goes by the file name."""
     text_key: str = "text"
     """Key or column of the text."""
     keep: tuple[str, ...] = ()
     """Other keys to carry along."""
-    extractor: str = "resiliparse"
+    extractor: Literal["resiliparse", "trafilatura"] = "resiliparse"
     """What takes text out of HTML (warc)."""
 
 
@@ -114,6 +114,7 @@ def read_part(task: Task) -> TaskResult:
             for record in reader(part, read_options, count):
                 if isinstance(record, BadRecord):
                     writer.rejected[record.reason] += 1
+                    writer.statistics.add_dropped(record.reason, options["source"])
                     entry = [number, record.line, record.reason, record.detail]
                     bad_stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
                     listed = writer.examples.setdefault(record.reason, [])

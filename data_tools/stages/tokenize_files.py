@@ -1,4 +1,4 @@
-"""JSON Lines to a corpus: the tasks of the pipeline's stage `tokenize`, on files of the user's.
+"""Files of text to a corpus: the tasks of the pipeline's stages `read` and `tokenize`, on files of the user's.
 
 What is done is kept in a folder .NAME.work beside the corpus until the corpus is complete, so that a run that was
 killed goes on from there. Memory does not grow with the text or with its longest line.
@@ -22,18 +22,27 @@ from data_tools.engine.executor import Executor, InProcessExecutor, ProcessExecu
 from data_tools.engine.planning import plan_parts
 from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner
-from data_tools.engine.task import QUARANTINE_FILE, Task
+from data_tools.engine.task import QUARANTINE_FILE, Manifest, Task
 from data_tools.engine.thread_executor import ThreadExecutor
 from data_tools.errors import DataError, PathError, RefusedError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree
 from data_tools.io.progress import progress_bar
+from data_tools.readers.files import check_unchanged
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
 from data_tools.stages.tokenize_gather import gather_runs
+from data_tools.stages.tokenize_inputs import (
+    JSONL,
+    EncodeInput,
+    Segment,
+    encode_inputs,
+    find_segments,
+    read_tasks,
+)
 from data_tools.stages.tokenize_seal import seal
-from data_tools.stages.user_files import content_of, input_file, refuse_files_named_twice, require_own_work
+from data_tools.stages.user_files import content_of, require_own_work
 from data_tools.tokenizer.encoder import ENCODERS
 
 # Parts that the input is cut into: enough to share among many workers, each large enough to be worth a file.
@@ -41,13 +50,10 @@ _PARTS = 1024
 _SMALLEST_PART_BYTES = 16 * 1024 * 1024
 _LARGEST_PART_BYTES = 256 * 1024 * 1024
 _PUBLISHING = "publishing"
-_OTHER_INPUTS = (
-    "this command takes JSON Lines; folders, patterns, plain text, Parquet and WARC are read by `qwen-data stage read "
-    "INPUT --output DIR`, whose parts (DIR/stages/01-read/part-*.jsonl.zst) it takes"
-)
+FORMATS = ("auto", "jsonl", "parquet", "warc", "text")
 # What a folder .NAME.work holds.
 _OWN_WORK = re.compile(
-    r"runs|buckets|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
+    r"read|runs|buckets|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
     r"|tokens-[0-9a-f]{64}\.bin"
 )
 
@@ -57,7 +63,8 @@ class TokenizeOptions:
     """How to tokenize.
 
     Attributes:
-        text_key: key of the text in each record.
+        text_key: key of the text in each record, or its column.
+        file_format: "jsonl", "parquet", "warc", "text" (one document a file), or "auto", which goes by the name.
         seed: of the document order, 0 to 2^64 - 1.
         shuffle: False keeps the order of the input.
         workers: threads of this process, or, with the reference encoder, processes if there is more than one.
@@ -69,6 +76,7 @@ class TokenizeOptions:
     """
 
     text_key: str = "text"
+    file_format: str = "auto"
     seed: int = 1234
     shuffle: bool = True
     workers: int = 1
@@ -90,19 +98,22 @@ class TokenizeOptions:
             raise DataError(
                 f"max_document_bytes={self.max_document_bytes} must be 1 to {LARGEST_DOCUMENT_BYTES} (512 MiB)"
             )
+        if self.file_format not in FORMATS:
+            raise DataError(f"file_format={self.file_format!r} is unknown, use one of {', '.join(FORMATS)}")
         if self.encoder not in ENCODERS:
             raise DataError(f"encoder={self.encoder!r} is unknown, use one of {', '.join(ENCODERS)}")
 
 
 def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: TokenizeOptions | None = None) -> Sidecar:
-    """Makes the corpus PREFIX.bin, .idx, .crc, .json from JSON Lines files.
+    """Makes the corpus PREFIX.bin, .idx, .crc, .json from files of text.
 
     Every document is its text in NFC encoded as ordinary text, then END_OF_DOCUMENT. Records that give no document are
     counted by reason in the sidecar and listed by file and line in PREFIX.rejected.jsonl. The same inputs and seed give
     the same bytes, whatever the number of workers.
 
     Args:
-        inputs: JSONL files, plain or compressed, in the order that numbers the documents.
+        inputs: files, folders, patterns and URLs of any format that pipelines read, in the order that numbers the
+            documents.
         prefix: path of the corpus without suffix; its folder is created if need be.
         options: how; the defaults if None.
     Raises:
@@ -114,29 +125,60 @@ def tokenize(inputs: Sequence[str | Path], prefix: str | Path, options: Tokenize
     """
     options = options or TokenizeOptions()
     if not inputs:
-        raise DataError("no input files; name at least one JSONL file")
+        raise DataError("no input files; name at least one")
     prepare_place(prefix)
     if options.rejected is not None and not options.rejected.absolute().parent.is_dir():
         raise RefusedError(f"{options.rejected}: its folder does not exist; create it or name another file")
     if options.rejected is not None and options.rejected.is_dir():
         raise RefusedError(f"{options.rejected}: is a folder; name a file")
-    input_files = tuple(input_file(Path(path), _OTHER_INPUTS) for path in inputs)
-    refuse_files_named_twice(input_files)
+    segments = find_segments(inputs, options.file_format)
     with corpus_lock(prefix):
-        return _tokenize(input_files, Path(prefix), options)
+        return _tokenize(segments, Path(prefix), options)
 
 
-def _tokenize(input_files: tuple[InputFile, ...], prefix: Path, options: TokenizeOptions) -> Sidecar:
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before anything is read.
+
+    Attributes:
+        segments: the files of the user's.
+        reading: for each segment the tasks that make JSON Lines of it.
+        split_bytes: size of a part.
+        key: hash of everything that the corpus depends on.
+    """
+
+    segments: Sequence[Segment]
+    reading: Sequence[Sequence[Task]]
+    split_bytes: int
+    key: bytes
+
+    @property
+    def files(self) -> list[FileRange]:
+        return [file for segment in self.segments for file in segment.files]
+
+
+def _plan(segments: Sequence[Segment], work: Path, options: TokenizeOptions) -> _Plan:
+    total = sum(file.size_bytes for segment in segments for file in segment.files)
+    split_bytes = min(max(total // _PARTS, _SMALLEST_PART_BYTES), _LARGEST_PART_BYTES)
+    reading = read_tasks(work / "read", segments, split_bytes, options.text_key, options.max_document_bytes)
+    # As if everything were JSON Lines: the key depends on all files and options then.
+    files = [EncodeInput(file, options.text_key) for segment in segments for file in segment.files]
+    tasks = [*(task for some in reading for task in some), *_encode_tasks(work / "runs", [files], split_bytes, options)]
+    key = hashlib.sha256("".join(task.key() for task in tasks).encode()).hexdigest().encode()
+    return _Plan(segments, reading, split_bytes, key)
+
+
+def _tokenize(segments: Sequence[Segment], prefix: Path, options: TokenizeOptions) -> Sidecar:
     work = prefix.parent / f".{prefix.name}.work"
     require_own_work(work, _OWN_WORK, "qwen-data tokenize")
-    tasks = _encode_tasks(work / "runs", input_files, options)
+    plan = _plan(segments, work, options)
     # Killed while it gave its files their names: they are not somebody else's.
-    was_publishing = content_of(work / _PUBLISHING) == _plan_key(tasks)
+    was_publishing = content_of(work / _PUBLISHING) == plan.key
     require_absent(prefix, overwrite=options.overwrite or was_publishing)
     executor = _executor(options)
     try:
         try:
-            sidecar = _run(Runner(executor, root=work), work, tasks, input_files, prefix, options)
+            sidecar = _run(Runner(executor, root=work), work, plan, prefix, options)
         finally:
             executor.close()
     except BaseException:
@@ -155,83 +197,91 @@ def _executor(options: TokenizeOptions) -> Executor:
     return InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
 
 
-def _run(
-    runner: Runner,
-    work: Path,
-    tasks: Sequence[Task],
-    input_files: tuple[InputFile, ...],
-    prefix: Path,
-    options: TokenizeOptions,
-) -> Sidecar:
+def _run(runner: Runner, work: Path, plan: _Plan, prefix: Path, options: TokenizeOptions) -> Sidecar:
+    read = _read(runner, work, plan)
+    inputs = [
+        encode_inputs(segment, manifests, options.text_key)
+        for segment, manifests in zip(plan.segments, read, strict=True)
+    ]
     runner.title = "tokenizing"
-    encoded = runner.run(work / "runs", tasks)
-    for file in input_files:
-        if input_file(Path(file.path), _OTHER_INPUTS) != file:
-            raise DataError(f"{file.path}: changed while it was read; tokenize again when it is complete")
+    encoded = runner.run(work / "runs", _encode_tasks(work / "runs", inputs, plan.split_bytes, options))
+    for file in plan.files:
+        check_unchanged(file)
+    done = [*(manifest for some in read for manifest in some), *encoded]
     rejected: Counter[str] = Counter()
-    for manifest in encoded:
+    for manifest in done:
         rejected.update(manifest.rejected)
     list_path = options.rejected or rejected_path(prefix)
-    write_quarantine(work / QUARANTINE_FILE, encoded)
+    write_quarantine(work / QUARANTINE_FILE, done)
     publish_list(work / QUARANTINE_FILE, list_path)
     if not any(manifest.records_out for manifest in encoded):
         remove_tree(work, prefix.parent)
-        raise DataError(_no_documents(input_files, rejected, list_path))
+        raise DataError(_no_documents(plan.files, rejected, list_path))
     runner.title = "shuffling"
     target, gathered = gather_runs(runner, work, encoded, TOKENS_IN_MEMORY, shuffle=options.shuffle)
     seed = options.seed if options.shuffle else None
-    write_atomically(work / _PUBLISHING, _plan_key(tasks))
+    write_atomically(work / _PUBLISHING, plan.key)
+    input_files = [InputFile(path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns) for file in plan.files]
     with progress_bar("sealing", target.stat().st_size) as progress:
         return seal(prefix, target, gathered, rejected, input_files, seed, progress)
 
 
-def _encode_tasks(folder: Path, files: Sequence[InputFile], options: TokenizeOptions) -> list[Task]:
+def _read(runner: Runner, work: Path, plan: _Plan) -> list[list[Manifest]]:
+    """Makes JSON Lines of what is none; the manifests of each segment."""
+    tasks = [task for some in plan.reading for task in some]
+    if not tasks:
+        return [[] for _ in plan.segments]
+    runner.title = "reading"
+    manifests = iter(runner.run(work / "read", tasks))
+    return [[next(manifests) for _ in some] for some in plan.reading]
+
+
+def _encode_tasks(
+    folder: Path, segments: Sequence[Sequence[EncodeInput]], split_bytes: int, options: TokenizeOptions
+) -> list[Task]:
     """Ranges of large plain files, and small files put together; the cut does not depend on the workers."""
-    total = sum(file.size_bytes for file in files)
-    split_bytes = min(max(total // _PARTS, _SMALLEST_PART_BYTES), _LARGEST_PART_BYTES)
-    inputs = [FileRange(path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns) for file in files]
     tasks: list[Task] = []
     file_number = -1
-    for part in plan_parts(inputs, "jsonl", split_bytes):
-        numbers = []
-        for one in part:
-            file_number += one.start == 0
-            numbers.append(file_number)
-        task_options = {
-            "text_key": options.text_key,
-            "encoder": options.encoder,
-            "check_interval": options.check_interval,
-            "all_checked": 0 if tasks else NUM_FIRST_CHECKED,
-            "max_line_bytes": options.max_document_bytes,
-            "files": numbers,
-            "seed": options.seed,
-            "shuffle": options.shuffle,
-            "run_tokens": TOKENS_IN_MEMORY,
-        }
-        name = f"part-{len(tasks):06d}"
-        tasks.append(
-            Task(operation="tokenize_encode", folder=str(folder), name=name, options=task_options, inputs=(*part,))
-        )
+    for inputs in segments:
+        keys = {one.file.path: one.text_key for one in inputs}
+        for part in plan_parts([one.file for one in inputs], JSONL, split_bytes):
+            numbers = []
+            for one in part:
+                file_number += one.start == 0
+                numbers.append(file_number)
+            task_options = {
+                "text_key": keys[part[0].path],
+                "encoder": options.encoder,
+                "check_interval": options.check_interval,
+                "all_checked": 0 if tasks else NUM_FIRST_CHECKED,
+                "max_line_bytes": options.max_document_bytes,
+                "files": numbers,
+                "seed": options.seed,
+                "shuffle": options.shuffle,
+                "run_tokens": TOKENS_IN_MEMORY,
+            }
+            name = f"part-{len(tasks):06d}"
+            tasks.append(
+                Task(operation="tokenize_encode", folder=str(folder), name=name, options=task_options, inputs=(*part,))
+            )
     return tasks
 
 
-def _plan_key(tasks: Sequence[Task]) -> bytes:
-    return hashlib.sha256("".join(task.key() for task in tasks).encode()).hexdigest().encode()
-
-
-def _no_documents(inputs: Sequence[InputFile], rejected: Counter[str], list_path: Path) -> str:
-    names = ", ".join(file.path for file in inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+def _no_documents(files: Sequence[FileRange], rejected: Counter[str], list_path: Path) -> str:
+    names = ", ".join(file.path for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if not rejected:
         return f"{names}: no records; the input is empty"
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
-    with list_path.open("rb") as lines:
-        first = orjson.loads(lines.readline())
-    hint = ""
+    hint, reason = "", rejected.most_common(1)[0][0]
     if rejected["missing_text"] or rejected["text_not_string"]:
+        # The keys that records have say more than the first bad line.
+        reason = "missing_text" if rejected["missing_text"] else "text_not_string"
         hint = "; --text-key names the key of the text"
     elif rejected["not_json"] or rejected["invalid_utf8"]:
-        hint = f"; {_OTHER_INPUTS}"
+        hint = "; --format says what the files are, if they are no JSON Lines"
+    with list_path.open("rb") as lines:
+        first = next(entry for entry in map(orjson.loads, lines) if entry["reason"] == reason)
     return (
-        f"{names}: none of {rejected.total()} records gave a document ({reasons}); {list_path} lists them, the first: "
+        f"{names}: none of {rejected.total()} records gave a document ({reasons}); {list_path} lists them, such as "
         f"line {first['line']}, {first['reason']}, {first['detail']}{hint}"
     )

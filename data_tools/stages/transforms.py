@@ -7,11 +7,8 @@ from typing import Any
 
 from data_tools.engine.document import Document, Drop, Repeat, cluster_size
 from data_tools.errors import DataError
-from data_tools.filters.config import FilterConfig
-from data_tools.filters.suite import FilterSuite
 from data_tools.quality.model import SCORE_KEY
-from data_tools.settings.check import checked
-from data_tools.settings.problems import Problems
+from data_tools.stages.filter_transform import FilterTransform
 from data_tools.stages.quality_transform import QualityTransform
 from data_tools.text.languages import LanguageDetector
 from data_tools.text.normalization import nfc
@@ -32,8 +29,7 @@ def _language(options: Mapping[str, Any]) -> Transform:
     detector = LanguageDetector()
     wanted, min_score = frozenset(options["keep"]), float(options["min_score"])
 
-    def one(document: Document) -> Document | Drop:
-        language, score = detector.detect(document.text)
+    def one(document: Document, language: str, score: float) -> Document | Drop:
         document.language = language
         if wanted and language not in wanted:
             return Drop("other_language", f"{language} with {score:.2f}")
@@ -41,7 +37,11 @@ def _language(options: Mapping[str, Any]) -> Transform:
             return Drop("language_uncertain", f"{language} with {score:.2f}, below {min_score:g}")
         return document
 
-    return lambda batch: [one(document) for document in batch]
+    def transform(batch: list[Document]) -> list[Document | Drop]:
+        found = detector.detect_all([document.text for document in batch])
+        return [one(document, *answer) for document, answer in zip(batch, found, strict=True)]
+
+    return transform
 
 
 def _sample(options: Mapping[str, Any]) -> Transform:
@@ -80,26 +80,10 @@ def _of_band(bands: Sequence[Sequence[float]], value: float) -> float:
     return bands[place - 1][1] if place else 1.0
 
 
-def _filter(options: Mapping[str, Any]) -> Transform:
-    suite = FilterSuite(checked(FilterConfig, options["rules"], "rules", Problems()))
-    skipped = frozenset(options["skip_languages"])
-
-    def transform(batch: list[Document]) -> list[Document | Drop]:
-        asked = [document for document in batch if document.language not in skipped]
-        found = iter(suite.apply([document.text for document in asked]))
-        results: list[Document | Drop] = []
-        for document in batch:
-            drop = next(found) if document.language not in skipped else None
-            results.append(document if drop is None else Drop(drop.reason, f"{drop.value:.4g}"))
-        return results
-
-    return transform
-
-
 TRANSFORMS: dict[str, Callable[[Mapping[str, Any]], Transform]] = {
     "normalise": _normalise,
     "language": _language,
-    "filter": _filter,
+    "filter": FilterTransform,
     "quality": QualityTransform,
     "sample": _sample,
 }

@@ -33,17 +33,17 @@ def input_file(path: Path, other_inputs: str) -> InputFile:
     return InputFile(path=str(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def refuse_files_named_twice(files: Sequence[InputFile]) -> None:
+def refuse_files_named_twice(paths: Sequence[str]) -> None:
     """Lets pass files that are all different: every document of a file named twice would be in the corpus twice.
 
     Raises:
         RefusedError: one is named twice, by whatever path.
     """
     seen: set[str] = set()
-    for file in files:
-        real = os.path.realpath(file.path)
+    for path in paths:
+        real = os.path.realpath(path)
         if real in seen:
-            raise RefusedError(f"{file.path}: is named twice; name every file once")
+            raise RefusedError(f"{path}: is named twice; name every file once")
         seen.add(real)
 
 

@@ -81,12 +81,18 @@ def normalized_in_python(text: str) -> str:
     return " ".join(folded.split())
 
 
+@cache
+def stands_alone(character: str) -> bool:
+    """Whether what stands before ``character`` and ``character`` itself are normalised each on its own."""
+    return unicodedata.combining(character) == 0 and _form(character, _composing_characters()) is not None
+
+
 def words(text: str) -> list[str]:
     """The words of ``text``, as every kernel sees them.
 
     White space separates. A Chinese character or a kana is a word. A run of letters, numbers, marks and underscores is
-    a word; an apostrophe between letters and a full stop or comma between numbers do not end it. A run of one other
-    character is a word. Source: Unicode Standard Annex 29, simplified.
+    a word; an apostrophe between letters and a full stop or comma between numbers do not end it. A URL is a word. A run
+    of one other character is a word. Source: Unicode Standard Annex 29, simplified.
     """
     return _native.words(character_table(), text)
 
@@ -143,6 +149,7 @@ def _form(character: str, composing: frozenset[str]) -> str | None:
     return form
 
 
+@cache
 def _composing_characters() -> frozenset[str]:
     """Characters that may compose with the one before them: second parts of canonical decompositions, and jamo."""
     seconds = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A7, 0x11C3))}

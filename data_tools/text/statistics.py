@@ -18,6 +18,8 @@ COLUMNS = {
     "plain_word_characters": "characters in plain words",
     "cjk_words": "words that are one CJK character",
     "letter_words": "words with a letter, CJK included",
+    "spaced_words": "words between white space",
+    "spaced_letter_words": "words between white space with a letter, CJK included",
     "stop_words": "different stop words",
     "hashes": "characters #",
     "ellipses": "... and U+2026",
@@ -47,7 +49,7 @@ class TextStatistics:
     """Counts of n texts, by column name of `COLUMNS`."""
 
     table: npt.NDArray[np.int64]
-    """[n, 32]"""
+    """[n, 34]"""
 
     def __getitem__(self, column: str) -> npt.NDArray[np.int64]:
         """[n] int64, one column."""

@@ -120,15 +120,13 @@ def command_names() -> list[str]:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parses; for commands that take settings, options may stand anywhere between them."""
+    """Parses; says which setting may be meant by an option that there is none of."""
     complete(parser)
     check_command(parser, argv, command_names())
     args, rest = parser.parse_known_args(argv)
-    if rest and ("settings" not in args or any(text.startswith("-") for text in rest)):
+    if rest:
         meant = [advice for text in rest if "settings" in args and (advice := setting_meant(text, argv))]
         parser.error("; ".join([f"unrecognized arguments: {' '.join(rest)}", *meant]))
-    if rest:
-        args.settings = [*args.settings, *rest]
     return args
 
 

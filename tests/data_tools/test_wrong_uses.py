@@ -33,8 +33,9 @@ WRONG_USES = [
     ("tokenize t.jsonl --output c", 2, ["c.json", "already there; use --overwrite"]),
     ("tokenize t.jsonl --output folder/", 2, ["names a folder"]),
     ("tokenize t.jsonl t.jsonl --output out", 2, ["t.jsonl: is named twice"]),
-    ("tokenize folder --output out", 2, ["must be one file", "qwen-data stage read"]),
-    ("tokenize *.jsonl --output out", 2, ["must be one file", "qwen-data stage read"]),
+    ("tokenize folder --output out", 1, ["folder: no such file"]),
+    ("tokenize [t]*.jsonl t.jsonl --output out", 2, ["t.jsonl: is named twice"]),
+    ("tokenize t.jsonl --format csv --output out", 2, ["--format", "invalid choice: 'csv'"]),
     ("tokenize t.jsonl --output out --rejected folder", 2, ["folder: is a folder; name a file"]),
     ("tokenize t.jsonl --output t.jsonl/out", 2, ["t.jsonl, which is a file and not a folder"]),
     # Corpora.

@@ -129,7 +129,13 @@ QWEN2: dict[str, Any] = {
     "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
     "layer_types": ["full_attention"],
 }
-STATISTICS = {"by_source": {"web": [2, 30]}, "by_language": {"en": [2, 30]}, "by_length": {"5": 2}}
+STATISTICS = {
+    "by_source": {"web": [2, 30]},
+    "by_language": {"en": [2, 30]},
+    "by_length": {"5": 2},
+    "dropped_by_source": {"not_json": {"web": 1}},
+    "dropped_by_language": {"not_json": {"": 1}},
+}
 STAGE: dict[str, Any] = {
     "name": "read",
     "kind": "read",
@@ -145,8 +151,15 @@ STAGE: dict[str, Any] = {
     "epochs": {"web": 2.0},
     "matches": {"gsm8k": [1, 2]},
     "examples": {"not_json": [{"id": "a@0", "detail": "", "text": "x"}]},
+    "measured": {"rule": {"limit": 0.8, "is_least": True, "counts": [0, 1, 2, 3, 4, 5, 6, 7, 8]}},
 }
-SUMMARY = {"tool_version": "1", "created": "2026", "stages": [STAGE]}
+SUMMARY = {
+    "tool_version": "1",
+    "pipeline": "p",
+    "created": "2026",
+    "stages": [STAGE],
+    "timings": {"read": {"seconds": 1.5}},
+}
 TASK = {
     "key": "k",
     "name": "part",

@@ -40,8 +40,24 @@ def words(text: str) -> list[str]:
                     position += 2
                 else:
                     break
+            position = _end_of_url(text, start, position)
         out.append(text[start:position])
     return out
+
+
+def _end_of_url(text: str, start: int, position: int) -> int:
+    """Where the URL ends that the word from start to position begins; position if it begins none."""
+    word, rest = text[start:position], text[position:]
+    has_scheme = re.fullmatch("[A-Za-z][A-Za-z0-9]*", word) and re.match("://[A-Za-z0-9/]", rest)
+    if not has_scheme and not (re.fullmatch("[wW]{3}", word) and re.match(r"\.[A-Za-z0-9]", rest)):
+        return position
+    end = open_brackets = 0
+    while end < len(rest) and "!" <= rest[end] <= "~" and rest[end] not in "\"'<>[]\\^`{|}":
+        open_brackets += (rest[end] == "(") - (rest[end] == ")")
+        if open_brackets < 0:
+            break
+        end += 1
+    return position + len(rest[:end].rstrip(".,;:!?*_~("))
 
 
 def mix64(x: int) -> int:
@@ -154,6 +170,8 @@ def statistics(text: str, stop_words: Sequence[str], short_line_length: int) -> 
         "plain_word_characters": sum(map(len, plain)),
         "cjk_words": sum(CJK in found for found in kinds),
         "letter_words": sum(bool(found & {LETTER, CJK}) for found in kinds),
+        "spaced_words": len(text.split()),
+        "spaced_letter_words": sum(any(kind(c) in (LETTER, CJK) for c in word) for word in text.split()),
         "stop_words": len(set(stop_words) & set(text_words)),
         "hashes": text.count("#"),
         "ellipses": text.count("...") + text.count("\u2026"),

@@ -9,8 +9,9 @@ ALPHABET = (
     "\u0627\u064e\u0651\u05d0\ufb2a\u200d\u2160\u00bd\U0001f600\ufe0f\U0002f81a\U00011131\U0001d15e"
 )
 FRAGMENTS = ("the ", "of ", "a b c d e ", "\n\n", "x y\n", "...", "\u6211\u662f\u732b\u3002", "don't ", "3.14 ", "- ")
+URLS = ("https", "://", "www.", "a.org/b_(c)?d=1&e=%20", "file:///", "(", ")", "[x](", "Http://a", "\u7f51\u5740")
 
 
 def texts(max_size: int = 60) -> st.SearchStrategy[str]:
-    pieces = st.sampled_from([*ALPHABET, *FRAGMENTS]) | st.characters(exclude_categories=("Cs",))
+    pieces = st.sampled_from([*ALPHABET, *FRAGMENTS, *URLS]) | st.characters(exclude_categories=("Cs",))
     return st.lists(pieces, max_size=max_size).map("".join)

@@ -15,6 +15,8 @@ from data_tools.decontamination import (
     report_line,
 )
 from data_tools.errors import DataError
+from data_tools.text import normalize
+from data_tools.text.normalized import sources_of_normalized
 from tests.support import text_oracle as oracle
 from tests.support.text_strategies import texts
 
@@ -61,10 +63,24 @@ def test_texts_with_composing_marks_are_searched_too(index: BenchmarkIndex) -> N
     before = "re\u0301sume\u0301 "
     (found,) = index.find([before + QUESTION + " ae\u0301"])
     assert [(match.start, match.end) for match in found] == [(len(before), len(before) + len(QUESTION) - 1)]
-    # Here normalisation makes four words of one, so places are lost and the whole text is named.
-    text = f"e\u0301 \ufdfa {QUESTION}"
-    (found,) = index.find([text])
-    assert [(match.item, match.start, match.end) for match in found] == [("1", 0, len(text))]
+    # Normalisation makes several words of one here, with places that are not those of the text.
+    for odd in ("\ufdfa", "\u00bd", "\u2122", "a\u00bdb", "\u1100\u1161\u11a8", "\u0344", " \u00b4 \u3000 x"):
+        before = f"e\u0301 {odd} "
+        (found,) = index.find([f"{before}{QUESTION} {odd}e\u0327\u0301"])
+        assert [(match.item, match.start, match.end) for match in found] == [
+            ("1", len(before), len(before) + len(QUESTION) - 1)
+        ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts(max_size=25))
+def test_sources_of_the_normalized_text(text: str) -> None:
+    starts, ends = sources_of_normalized(text)
+    normal = normalize(text)
+    assert len(starts) == len(ends) == len(normal)
+    assert starts == sorted(starts)
+    for start, end, character in zip(starts, ends, normal, strict=True):
+        assert character in normalize(f"q{text[start:end]}q")  # Between letters, so that white space stays.
 
 
 def test_one_edited_word_leaves_what_is_on_its_sides(index: BenchmarkIndex) -> None:
@@ -82,6 +98,23 @@ def test_one_edited_word_leaves_what_is_on_its_sides(index: BenchmarkIndex) -> N
 def test_a_short_item_must_be_there_whole(index: BenchmarkIndex) -> None:
     assert [match.item for match in index.find([f"So: {SHORT} African."])[0]] == ["7"]
     assert index.find([SHORT.replace("unladen ", ""), "the airspeed of an unladen swallow"]) == [[], []]
+
+
+def test_a_shorter_ngram_finds_parts_of_short_items() -> None:
+    question = "Write a function to find the shared elements of two lists"  # 11 words
+    config = DecontaminationConfig(short_num_words=8)
+    items = [BenchmarkItem("code", "1", question), *ITEMS]
+    part = " ".join(question.split()[2:10])
+    assert BenchmarkIndex(items).find([f"{part} said nobody"]) == [[]]
+    index = BenchmarkIndex(items, config)
+    assert [(match.item, match.start, match.end) for match in index.find([f"{part} said nobody"])[0]] == [
+        ("1", 0, len(part))
+    ]
+    assert index.find([" ".join(question.split()[3:10])]) == [[]]
+    # Longer ones have 13 words in a row as before, and shorter ones are there whole.
+    assert index.find([" ".join(QUESTION.split()[:12])]) == [[]]
+    assert [match.item for match in index.find([SHORT])[0]] == ["7"]
+    assert (BenchmarkIndex(items).num_whole, index.num_whole) == (2, 1)
 
 
 def test_items_too_short_to_mean_anything_are_left_out(index: BenchmarkIndex) -> None:
@@ -175,6 +208,8 @@ def test_the_report_shows_the_match_in_its_context() -> None:
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(DataError, match="min_words=14 must be from 1 to num_words=13"):
         DecontaminationConfig(min_words=14)
+    with pytest.raises(DataError, match="short_num_words=5 must be from min_words=6 to num_words=13"):
+        DecontaminationConfig(short_num_words=5)
 
 
 def test_an_empty_index_finds_nothing() -> None:

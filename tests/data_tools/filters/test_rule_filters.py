@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from datatrove.data import Document
@@ -15,6 +16,7 @@ from datatrove.pipeline.filters import (
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from data_tools.filters import C4, Drop, FilterConfig, FilterSuite, FineWeb, GopherQuality, GopherRepetition, c4_clean
+from data_tools.filters.histograms import EDGES, RuleHistograms, merged
 from data_tools.sources.python_stdlib import source_files
 from data_tools.text import words
 
@@ -226,6 +228,54 @@ def test_good_chinese_is_kept_and_bad_chinese_dropped() -> None:
     assert repeated.reason == "gopher_repetition_8_grams"
 
 
+SPECIFICATION = (
+    "Title: Rules for `names` - a draft\n=====\n\nThe function ``load(path, *, mode='r')`` returns a list of pairs (k, "
+    "value); see [1]_ for what `mode` means. A call such as ``load('a.txt')[0]`` is an error if the file is empty, and "
+    'so is ``load(\'\')``.\n\n- `key` -- a name, [a-z_]+\n- `value` -- one of ("on", "off"), or `None` to have it left '
+    "out of what is written.\n\nNothing else changes for those who have no `mode` in their calls.\n"
+)
+
+
+def test_a_text_full_of_symbols_has_letters_between_white_space() -> None:
+    """Specifications were dropped because each bracket and quotation mark was a word without a letter."""
+    assert drop(SPECIFICATION, QUALITY) is None
+    found = drop(SPECIFICATION, replace(NONE, gopher_quality=GopherQuality(letter_words="segmented")))
+    assert found is not None
+    assert found.reason == "gopher_quality_letters"
+
+
+ENGLISH_NEWS = (
+    "The weekly letter describes how people grow vegetables at home this year.",
+    "A reader wrote about city traffic and wants a wider lane for bicycles.",
+    "Astronomers found a small planet whose orbit is close to that of Earth.",
+    "A bookshop opened on a mountain and visitors walk two hours to reach it.",
+    "Research shows that students who sleep early do better in their exams.",
+    "A town by the sea decided to close its airport and build a park.",
+    "New language models translate ancient writing and historians are curious.",
+    "An engineer made a lighthouse of old batteries to light the harbour.",
+)
+CHINESE_NEWS = (
+    "每周分享值得关注的科技内容，今天刊登的新文章介绍了怎样在家里种植蔬菜。",
+    "有读者来信讨论城市交通的变化，认为自行车道应当加宽一些。",
+    "天文学家发现了一颗新的小行星，轨道离地球很近却没有危险。",
+    "一家书店开到了山顶，游客要走两个小时才能到达那里。",
+    "研究显示早睡的学生考试成绩更好，老师们并不感到意外。",
+    "海边的小镇决定关闭机场，把土地改成公园和湖泊。",
+)
+
+
+@pytest.mark.parametrize("lines", [ENGLISH_NEWS, CHINESE_NEWS])
+@pytest.mark.parametrize(
+    "link", ["![](https://cdn.example.org/img/asset/202301/bg{}.webp)", "www.example.org/p?id={}&l=1"]
+)
+def test_links_do_not_make_a_text_repetitive(lines: tuple[str, ...], link: str) -> None:
+    """A URL was ten words, of which most were the same in every link of a page."""
+    text = "\n".join(f"{line} {link.format(2023010600 + number)}" for number, line in enumerate(lines))
+    assert drop(text, REPETITION) is None
+    # The same link in every line is a repetition still.
+    assert drop("\n".join(f"{line[:20]} {link.format(1)} and {link.format(1)}" for line in lines), REPETITION)
+
+
 def test_the_first_rule_broken_is_named_with_what_was_measured() -> None:
     assert drop("the cat sat", FilterConfig()) == Drop("gopher_quality_few_words", 3.0)
     assert drop("the cat sat", replace(FilterConfig(), gopher_quality=None)) == Drop(
@@ -237,6 +287,26 @@ def test_the_first_rule_broken_is_named_with_what_was_measured() -> None:
 def test_a_threshold_of_none_switches_its_rule_off() -> None:
     off = GopherQuality(min_words=None, min_stop_words=None)
     assert drop("several words here", replace(NONE, gopher_quality=off)) is None
+
+
+def test_histograms_count_every_text_on_its_side_of_the_threshold(texts: list[str]) -> None:
+    batch = [*texts, CHINESE, CHINESE[:60], prose(70), prose(50), prose(49), "", *(prose(n) for n in range(60, 90))]
+    watched, alone = RuleHistograms(), RuleHistograms()
+    decisions = FilterSuite(QUALITY).apply(batch, watched.add)
+    assert decisions == FilterSuite(QUALITY).apply(batch)
+    for text in batch:
+        FilterSuite(QUALITY).apply([text], alone.add)
+    found = watched.as_dict()
+    few = found["gopher_quality_few_words"]
+    assert sum(few["counts"]) == len(batch)
+    below = sum(few["counts"][: EDGES.index(1.0) + 1])
+    assert below == sum(one is not None and one.reason == "gopher_quality_few_words" for one in decisions)
+    for reason, rule in alone.as_dict().items():
+        assert rule["counts"] == found[reason]["counts"]
+    total: dict[str, dict[str, Any]] = {}
+    merged(total, found)
+    merged(total, found)
+    assert total["gopher_quality_few_words"]["counts"] == [2 * count for count in few["counts"]]
 
 
 def test_batches_decide_as_single_texts_do(texts: list[str]) -> None:
@@ -275,7 +345,7 @@ def real_documents() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("config", "peer"),
     [
-        (QUALITY, GopherQualityFilter),
+        (replace(NONE, gopher_quality=GopherQuality(letter_words="segmented")), GopherQualityFilter),
         (REPETITION, GopherRepetitionFilter),
         (ONLY_C4, C4QualityFilter),
         (FINEWEB, FineWebQualityFilter),

@@ -146,6 +146,25 @@ def test_survivors_depend_neither_on_order_nor_on_the_cut(tmp_path: Path, write_
     assert survivors[0] == survivors[1] == survivors[2]
 
 
+def test_of_equal_bytes_the_same_document_stays_whatever_the_order(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_input(tmp_path / f"{name}.jsonl", [english(number) for number in range(20)])
+    survivors = []
+    for number, order in enumerate(("abc", "cba", "bca")):
+        inputs = ", ".join(f"{{path: {tmp_path}/{name}.jsonl, source: source-{name}}}" for name in order)
+        path = tmp_path / "p.yaml"
+        path.write_text(
+            f"output: {tmp_path}/out{number}\nstages:\n  - {{kind: read, inputs: [{inputs}], split_bytes: 3000}}\n"
+            "  - kind: exact_dedup\n"
+        )
+        run(path)
+        shards = (tmp_path / f"out{number}/stages/02-exact_dedup").glob("part-??????.jsonl.zst")
+        survivors.append(sorted((one.id, one.source, one.text) for shard in shards for one in read_documents(shard)))
+    assert survivors[0] == survivors[1] == survivors[2]
+    assert len(survivors[0]) == 20
+    assert len({source for _, source, _ in survivors[0]}) > 1
+
+
 def test_a_change_redoes_what_depends_on_it(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
     write_input(tmp_path / "a.jsonl", [english(number) for number in range(60)])
     write_input(tmp_path / "b.jsonl", [english(number) for number in range(100, 160)])
@@ -310,6 +329,9 @@ def test_max_bad_and_exit_status(
     printed = capsys.readouterr()
     assert "1 of 21 records were rejected, more than --max-bad 0" in printed.err
     assert "rejected.jsonl" in printed.err
+    path.write_text(f"max_bad: 0\n{path.read_text()}")
+    assert main(["run", str(path), "--workers", "1"]) == 1
+    assert "1 of 21 records were rejected, more than max_bad=0; " in capsys.readouterr().err
     assert main(["run", str(path), "--max-bad", "5%", "--workers", "1"]) == 0
     assert "exact_dedup" in capsys.readouterr().out
     assert os.listdir(tmp_path / "out") != []

@@ -155,7 +155,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "a key too many": (edit_json(lambda content: content.update(x=1)), "x=1: unknown key"),
     "a type": (set_scoring(slope="1"), "slope=1: must be a number"),
     "bits": (set_scoring(bits=60), "bits=60: must be at most 24"),
-    "version": (edit_json(lambda content: content.update(version=2)), "version=2: must be 1"),
+    "version": (edit_json(lambda content: content.update(version=1)), "version=1: must be 2"),
     "calibration": (set_scoring(offset=0.5), "the checksum of its values is"),
     "a bit": (lambda folder: flip(folder / TENSORS), r"weights\.safetensors: its SHA-256 is"),
     "cut short": (write(TENSORS, save({"weights": GOOD})[:-1]), "bytes with a header"),

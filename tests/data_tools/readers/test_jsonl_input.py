@@ -78,7 +78,7 @@ def test_too_long_line_costs_that_line(tmp_path: Path, end: bytes) -> None:
         (3, b"c", ""),
         (4, b"", "too_long"),
     ]
-    assert "3000000 bytes, more than --max-document-bytes 100" in lines[1].detail
+    assert "3000000 bytes, more than max_document_bytes=100" in lines[1].detail
     assert lines[2].offset == 3_000_003
 
 

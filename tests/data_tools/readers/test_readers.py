@@ -159,40 +159,73 @@ def test_parquet_rows(tmp_path: Path) -> None:
     assert (good, [record.reason for record in bad]) == ([], ["corrupt_stream"])
 
 
-def warc_record(kind: str, content_type: str, body: bytes, url: str = "https://example.org/") -> bytes:
-    http = b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type.encode() + b"\r\n\r\n" + body
-    head = (
-        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
-        f"WARC-Date: 2024-01-01T00:00:00Z\r\nContent-Type: application/http; msgtype={kind}\r\n"
-        f"Content-Length: {len(http)}\r\n\r\n"
-    )
-    return head.encode() + http + b"\r\n\r\n"
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view", "fixed"])
+def test_a_parquet_column_of_bytes_is_text_where_it_is_utf8(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        "binary": pa.binary(),
+        "large_binary": pa.large_binary(),
+        "binary_view": pa.binary_view(),
+        "fixed": pa.binary(7),
+    }
+    texts = [b"plain x", "caf\u00e9 zh".encode()[:7], b"\xff\xfe abcd"[:7], None]
+    path = tmp_path / "bytes.parquet"
+    pq.write_table(pa.table({"text": pa.array(texts, types[kind])}), path)
+    good, bad, _ = read(find_files(str(path)), "parquet")
+    assert [record.text for record in good] == ["plain x", "caf\u00e9 z"]
+    assert [(record.line, record.reason) for record in bad] == [(2, "invalid_utf8"), (3, "text_not_string")]
 
 
-def test_warc_pages(tmp_path: Path) -> None:
-    paragraph = "This is the main text of the page, long enough to be worth reading twice. " * 5
-    page = f"<html><head><title>t</title></head><body><nav>menu</nav><main><p>{paragraph}</p></main></body></html>"
-    records = [
-        warc_record("request", "text/html", b""),
-        warc_record("response", "text/html; charset=utf-8", page.encode(), "https://example.org/a"),
-        warc_record("response", "image/png", b"\x89PNG"),
-        warc_record("response", "text/html", b"<html><body></body></html>"),
-    ]
-    path = tmp_path / "crawl.warc.gz"
-    path.write_bytes(b"".join(map(gzip.compress, records)))
-    good, bad, _ = read(find_files(str(path)), format_of(str(path)), keep=("url",))
-    assert [(record.line, record.fields) for record in good] == [(0, {"url": "https://example.org/a"})]
-    assert paragraph.strip() in good[0].text
-    assert "menu" not in good[0].text
-    assert [(record.line, record.reason) for record in bad] == [(1, "empty")]
+def test_every_parquet_value_can_be_kept(tmp_path: Path) -> None:
+    """What JSON has no form for ended the run with a TypeError."""
+    import datetime
+    import decimal
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    day = datetime.date(2024, 2, 29)
+    moment = datetime.datetime(2024, 2, 29, 12, 30, 1, 5, tzinfo=datetime.UTC)
+    values: dict[str, tuple[Any, Any, Any]] = {
+        "decimal": (pa.decimal128(5, 2), decimal.Decimal("9.90"), "9.90"),
+        "bytes": (pa.binary(), b"ab\xc3\xa9", "ab\u00e9"),
+        "no_text": (pa.binary(), b"\xff\x00", "/wA="),
+        "duration": (pa.duration("us"), datetime.timedelta(seconds=90, microseconds=5), 90.000005),
+        "duration_ns": (pa.duration("ns"), 1_500_000_000, 1.5),
+        "date": (pa.date32(), day, "2024-02-29"),
+        "time": (pa.time64("us"), datetime.time(1, 2, 3), "01:02:03"),
+        "moment": (pa.timestamp("us", "UTC"), moment, "2024-02-29T12:30:01.000005+00:00"),
+        "struct": (pa.struct({"a": pa.decimal128(3, 1)}), {"a": decimal.Decimal("1.5")}, {"a": "1.5"}),
+        "list": (pa.list_(pa.binary()), [b"x", None], ["x", None]),
+        "map": (pa.map_(pa.string(), pa.int64()), [("k", 1)], [["k", 1]]),
+        "numbers": (pa.list_(pa.float64()), [0.5, 2.0], [0.5, 2.0]),
+        "largest": (pa.uint64(), 2**64 - 1, 2**64 - 1),
+        "null": (pa.null(), None, None),
+        "yes": (pa.bool_(), True, True),
+    }
+    columns = {name: pa.array([value], kind) for name, (kind, value, _) in values.items()}
+    path = tmp_path / "values.parquet"
+    pq.write_table(pa.table({"text": ["hello"], **columns}), path)
+    (record,), bad, _ = read(find_files(str(path)), "parquet", keep=tuple(values))
+    assert bad == []
+    assert orjson.loads(orjson.dumps(record.fields)) == {name: expected for name, (_, _, expected) in values.items()}
+    moments = pa.array([1_709_209_801_123_456_789], pa.timestamp("ns"))
+    invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    nested = pa.StructArray.from_arrays([pa.ListArray.from_arrays([0, 1], invalid)], ["a"])
+    pq.write_table(pa.table({"text": ["hello"], "moment": moments, "nested": nested}), path)
+    (record,), _, _ = read(find_files(str(path)), "parquet", keep=("moment", "nested"))
+    assert str(record.fields["moment"]).startswith("2024-02-29")
+    assert record.fields["nested"] == {"a": ["/w=="]}
 
 
 def test_formats_refuse_what_their_readers_cannot_unpack() -> None:
     assert [format_of(f"a.jsonl.{suffix}") for suffix in ("gz", "zst", "bz2", "xz")] == ["jsonl"] * 4
-    assert [format_of(f"a.warc.{suffix}") for suffix in ("gz", "zst")] == ["warc"] * 2
+    assert [format_of(f"a.warc.{suffix}") for suffix in ("gz", "zst", "bz2", "xz")] == ["warc"] * 4
     # A text tree may hold anything; such a file is one bad document of it.
     assert [format_of(name) for name in ("a.zip", "a.txt.lz4")] == ["text"] * 2
-    for name in ("a.jsonl.lz4", "a.warc.xz", "a.warc.bz2", "a.parquet.gz"):
+    for name in ("a.jsonl.lz4", "a.warc.lz4", "a.parquet.gz"):
         with pytest.raises(DataError, match=rf"{name}: .*not read.*; unpack it"):
             format_of(name)
 

@@ -34,6 +34,27 @@ def test_words_of_several_scripts() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see https://a.org/b?c=d&e=%20#f, now", ["see", "https://a.org/b?c=d&e=%20#f", ",", "now"]),
+        ("[x](http://a.org/b_(c)).", ["[", "x", "](", "http://a.org/b_(c)", ")."]),
+        ("www.A.org/1.", ["www.A.org/1", "."]),
+        ("WWW.a.org", ["WWW.a.org"]),
+        ("<file:///etc/x>", ["<", "file:///etc/x", ">"]),
+        ("见https://a.org/b，好", ["见", "https://a.org/b", "，", "好"]),
+        ("`ftp://a|b", ["`", "ftp://a", "|", "b"]),
+        ("https:// x", ["https", ":", "//", "x"]),
+        ("std::a www. x ww.a", ["std", "::", "a", "www", ".", "x", "ww", ".", "a"]),
+        ("*https://a.org/*", ["*", "https://a.org/", "*"]),
+    ],
+)
+def test_a_url_is_a_word(text: str, expected: list[str]) -> None:
+    # A run is of one character, so that "](" are two words.
+    assert "".join(words(text)) == "".join(expected)
+    assert [word for word in words(text) if word[0].isalnum()] == [word for word in expected if word[0].isalnum()]
+
+
 @settings(max_examples=200, deadline=None)
 @given(texts())
 def test_statistics_equal_the_oracle(text: str) -> None:
