@@ -36,7 +36,7 @@ RankTable::RankTable(View<const std::string_view> tokens)
     for (const std::string_view token : tokens) {
         num_bytes += token.size();
     }
-    while (num_slots < 2 * tokens.size) {
+    while (5 * num_slots < 8 * tokens.size) {
         num_slots *= 2;
     }
     slots_.assign(num_slots, Slot{{}, kNone});
@@ -89,7 +89,7 @@ RankTable::RankTable(View<const std::string_view> tokens)
 
 std::uint32_t RankTable::find_long(std::string_view word) const {
     const std::uint64_t hash = hash_bytes(word.data(), word.size());
-    if (!is_set(known_, filter_bit(hash))) {
+    if (!may_have(hash)) {
         return kNone;
     }
     const std::size_t mask = slots_.size() - 1;
