@@ -36,7 +36,7 @@ RankTable::RankTable(View<const std::string_view> tokens)
     for (const std::string_view token : tokens) {
         num_bytes += token.size();
     }
-    while (5 * num_slots < 8 * tokens.size) {
+    while (num_slots < 2 * tokens.size) {
         num_slots *= 2;
     }
     slots_.assign(num_slots, Slot{{}, kNone});

@@ -109,14 +109,14 @@ class RankTable {
     void find_characters();
 
     std::array<std::uint32_t, 256> bytes_{};
-    LargeArray<std::uint32_t> pairs_;   // [256 * 256]
-    LargeArray<std::uint64_t> known_;   // bits by hash of a token: most strings that are none are found out here
-    LargeArray<Slot> slots_;             // open addressing, a power of two, five eighths full at most
-    std::vector<std::size_t> starts_;    // by rank, where the token begins in text_; one more for the end
+    LargeArray<std::uint32_t> pairs_;  // [256 * 256]
+    LargeArray<std::uint64_t> known_;  // bits by hash of a token: most strings that are none are found out here
+    LargeArray<Slot> slots_;           // open addressing, a power of two, at most half full
+    std::vector<std::size_t> starts_;  // by rank, where the token begins in text_; one more for the end
     std::string text_;
     std::size_t longest_ = 0;
-    LargeArray<std::uint64_t> joins_;      // bits by hash of two characters that stand side by side in a token
-    LargeArray<std::uint64_t> cut_joins_;  // bits by the two bytes where a token has only a part of one of them
+    LargeArray<std::uint64_t> joins_;       // bits by hash of two characters that stand side by side in a token
+    LargeArray<std::uint64_t> cut_joins_;   // bits by the two bytes where a token has only a part of one of them
     LargeArray<std::uint32_t> characters_;  // by code point, up to the last of three bytes
 };
 
