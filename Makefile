@@ -79,6 +79,7 @@ bench-gpu: setup ## a training step on one GPU against transformers and the floo
 bench-data: setup ## speed of text kernels and tokenization against installed peers, into docs/benchmarks.md
 	$(PY) benchmarks/bench_data.py --write
 	$(PY) benchmarks/bench_tokenize.py --write
+	$(PY) benchmarks/bench_encoder.py --write
 
 # TEXTS="zh=zh.jsonl en=en/*.jsonl ...": what a vocabulary is learned from, and measured on.
 bench-augment: setup ## compression and time of a continued vocabulary against one from nothing, on your TEXTS

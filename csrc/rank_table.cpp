@@ -89,7 +89,7 @@ RankTable::RankTable(View<const std::string_view> tokens)
 
 std::uint32_t RankTable::find_long(std::string_view word) const {
     const std::uint64_t hash = hash_bytes(word.data(), word.size());
-    if (!is_set(known_, filter_bit(hash))) {
+    if (!may_have(hash)) {
         return kNone;
     }
     const std::size_t mask = slots_.size() - 1;

@@ -46,7 +46,7 @@ class RankTable {
 
     // Tells the processor that the word with this hash of its key will be looked for.
     void expect(std::uint64_t hash) const {
-        if (is_set(known_, filter_bit(hash))) {
+        if (may_have(hash)) {
             __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]);
         }
     }
@@ -75,8 +75,10 @@ class RankTable {
         std::uint32_t rank;
     };
 
+    bool may_have(std::uint64_t hash) const { return is_set(known_, filter_bit(hash)); }
+
     std::uint32_t find_key(const WordKey& key, std::uint64_t hash) const {
-        if (!is_set(known_, filter_bit(hash))) {
+        if (!may_have(hash)) {
             return kNone;
         }
         const std::size_t mask = slots_.size() - 1;
@@ -107,14 +109,14 @@ class RankTable {
     void find_characters();
 
     std::array<std::uint32_t, 256> bytes_{};
-    LargeArray<std::uint32_t> pairs_;   // [256 * 256]
-    LargeArray<std::uint64_t> known_;   // bits by hash of a token: most strings that are none are found out here
-    LargeArray<Slot> slots_;             // open addressing, a power of two, at most half full
-    std::vector<std::size_t> starts_;    // by rank, where the token begins in text_; one more for the end
+    LargeArray<std::uint32_t> pairs_;  // [256 * 256]
+    LargeArray<std::uint64_t> known_;  // bits by hash of a token: most strings that are none are found out here
+    LargeArray<Slot> slots_;           // open addressing, a power of two, at most half full
+    std::vector<std::size_t> starts_;  // by rank, where the token begins in text_; one more for the end
     std::string text_;
     std::size_t longest_ = 0;
-    LargeArray<std::uint64_t> joins_;      // bits by hash of two characters that stand side by side in a token
-    LargeArray<std::uint64_t> cut_joins_;  // bits by the two bytes where a token has only a part of one of them
+    LargeArray<std::uint64_t> joins_;       // bits by hash of two characters that stand side by side in a token
+    LargeArray<std::uint64_t> cut_joins_;   // bits by the two bytes where a token has only a part of one of them
     LargeArray<std::uint32_t> characters_;  // by code point, up to the last of three bytes
 };
 

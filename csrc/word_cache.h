@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <string_view>
-#include <vector>
 
 #include "large_array.h"
 #include "word_key.h"
@@ -16,10 +15,10 @@ namespace qwen_data {
 // Sets of two words, each set a cache line of the processor; a new word takes the place of the older of its set.
 class WordCache {
   public:
-    // Words of more tokens have them in a store beside the sets.
+    // Words of more tokens have them in a store beside the sets, whose oldest content is overwritten by the newest.
     static constexpr std::size_t kTokens = 3;
 
-    WordCache() : sets_(kSets) { more_.reserve(kMoreTokens); }
+    WordCache() : sets_(kSets), store_(kStore) {}
 
     // Tells the processor that this word will be asked for.
     void expect(std::uint64_t hash) const { __builtin_prefetch(&sets_[hash & (kSets - 1)]); }
@@ -39,10 +38,14 @@ class WordCache {
         }
         if (entry->count <= kTokens) {
             std::copy(entry->tokens, entry->tokens + kTokens, out);
-        } else {
-            std::copy_n(more_.data() + entry->tokens[0], entry->count, out);
+            out += entry->count;
+            return true;
         }
-        out += entry->count;
+        const std::uint32_t* const tokens = stored(*entry);
+        if (tokens == nullptr) {
+            return false;
+        }
+        out = std::copy_n(tokens, entry->count, out);
         return true;
     }
 
@@ -52,8 +55,8 @@ class WordCache {
         if (entry == nullptr) {
             return false;
         }
-        const std::uint32_t* const tokens = more_.data() + entry->tokens[0];
-        if (std::memcmp(tokens + entry->count, word.data(), word.size()) != 0) {
+        const std::uint32_t* const tokens = stored(*entry);
+        if (tokens == nullptr || std::memcmp(tokens + entry->count, word.data(), word.size()) != 0) {
             return false;
         }
         out = std::copy_n(tokens, entry->count, out);
@@ -65,7 +68,7 @@ class WordCache {
         if (count <= kTokens) {
             std::copy_n(tokens, count, entry.tokens);
         } else {
-            entry.tokens[0] = store(tokens, count, {});
+            store(entry, tokens, {});
         }
         put(entry, hash);
     }
@@ -73,13 +76,13 @@ class WordCache {
     void insert_long(std::string_view word, const WordKey& key, std::uint64_t hash, const std::uint32_t* tokens,
                      std::size_t count) {
         Entry entry{key, {0, 0, 0}, static_cast<std::uint32_t>(count)};
-        entry.tokens[0] = store(tokens, count, word);
+        store(entry, tokens, word);
         put(entry, hash);
     }
 
   private:
     static constexpr std::size_t kSets = std::size_t{1} << 16;  // 4 MiB
-    static constexpr std::size_t kMoreTokens = std::size_t{1} << 20;
+    static constexpr std::size_t kStore = std::size_t{1} << 20;  // 4 MiB
 
     struct Entry {
         WordKey key;  // all zero: none
@@ -101,22 +104,29 @@ class WordCache {
         set.entries[0] = entry;
     }
 
-    // Where tokens, and bytes behind them, lie in the store; when it is full, everything is forgotten.
-    std::uint32_t store(const std::uint32_t* tokens, std::size_t count, std::string_view bytes) {
-        const std::size_t size = count + (bytes.size() + 3) / 4;
-        if (more_.size() + size > kMoreTokens) {
-            std::fill(sets_.begin(), sets_.end(), Set{});
-            more_.clear();
+    // The tokens of an entry that has them in the store; nullptr if they are overwritten.
+    const std::uint32_t* stored(const Entry& entry) const {
+        const std::uint64_t place = static_cast<std::uint64_t>(entry.tokens[1]) << 32 | entry.tokens[0];
+        return written_ - place <= kStore ? store_.data() + place % kStore : nullptr;
+    }
+
+    // Puts tokens, and bytes behind them, into the store.
+    void store(Entry& entry, const std::uint32_t* tokens, std::string_view bytes) {
+        const std::size_t size = entry.count + (bytes.size() + 3) / 4;
+        if (kStore - written_ % kStore < size) {
+            written_ += kStore - written_ % kStore;
         }
-        const std::size_t place = more_.size();
-        more_.resize(place + size);
-        std::copy_n(tokens, count, more_.begin() + static_cast<std::ptrdiff_t>(place));
-        std::memcpy(more_.data() + place + count, bytes.data(), bytes.size());
-        return static_cast<std::uint32_t>(place);
+        std::uint32_t* const place = store_.data() + written_ % kStore;
+        std::copy_n(tokens, entry.count, place);
+        std::memcpy(place + entry.count, bytes.data(), bytes.size());
+        entry.tokens[0] = static_cast<std::uint32_t>(written_);
+        entry.tokens[1] = static_cast<std::uint32_t>(written_ >> 32);
+        written_ += size;
     }
 
     LargeArray<Set> sets_;
-    std::vector<std::uint32_t> more_;
+    LargeArray<std::uint32_t> store_;
+    std::uint64_t written_ = 0;  // words of the store since the beginning
 };
 
 }  // namespace qwen_data

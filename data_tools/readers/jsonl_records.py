@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from data_tools.io.file_range import FileRange
-from data_tools.io.streams import PIECE_BYTES, decompressed_pieces, refuse_unread
+from data_tools.io.read_ahead import read_ahead
+from data_tools.io.streams import PIECE_BYTES, compression_of, decompressed_pieces, refuse_unread
 from data_tools.readers.files import open_input
 from data_tools.readers.jsonl import RejectedRecordError, parse_record, read_lines, text_of_record
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
@@ -49,7 +50,8 @@ class LineRange:
     def pieces(self) -> Iterator[bytes]:
         """See `jsonl.PieceStream`."""
         if self._stop is None and self._start == 0:
-            for piece in decompressed_pieces(self._stream, self._path):
+            pieces = decompressed_pieces(self._stream, self._path)
+            for piece in pieces if compression_of(self._stream, self._path) == "none" else read_ahead(pieces):
                 self.num_lines += piece.count(b"\n")
                 yield piece
             return

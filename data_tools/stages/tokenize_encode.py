@@ -21,7 +21,7 @@ from data_tools.readers.jsonl import Line, RejectedRecordError
 from data_tools.readers.jsonl_records import LineRange
 from data_tools.readers.line_blocks import read_blocks
 from data_tools.readers.record import BadRecord
-from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, Place
+from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, Place, Sample
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
 # The first records are all compared with the reference encoder, later ones by sample.
@@ -29,6 +29,8 @@ NUM_FIRST_CHECKED = 64
 # Size of a run and of a bucket unless told otherwise; 128 MiB.
 TOKENS_IN_MEMORY = 32 * 1024 * 1024
 ENTRY = np.dtype([("key", "<u8"), ("file", "<u4"), ("offset", "<u8"), ("length", "<i4")])
+# Characters of samples that may wait for the reference.
+_CHECKED_AT_ONCE = 1024 * 1024
 # What an entry of the index takes while it is sorted, in tokens.
 _ENTRY_TOKENS = 16
 
@@ -89,6 +91,7 @@ def _encode_lines(
     runs: "RunWriter",
 ) -> Iterator[BadRecord]:
     first_record = 0
+    samples: list[Sample] = []
     for found in read_blocks(lines, options["max_line_bytes"]):
         # Numbers and offsets of what is read count from the beginning of what was given.
         place = Place(part.path, lines.skipped_lines, first_record, options["all_checked"])
@@ -106,6 +109,12 @@ def _encode_lines(
         runs.add(file_number, encoded._replace(offsets=encoded.offsets + np.uint64(lines.origin)))
         for bad in encoded.rejections:
             yield bad._replace(line=bad.line - lines.skipped_lines)
+        # Not at once: at the beginning the reference is still being built.
+        samples += encoded.samples
+        if sum(len(sample.text) for sample in samples) > _CHECKED_AT_ONCE:
+            encoder.check(place, samples)
+            samples = []
+    encoder.check(Place(part.path, lines.skipped_lines, first_record, 0), samples)
 
 
 class RunWriter:

@@ -4,6 +4,7 @@ Plain records go from bytes to ids in the kernel. All others, and those that the
 normalised and encoded one by one, which says what becomes of any line; the kernel does nothing else, only faster.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -64,6 +65,14 @@ class Place(NamedTuple):
     all_checked: int
 
 
+class Sample(NamedTuple):
+    """A document that is to be compared with the reference."""
+
+    line: int
+    text: str  # NFC
+    tokens: npt.NDArray[np.int32]
+
+
 class EncodedBatch(NamedTuple):
     """The documents of a batch, and the lines that gave none."""
 
@@ -72,6 +81,7 @@ class EncodedBatch(NamedTuple):
     offsets: npt.NDArray[np.uint64]  # [documents] of their lines
     rejections: list[BadRecord]
     num_records: int  # lines that are not blank
+    samples: list[Sample]
 
 
 class _Document(NamedTuple):
@@ -88,13 +98,12 @@ class BatchEncoder:
         self._settings = settings
         self._encoder: Encoder = ENCODERS[settings.encoder]()
         self._reference: Encoder | None = None if settings.encoder == "tiktoken" else TiktokenEncoder()
+        if self._reference is not None:
+            # Takes longer to build than many a file to encode, and is not needed before `check`.
+            threading.Thread(target=self._reference.encode_batch, args=([""],), daemon=True).start()
 
     def encode_block(self, block: LineBlock, place: Place) -> EncodedBatch:
-        """The documents of whole lines.
-
-        Raises:
-            DataError: the encoder and the reference differ.
-        """
+        """The documents of whole lines; samples of them are for `check`."""
         if not isinstance(self._encoder, NativeEncoder):
             return self.encode_lines(list(lines_of(block, self._settings.max_line_bytes)), place)
         max_line_bytes = self._settings.max_line_bytes
@@ -102,9 +111,9 @@ class BatchEncoder:
             block.content, self._settings.text_key, block.number == 1, max_line_bytes
         )
         offsets = plain.starts.astype(np.uint64) + np.uint64(block.offset)
-        self._check_plain(block, place, plain)
+        samples = self._samples(block, place, plain)
         if not plain.odd:
-            return EncodedBatch(plain.tokens, plain.lengths, offsets, [], plain.num_records)
+            return EncodedBatch(plain.tokens, plain.lengths, offsets, [], plain.num_records, samples)
         lines = [line_of(block, line, start, stop, max_line_bytes) for _, line, start, stop in plain.odd]
         others = self.encode_lines(lines, place, [record for record, _, _, _ in plain.odd])
         return EncodedBatch(
@@ -113,6 +122,7 @@ class BatchEncoder:
             offsets=np.concatenate((offsets, others.offsets)),
             rejections=others.rejections,
             num_records=plain.num_records,
+            samples=samples + others.samples,
         )
 
     def encode_lines(self, lines: list[Line], place: Place, records: Sequence[int] | None = None) -> EncodedBatch:
@@ -122,8 +132,6 @@ class BatchEncoder:
             lines: are used up, so that a long text is not in memory twice.
             place: where they stand.
             records: number of each from ``place.first_record`` on; None: one after the other.
-        Raises:
-            DataError: the encoder and the reference differ.
         """
         num_records = len(lines)
         documents, rejections = self._parse(lines, place, range(num_records) if records is None else records)
@@ -133,10 +141,11 @@ class BatchEncoder:
             documents, encoded, unencodable = self._encode_one_by_one(documents)
             rejections = sorted([*rejections, *unencodable], key=lambda rejection: rejection.line)
         ends = np.cumsum(encoded.lengths)
-        for number, document in enumerate(documents):
-            if self._is_checked(place, document.record):
-                ids = encoded.tokens[ends[number] - encoded.lengths[number] : ends[number]]
-                self._check(place, document.line_number, document.text, ids)
+        samples = [
+            Sample(document.line_number, document.text, encoded.tokens[end - length : end].copy())
+            for document, end, length in zip(documents, ends, encoded.lengths, strict=True)
+            if self._is_checked(place, document.record)
+        ]
         offsets = (document.offset for document in documents)
         return EncodedBatch(
             tokens=encoded.tokens,
@@ -144,7 +153,17 @@ class BatchEncoder:
             offsets=np.fromiter(offsets, dtype=np.uint64, count=len(documents)),
             rejections=rejections,
             num_records=num_records,
+            samples=samples,
         )
+
+    def check(self, place: Place, samples: Sequence[Sample]) -> None:
+        """Compares samples with what the reference makes of their texts.
+
+        Raises:
+            DataError: they differ; names file and line.
+        """
+        for line, text, tokens in samples:
+            self._check(place, line, text, tokens)
 
     def encode_long(self, line: Line, place: Place) -> Iterator[npt.NDArray[np.int32]]:
         """The ids of the text of one line, a few megabytes of text at a time; memory does not grow with the line.
@@ -200,20 +219,22 @@ class BatchEncoder:
         lengths = np.fromiter(map(len, rows[1:]), dtype=np.int64, count=len(kept))
         return kept, Ragged(np.concatenate(rows), lengths), rejections
 
-    def _check_plain(self, block: LineBlock, place: Place, plain: _native.EncodedLines) -> None:
-        """Compares a sample of what the kernel made of lines with what parser and reference make of them."""
+    def _samples(self, block: LineBlock, place: Place, plain: _native.EncodedLines) -> list[Sample]:
+        """Some of what the kernel made of lines, with the texts that the parser finds in them."""
         records = plain.records + place.first_record
         checked = np.flatnonzero((records < place.all_checked) | (records % self._settings.check_interval == 0))
         if self._reference is None or not len(checked):
-            return
+            return []
+        samples = []
         starts, lines, ends = plain.starts, plain.lines, np.cumsum(plain.lengths)
         for number in checked.tolist():
             start = int(starts[number])
             stop = block.content.find(b"\n", start)
             stop = len(block.content) if stop < 0 else stop
             line = line_of(block, int(lines[number]), start, stop, self._settings.max_line_bytes)
-            ids = plain.tokens[ends[number] - plain.lengths[number] : ends[number]]
-            self._check(place, line.number, parse_text(line, self._settings.text_key), ids)
+            ids = plain.tokens[ends[number] - plain.lengths[number] : ends[number]].copy()
+            samples.append(Sample(line.number, parse_text(line, self._settings.text_key), ids))
+        return samples
 
     def _is_checked(self, place: Place, record: int) -> bool:
         is_sampled = record < place.all_checked or record % self._settings.check_interval == 0

@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import importlib.util
 import re
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -100,9 +101,17 @@ def read_vocabulary(path: Path) -> dict[bytes, int]:
     return {binascii.a2b_base64(token): int(rank) for token, rank in lines}
 
 
-@cache
+_building = threading.Lock()
+
+
 def _encoding() -> "tiktoken.Encoding":
-    """Built once in a process: it takes a fifth of a second and never changes."""
+    """Built once in a process, by one thread: it takes a fifth of a second and never changes."""
+    with _building:
+        return _built()
+
+
+@cache
+def _built() -> "tiktoken.Encoding":
     import tiktoken
 
     return tiktoken.Encoding(

@@ -41,12 +41,19 @@ def outcome(batch: EncodedBatch) -> tuple[dict[int, list[int]], list[BadRecord],
     return documents, batch.rejections, batch.num_records
 
 
+def samples(batch: EncodedBatch) -> list[tuple[int, str, list[int]]]:
+    return sorted((line, text, tokens.tolist()) for line, text, tokens in batch.samples)
+
+
 def assert_as_one_by_one(content: bytes, encoder: BatchEncoder = ENCODER, number: int = 1) -> int:
     """Returns how many lines the kernel left alone."""
     block = LineBlock(number, 7000, content)
     max_line_bytes = encoder._settings.max_line_bytes
-    fast = outcome(encoder.encode_block(block, PLACE))
-    assert fast == outcome(encoder.encode_lines(list(lines_of(block, max_line_bytes)), PLACE))
+    fast = encoder.encode_block(block, PLACE)
+    slow = encoder.encode_lines(list(lines_of(block, max_line_bytes)), PLACE)
+    assert outcome(fast) == outcome(slow)
+    assert samples(fast) == samples(slow)
+    encoder.check(PLACE, fast.samples)
     key = encoder._settings.text_key
     return len(qwen_encoder().kernel.encode_lines(content, key, number == 1, max_line_bytes).odd)
 
@@ -190,10 +197,12 @@ def test_the_sample_is_parsed_and_encoded_anew(monkeypatch: pytest.MonkeyPatch) 
     content = b"\n".join([b"", *[line("right")] * 5, line("wrong"), line("right")])
     monkeypatch.setattr(batch_encoder, "parse_text", lambda line, key: "other" if b"wrong" in line.content else "right")
     sparse = batch_encoder_of(check_interval=10)
-    sparse.encode_block(LineBlock(11, 0, content), PLACE)
+    assert sparse.encode_block(LineBlock(11, 0, content), Place("f.jsonl", 2, 1, 0)).samples == []
     for first, all_checked in ((5, 0), (0, 6)):
+        place = Place("f.jsonl", 2, first, all_checked)
+        found = sparse.encode_block(LineBlock(11, 0, content), place).samples
         with pytest.raises(DataError, match=r"f\.jsonl:15: NativeEncoder and TiktokenEncoder differ at token 0"):
-            sparse.encode_block(LineBlock(11, 0, content), Place("f.jsonl", 2, first, all_checked))
+            sparse.check(place, found)
 
 
 class Pieces:
