@@ -47,6 +47,11 @@ COALESCED = {
 }
 COLLECTIVES |= COALESCED
 
+# Operations that change content alone: there is none, and most of what a program does in small pieces is one of these.
+IN_PLACE = frozenset(
+    f"aten::{name}_" for name in ("copy", "add", "sub", "mul", "div", "exp", "fill", "zero", "masked_fill", "addmm")
+)
+
 
 class Ledger(TorchDispatchMode):
     """Runs everything inside on fake tensors and keeps accounts.
@@ -99,6 +104,10 @@ class Ledger(TorchDispatchMode):
             return answer(args[0])
         if func is aten.nonzero.default:
             return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
+        if name in IN_PLACE or isinstance(kwargs.get("out"), torch.Tensor):
+            written = args[0] if name in IN_PLACE else kwargs["out"]
+            self.count(name, args, kwargs, written)
+            return written
         result = without_content(func, args, kwargs) if name in COALESCED else func(*args, **kwargs)
         self.forget()
         self.count(name, args, kwargs, result)
@@ -107,9 +116,7 @@ class Ledger(TorchDispatchMode):
         return result
 
     def forget(self) -> None:
-        """Lets go of what the fake mode remembers of its results: a module whose weights are referred to elsewhere cannot
-        be converted.
-        """
+        """Lets go of what the fake mode remembers of its results, which would keep them alive."""
         memo: Any = self.fake.fake_tensor_converter.meta_converter.tensor_memo
         if memo:
             memo.clear()
@@ -124,7 +131,9 @@ class Ledger(TorchDispatchMode):
             kind, which = COLLECTIVES[name]
             group = group_in(args)
             if group.size() > 1:
-                what = f"{self.axes.get(group.group_name, 'all')} {kind}"
+                # Between two stages Megatron-Core sends one way through the group of all.
+                is_transfer = kind in ("send", "receive")
+                what = f"{'pipeline' if is_transfer else self.axes.get(group.group_name, 'all')} {kind}"
                 self.sent_bytes[what] += sum(tensor.nbytes for tensor in tensors(args[which]))
                 self.calls[what] += 1
 
@@ -151,7 +160,7 @@ def group_in(args: tuple[Any, ...]) -> dist.ProcessGroup:
 
 
 def without_content(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs a collective on tensors of no size: the groups of a dry run look at none, and what it returns is a handle."""
+    """Runs a collective on tensors of no size, which the groups of a dry run do not look at, for its handle."""
     with unset_fake_temporarily():
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: torch.empty(0, dtype=tensor.dtype), (args, kwargs))
         return func(*args, **kwargs)

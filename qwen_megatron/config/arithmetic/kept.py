@@ -12,13 +12,15 @@ bytes of a number. Bytes a token:
 | gate and up projection, their product | 3eF | 3eF | 4eF, with silu(gate) |
 
 torch's norm computes in fp32: it keeps its input in fp32, and in the weights' precision x / rms(x) and that times the
-weight. The rotated queries and keys are new; the values are a part of the product that made all three, which stays whole
-for them. torch repeats the keys and values of grouped heads for every query head; then nothing of the product stays.
+weight. The rotated queries and keys are new; the values are a part of the product that made all three, which stays
+whole for them. torch repeats the keys and values of grouped heads for every query head; then nothing of the product
+stays.
 
-`selective` recomputation keeps the product instead of what attention reads. torch's kernels gather keys and values of the
-other context-parallel ranks, and keep them; with a mask for the second slice.
-Source: counted from `model/layer_spec.py`; checked against dry runs (`qwen-megatron plan --dry-run`), the fused column
-against what one H200 held (docs/benchmarks.md).
+`selective` recomputation keeps the product instead of what attention reads. torch's kernels gather keys and values of
+the other context-parallel ranks, and keep them; with a mask for the second slice.
+Source: counted from
+`model/layer_spec.py`; checked against dry runs (`qwen-megatron plan --dry-run`), the fused column against what one H200
+held (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -61,9 +63,7 @@ class Share:
     whole: float = 0.0
 
     def __add__(self, other: Share) -> Share:
-        return Share(
-            stream=self.stream + other.stream, split=self.split + other.split, whole=self.whole + other.whole
-        )
+        return Share(stream=self.stream + other.stream, split=self.split + other.split, whole=self.whole + other.whole)
 
     def of(self, parallel: ParallelConfig) -> float:
         """Bytes a token on one rank."""

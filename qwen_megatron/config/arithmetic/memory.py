@@ -8,21 +8,22 @@ their own masters: 4, 4, 8 / D.
 Activations: what layers keep for the backward pass is in `kept.py`. `full` recomputation keeps what a layer reads, and
 all of one layer while it is computed again.
 
-A stage of the 1F1B schedule holds as many micro-batches at once as there are stages from it to the last one. Interleaved,
-with v pieces of a stage, stage i of p holds 2 (p - 1 - i) + (v - 1) p + 1 pieces. On the CPU, pieces also keep what they
-pass on; torch's norms keep no view of what a piece was given, which stays besides.
+A stage of the 1F1B schedule holds as many micro-batches at once as there are stages from it to the last one.
+Interleaved, with v pieces of a stage, stage i of p holds 2 (p - 1 - i) + (v - 1) p + 1 pieces. On the CPU, pieces also
+keep what they pass on; torch's norms keep no view of what a piece was given, which stays besides.
 
 On top of that passes, at the fullest moment, the larger of two things. Loss: for a block of tokens logits (in the
 weights' precision), on the CPU with buffers of its cache; hidden states whole on every tensor-parallel rank, and their
-gradient; then memory of the size of the output layer's weight, which takes the place of its gradient. A scalar head: the
-last hidden states and their gradient in fp32 besides. Work: in the backward pass of a norm five fp32 tensors (torch), or
-in that of a feed-forward layer gradients of its branches, of its largest weight, and under sequence parallelism its
-input, whole on every rank.
+gradient; then memory of the size of the output layer's weight, which takes the place of its gradient. A scalar head:
+the last hidden states and their gradient in fp32 besides. Work: in the backward pass of a norm five fp32 tensors
+(torch), or in that of a feed-forward layer gradients of its branches, of its largest weight, and under sequence
+parallelism its input, whole on every rank.
 
 Left out: the device's context and the collectives' buffers, which a hardware file names (`planning/hardware`), and
 fragmentation. A micro-batch of pairs is two sequences a pair.
-Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for the method; Rajbhandari et al. 2020 (arXiv 1910.02054)
-for the state; Megatron-Core's schedules for what is in flight; checked against dry runs of the program.
+Source: Korthikanti et al. 2022 (arXiv 2205.05198),
+section 4, for the method; Rajbhandari et al. 2020 (arXiv 1910.02054) for the state; Megatron-Core's schedules for what
+is in flight; checked against dry runs of the program.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ LARGEST_LOSS_BLOCK = 8192
 SHARE_OF_DEVICE = 64
 SOFTMAX_ELEMENTS = 1 << 20
 WEIGHT_ROWS = 1024
+# For the squares of gradients in fp64 (`platforms/norms.py`).
+NORM_BUFFER_BYTES = 8 << 18
+# Residual streams that the interleaved schedule receives ahead, or still sends; the CPU frees none early.
+ON_THE_WAY, ON_THE_WAY_CPU = 3, 6
 # Of one micro-batch: tokens, labels, mask, positions.
 BATCH_BYTES_A_TOKEN = 28
 
@@ -52,6 +57,7 @@ class RankMemory:
         activations: What waits for the backward pass at the fullest moment.
         loss: Output layer and loss, on the last stage.
         work: What a layer's backward pass makes on the way.
+        update: What the optimizer makes, when activations are gone.
         other_models: What PPO holds besides the policy; see `arithmetic.ppo`.
         cache: Keys and values of responses under way; then nothing waits for a backward pass.
     """
@@ -62,13 +68,14 @@ class RankMemory:
     activations: int
     loss: int
     work: int = 0
+    update: int = 0
     other_models: int = 0
     cache: int = 0
 
     @property
     def total(self) -> int:
         """All together; the device's context, the collectives' buffers and fragmentation come on top."""
-        return self.state + max(self.activations + max(self.loss, self.work), self.cache)
+        return self.state + max(self.activations + max(self.loss, self.work), self.cache, self.update)
 
     @property
     def state(self) -> int:
@@ -96,6 +103,7 @@ def stage_memory(config: ResolvedConfig, stage: int, kernels: Kernels | None = N
         activations=activation_bytes(config, stage, kernels),
         loss=loss_bytes(config, kernels) if is_last else 0,
         work=work_bytes(config, stage, kernels),
+        update=NORM_BUFFER_BYTES if kernels.name == CPU else 0,
         other_models=0 if others is None else others.value + others.frozen,
         cache=0 if others is None else others.cache,
     )
@@ -137,11 +145,10 @@ def passed_on_pieces(config: ResolvedConfig, stage: int, in_flight: int, kernels
     given = in_flight - (in_flight / pieces if stage == 0 else 0)
     passed = in_flight - (in_flight / pieces if stage == stages - 1 else 0)
     keeps_input = (
-        kernels.name != FUSED
-        and bytes_per_number(config) == 2
-        and config.parallel.recompute_granularity != "full"
+        kernels.name != FUSED and bytes_per_number(config) == 2 and config.parallel.recompute_granularity != "full"
     )
-    return (given if keeps_input else 0.0) + (passed if kernels.name == CPU else 0.0)
+    on_the_way = 0 if pieces == 1 else (ON_THE_WAY_CPU if kernels.name == CPU else ON_THE_WAY)
+    return (given if keeps_input else 0.0) + (passed if kernels.name == CPU else 0.0) + on_the_way
 
 
 def loss_block_tokens(config: ResolvedConfig, kernels: Kernels) -> int:
@@ -168,7 +175,8 @@ def loss_bytes(config: ResolvedConfig, kernels: Kernels) -> int:
     # A product, and that times a factor in fp32.
     passing = block * model.hidden_size * (e + 4)
     if kernels.name == CPU and e == 2:
-        passing = max(4 * SOFTMAX_ELEMENTS, passing, WEIGHT_ROWS * model.hidden_size * (e + 4))
+        softmax = 4 * min(SOFTMAX_ELEMENTS, block * rows)
+        passing = max(softmax, passing, min(WEIGHT_ROWS, rows) * model.hidden_size * (e + 4))
     gathered = hidden * e if split > 1 else 0
     forward = gathered + hidden * e + logits + passing
     kept = logits if kernels.name == CPU else 0
@@ -177,7 +185,7 @@ def loss_bytes(config: ResolvedConfig, kernels: Kernels) -> int:
 
 
 def work_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> int:
-    """What the backward pass of the last layers of a stage makes on top of its activations, less what is gone by then."""
+    """What the backward pass of a stage's last layers makes on top of its activations, less what is gone by then."""
     model, parallel, e = config.model, config.parallel, bytes_per_number(config)
     size = parallel.tensor_model_parallel_size
     split = size if parallel.sequence_parallel else 1
