@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
+from data_tools.io.atomic_file import write_atomically
 from data_tools.io.plain_text import printable
 from data_tools.settings.problems import Problems
 from qwen_megatron.cli.settings import add_settings
@@ -20,6 +22,7 @@ from qwen_megatron.planning.goodput import GPU_HOURS_BETWEEN_FAILURES, failures_
 from qwen_megatron.planning.machine import Machine, load_machine, machines
 from qwen_megatron.planning.plan import Plan, as_dict, as_text
 from qwen_megatron.planning.search import search
+from qwen_megatron.report.plan_page import plan_page
 
 EPILOG = """examples:
   qwen-megatron plan recipe:qwen-72b --gpus 1024 --gpu h100-80gb
@@ -56,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="layouts to show (default: 10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page about the plan too")
     parser.add_argument(
         "--price", type=not_negative, metavar="US$", help="of a GPU and hour (default: the hardware file's)"
     )
@@ -120,6 +124,9 @@ def run(args: argparse.Namespace) -> int:
     plan = planned(kind, files, overrides, machine, args)
     if args.dry_run:
         return dry_run(plan, args)
+    if args.html is not None:
+        title = f"{' '.join(words) or kind.name} on {args.gpus:,} x {machine.name}"
+        write_atomically(args.html, plan_page(as_dict(plan, args.top), title).encode("utf-8", errors="replace"))
     if args.json:
         print(json.dumps(as_dict(plan, args.top), indent=2))
     else:

@@ -40,6 +40,9 @@ def compare(layout: Layout, machine: Machine, rank: int, num_microbatches: int |
         raise ConfigError("--dry-run: runs jobs of one language model, pretrain and sft; leave it out")
     stages = layout.config.parallel.pipeline_model_parallel_size
     count = min(layout.config.num_microbatches, num_microbatches or max(2, 2 * stages))
+    if layout.config.parallel.virtual_pipeline_model_parallel_size is not None:
+        # The interleaved schedule takes as many at a time as there are stages.
+        count = -(-count // stages) * stages
     config = on_torch(layout.config, count)
     stage = place_of(config, rank).stage
     memory = stage_memory(config, stage, Kernels(name=CPU))

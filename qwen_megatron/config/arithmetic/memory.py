@@ -180,7 +180,9 @@ def loss_bytes(config: ResolvedConfig, kernels: Kernels) -> int:
     gathered = hidden * e if split > 1 else 0
     forward = gathered + hidden * e + logits + passing
     kept = logits if kernels.name == CPU else 0
-    backward = hidden * e / split + kept + rows * model.hidden_size * e
+    # A matrix tied on the same rank gets its gradient elsewhere.
+    is_tied = model.tie_word_embeddings and len(config.layers_per_stage) == 1
+    backward = hidden * e / split + kept + (0 if is_tied else rows * model.hidden_size * e)
     return round(max(forward, backward))
 
 
