@@ -2,14 +2,16 @@
 
     python benchmarks/bench_plan.py            # prints the tables
     python benchmarks/bench_plan.py --write    # and puts them into docs/benchmarks.md
+    python benchmarks/bench_plan.py --small-runs --write   # real runs of two processes on this machine, to be idle
 
-Nothing here is a time of this machine but that of the search.
+But for the small runs, which measure the machine first, nothing here is a time of this machine but that of the search.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from results import write_section
 from qwen_megatron.config.arithmetic.memory import rank_memory, stage_memory
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
+from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.jobs.kinds.table import PRETRAIN
 from qwen_megatron.planning import published
 from qwen_megatron.planning.kernels import kernels_on
@@ -58,7 +61,8 @@ LAYOUTS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 
 INTRODUCTION = (
     "`qwen-megatron plan`: arithmetic against dry runs of the program (torch's kernels, the released widths and "
-    "vocabularies with 8 layers, sequences of 2048, as many micro-batches as stages), and against measured steps. Made by `python benchmarks/bench_plan.py --write`."
+    "vocabularies with 8 layers, sequences of 2048, as many micro-batches as stages), and against measured steps. Made "
+    "by `python benchmarks/bench_plan.py --write`."
 )
 ON_H200 = (
     "Our steps on one H200 (docs/gpu.md), of an experimental state of the engine whose blocks of the loss and fp32 "
@@ -151,6 +155,102 @@ def search_line() -> str:
     return f"72B on 1,024 GPUs: {tried:,} layouts in {seconds:.1f} s of processor time."
 
 
+# Layouts of two processes.
+TWO = {"DP2": (), "TP2 SP": (f"{TP}=2", SP), "PP2": (f"{PP}=2",)}
+SMALL = (
+    "model.preset=tiny",
+    "model.num_layers=4",
+    "model.hidden_size=512",
+    "model.ffn_hidden_size=1408",
+    "model.num_attention_heads=8",
+    "model.vocab_size=8000",
+    "model.seq_length=512",
+    "parallel.platform=cpu",
+    "training.precision=fp32",
+    "training.seq_length=512",
+    "training.micro_batch_size=2",
+    "training.global_batch_size=16",
+)
+
+
+def small_config(settings: Sequence[str]) -> ResolvedConfig:
+    """A model that two processes train in a second a step."""
+    return resolve(load_config(None, [*SMALL, "parallel.world_size=2", *settings]))
+
+
+def small_run(settings: Sequence[str]) -> tuple[float, int]:
+    """One rank's median seconds of a step, and the most memory it held; runs in a process of the pool."""
+    import torch
+
+    from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group
+    from qwen_megatron.platforms import get_platform
+    from qwen_megatron.train.trainable import build_trainable
+    from tests.support.trainables import TinyTrainable, random_batches, take_step
+
+    torch.set_num_threads(1)
+    config, platform = small_config(settings), get_platform("cpu")
+    platform.prepare()
+    device = start_process_group(platform, 600.0)
+    try:
+        groups = build_groups(
+            tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+            device=device,
+            timeout_seconds=600.0,
+        )
+        trainable = TinyTrainable(
+            **vars(build_trainable(config, groups, platform)),
+            shape=BatchShape(micro_batch_size=config.training.micro_batch_size, seq_length=config.training.seq_length),
+            num_microbatches=config.num_microbatches,
+            mask_documents=False,
+        )
+        batches, times = random_batches(trainable, config.model.vocab_size), []
+        for _ in range(6):
+            start = time.perf_counter()
+            take_step(trainable, batches)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:]), platform.peak_memory_bytes()
+    finally:
+        destroy_groups()
+
+
+def small_section() -> list[str]:
+    """Real runs of two processes beside what is planned for this machine, measured before."""
+    import torch
+
+    from qwen_megatron.planning.calibration import calibrate
+    from qwen_megatron.platforms import get_platform
+    from tests.support.ranks import RankPool
+
+    torch.set_num_threads(1)
+    machine = calibrate(get_platform("cpu"), load_machine("h100-80gb"))
+    rows = []
+    for name, settings in TWO.items():
+        # Fresh processes: the most memory of one is of all it ever did.
+        pool = RankPool()
+        try:
+            found = pool.run(2, small_run, settings=settings)
+        finally:
+            pool.close()
+        config = small_config(settings)
+        seconds, planned = max(one for one, _ in found), step_time(config, machine).total
+        memory = max(stage.total for stage in rank_memory(config)) + machine.reserved_bytes
+        held = max(peak for _, peak in found)
+        rows.append(
+            f"| {name} | {seconds:.3f} | {planned:.3f} | {planned / seconds - 1:+.1%} | {held / GIB:.2f} | "
+            f"{memory / GIB:.2f} | {memory / held - 1:+.1%} |"
+        )
+    return [
+        "### Small runs",
+        "",
+        "Real steps of two processes with a thread each, after `plan --calibrate` on the same machine.",
+        "",
+        "| layout | s/step | arithmetic | | GiB of a process | arithmetic | |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
 def section(sizes: Sequence[str]) -> list[str]:
     """The section of docs/benchmarks.md."""
     launch_us = published.fitted(load_machine("h100-80gb")).launch_us
@@ -186,11 +286,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
     parser.add_argument("--sizes", nargs="*", default=SIZES, help="released sizes to run")
+    parser.add_argument(
+        "--small-runs", action="store_true", help="run two processes instead; the machine should be idle"
+    )
     args = parser.parse_args()
-    lines = section(args.sizes)
+    lines = small_section() if args.small_runs else section(args.sizes)
     print("\n".join(lines))
     if args.write:
-        write_section("planning", lines)
+        write_section("small runs" if args.small_runs else "planning", lines)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ EPILOG = """examples:
   the program's rank 5, run on tensors without content:
     qwen-megatron plan recipe:qwen-7b --gpus 64 --gpu h100-80gb --dry-run --rank 5
 
+  measure this machine, and plan for it:
+    qwen-megatron plan --calibrate mine.yaml
+    qwen-megatron plan recipe:demo --gpus 2 --gpu mine.yaml
+
 The layout of the recipe is not binding; settings of the layout on the command line are. Corpora are not opened.
 
 exit status: 0 a layout fits, 1 none does, 2 the configuration is wrong
@@ -89,6 +93,10 @@ def add_parser(subparsers: Any) -> None:
     stops.add_argument(
         "--restart-seconds", type=not_negative, default=300.0, metavar="S", help="from a stop to a step (default: 300)"
     )
+    measure = parser.add_argument_group("this machine")
+    measure.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="measure this machine, write a hardware file for --gpu, and stop"
+    )
     parser.set_defaults(run=run)
 
 
@@ -114,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: with all problems.
     """
+    if args.calibrate is not None:
+        return calibrate_machine(args)
     if args.gpus is None:
         raise ConfigError("--gpus: is needed: how many GPUs the job has, such as --gpus 64")
     machine = load_machine(args.gpu)
@@ -158,6 +168,20 @@ def read_settings(files: list[str], overrides: list[str]) -> Settings:
     if problems.messages:
         raise ConfigError(problems.messages)
     return settings
+
+
+def calibrate_machine(args: argparse.Namespace) -> int:
+    """Measures this machine and writes a hardware file."""
+    base = load_machine(args.gpu)
+    silence_libraries()
+    # Only now: importing torch and Megatron-Core takes seconds.
+    from qwen_megatron.planning.calibration import calibrate, write_machine
+    from qwen_megatron.platforms import get_platform
+
+    measured = calibrate(get_platform("auto"), base)
+    write_machine(measured, args.calibrate, base.name)
+    print(args.calibrate)
+    return 0
 
 
 def dry_run(plan: Plan, args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.parallel import ParallelConfig
+from qwen_megatron.config.sections.training import TrainingConfig
 
 FUSED, TORCH, CPU = "fused", "torch", "cpu"
 # A GPU of 80 GB, where nothing else is said.
@@ -85,7 +86,9 @@ def norm_share(width: float, e: int, kernels: Kernels) -> float:
     return (8 if e == 2 else 12) * width
 
 
-def attention_share(model: ModelConfig, parallel: ParallelConfig, seq_length: int, e: int, kernels: Kernels) -> Share:
+def attention_share(
+    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, e: int, kernels: Kernels
+) -> Share:
     """From the product of queries, keys and values to the attention's output."""
     query, key = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
     output, softmax, product = e * query, 4 * model.num_attention_heads, e * (query + 2 * key)
@@ -102,14 +105,16 @@ def attention_share(model: ModelConfig, parallel: ParallelConfig, seq_length: in
         keys_and_values = e * key + product
     masks = 0.0
     if context > 1:
-        # The second slice sees at most all keys but the last slice's; one mask for all heads, of numbers, not split.
-        output += e * query
-        masks = e * seq_length * (2 * context - 1) / (2 * context) / 2
+        # Numbers, one mask for all heads and rows: a rank's two slices see keys of 2 x size + 1 slices together.
+        part = training.seq_length / (2 * context)
+        masks = e * part * (2 * context + 1) / 2 / training.micro_batch_size
     return Share(split=kept_queries + keys_and_values + normed + output + softmax, whole=masks)
 
 
-def layer_share(model: ModelConfig, parallel: ParallelConfig, seq_length: int, e: int, kernels: Kernels) -> Share:
+def layer_share(
+    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, e: int, kernels: Kernels
+) -> Share:
     """What one layer keeps where nothing of it is computed again."""
     norms = Share(stream=2 * norm_share(model.hidden_size, e, kernels))
     branches = (4 if kernels.name == CPU else 3) * e * model.ffn_hidden_size
-    return norms + attention_share(model, parallel, seq_length, e, kernels) + Share(split=branches)
+    return norms + attention_share(model, parallel, training, e, kernels) + Share(split=branches)

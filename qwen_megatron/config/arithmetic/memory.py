@@ -123,7 +123,7 @@ def activation_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> in
     model, parallel, e = config.model, config.parallel, bytes_per_number(config)
     is_last = stage == len(config.layers_per_stage) - 1
     stream = model.hidden_size * e / (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
-    layer = layer_share(model, parallel, config.training.seq_length, e, kernels).of(parallel)
+    layer = layer_share(model, parallel, config.training, e, kernels).of(parallel)
     is_recomputed = parallel.recompute_granularity == "full"
     kept, again = (stream, layer) if is_recomputed else (layer, 0.0)
     in_flight = pieces_in_flight(config, stage)
