@@ -143,7 +143,7 @@ def step_seconds(config: ResolvedConfig, platform: Platform, seconds: float) -> 
 
 def shortest(work: Callable[[], Any], platform: Platform, seconds: float) -> float:
     """Of as many repetitions as fit into the time, three at least; the first ones warm up."""
-    found = []
+    found: list[float] = []
     end = time.perf_counter() + seconds
     while len(found) < 4 or time.perf_counter() < end:
         platform.synchronize()
