@@ -16,7 +16,7 @@ CODE := data_tools qwen_megatron tests examples benchmarks setup.py
 # Threads per process are set by the launcher as cores / ranks; torchrun's own default of 1 is announced on every start.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: docs help setup demo demo-align test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-save bench-augment bench-convert bench-infer bench-context bench-align
+.PHONY: docs help setup demo demo-align test test-faults test-align test-gpu test-wheel check format clean bench-data bench-gpu bench-train bench-plan bench-save bench-augment bench-convert bench-infer bench-context bench-align
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -72,6 +72,9 @@ test-wheel: setup ## build the wheel, install it into an empty environment, run 
 bench-train: setup ## speed and memory of a training step against transformers, and start, into docs/benchmarks.md
 	$(PY) benchmarks/bench_train.py --write
 	$(PY) benchmarks/bench_start.py --write
+
+bench-plan: setup ## layouts by arithmetic against dry runs and measured steps, into docs/benchmarks.md
+	$(PY) benchmarks/bench_plan.py --write
 
 bench-gpu: setup ## a training step on one GPU against transformers and the floor, into docs/benchmarks.md
 	$(PY) benchmarks/bench_gpu.py --write

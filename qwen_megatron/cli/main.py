@@ -44,6 +44,7 @@ MODULES = (
     "train",
     "recipes",
     "show_config",
+    "plan",
     "check_parity",
     "trace",
     "report",

@@ -129,12 +129,12 @@ def exponentiate_in_pieces(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch
     total = torch.empty_like(highest)
     step = max(1, SOFTMAX_ELEMENTS // width) if logits_nv.is_cpu else count
     buffer = logits_nv.new_empty(min(step, count), width, dtype=torch.float32)
-    for start in range(0, count, step):
-        rows = logits_nv[start : start + step]
-        piece = rows if rows.dtype == torch.float32 else buffer[: len(rows)].copy_(rows)
-        torch.amax(piece, dim=1, keepdim=True, out=highest[start : start + step])
-        piece.sub_(highest[start : start + step]).exp_()
-        torch.sum(piece, dim=1, keepdim=True, out=total[start : start + step])
+    pieces = zip(logits_nv.split(step), highest.split(step), total.split(step), strict=True)
+    for rows, row_highest, row_total in pieces:
+        piece = rows if rows.dtype == torch.float32 else first_rows(buffer, len(rows)).copy_(rows)
+        torch.amax(piece, dim=1, keepdim=True, out=row_highest)
+        piece.sub_(row_highest).exp_()
+        torch.sum(piece, dim=1, keepdim=True, out=row_total)
         if piece is not rows:
             rows.copy_(piece)
     return highest[:, 0], total[:, 0]
@@ -158,8 +158,12 @@ def add_weight_gradient(grad_vh: torch.Tensor, residual_nv: torch.Tensor, hidden
     # Both are used again: fresh memory for every block costs more than the addition.
     product = residual_nv.new_empty(min(WEIGHT_ROWS, len(grad_vh)), grad_vh.size(1))
     exact = torch.empty_like(product, dtype=torch.float32)
-    for start in range(0, len(grad_vh), WEIGHT_ROWS):
-        block = grad_vh[start : start + WEIGHT_ROWS]
-        rounded = product[: len(block)]
-        torch.mm(residual_nv[:, start : start + len(block)].t(), hidden_nh, out=rounded)
-        block.add_(exact[: len(block)].copy_(rounded))
+    for block, columns in zip(grad_vh.split(WEIGHT_ROWS), residual_nv.t().split(WEIGHT_ROWS), strict=True):
+        rounded = first_rows(product, len(block))
+        torch.mm(columns, hidden_nh, out=rounded)
+        block.add_(first_rows(exact, len(block)).copy_(rounded))
+
+
+def first_rows(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """The tensor where it has no more rows, otherwise a view of so many."""
+    return tensor if len(tensor) == count else tensor[:count]

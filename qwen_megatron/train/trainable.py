@@ -94,6 +94,7 @@ def build_trainable(
     optimizer: OptimizerConfig | None = None,
     is_trained: bool = True,
     seed: int | None = None,
+    fills_weights: bool = True,
     timers: StepTimers | None = None,
 ) -> Trainable:
     """Builds and initialises this rank's share of a model, and its optimizer.
@@ -108,6 +109,7 @@ def build_trainable(
         optimizer: Options; None for the configuration's.
         is_trained: With an optimizer and gradient buffers.
         seed: Of the first weights and of dropout; None for `training.seed`.
+        fills_weights: Draw the first weights; False leaves them as memory comes.
         timers: Clock of this rank, shared by the models of a job; None for one of its own.
     Raises:
         PlatformError: if the implementation asked for cannot run here.
@@ -130,7 +132,7 @@ def build_trainable(
             num_virtual_stages=num_virtual_stages,
             layers_in_first_stage=parallel.num_layers_in_first_pipeline_stage,
             layers_in_last_stage=parallel.num_layers_in_last_pipeline_stage,
-            seed=seed,
+            seed=seed if fills_weights else None,
             head=head,
             deterministic=config.training.deterministic,
             fp8=config.training.fp8,

@@ -71,14 +71,18 @@ class RankPool:
         results: dict[int, Any] = {}
         failures: dict[int, str] = {}
         while len(results) + len(failures) < world_size:
-            waiting = {self.pipes[rank]: rank for rank in range(world_size) if rank not in results | failures}
-            ready = multiprocessing.connection.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            waiting: dict[Any, int] = {
+                self.pipes[rank]: rank for rank in range(world_size) if rank not in results | failures
+            }
+            ready: list[Any] = multiprocessing.connection.wait(
+                list(waiting), timeout=max(0.0, deadline - time.monotonic())
+            )
             if not ready:
                 break
             for pipe in ready:
-                rank = waiting[pipe]  # type: ignore[index]
+                rank = waiting[pipe]
                 try:
-                    failed, result = pipe.recv()  # type: ignore[union-attr]
+                    failed, result = pipe.recv()
                 except EOFError:
                     failed, result = True, "the process died"
                 (failures if failed else results)[rank] = result

@@ -1,0 +1,1 @@
+"""Hardware files: what a kind of GPU can do, each number with its source."""

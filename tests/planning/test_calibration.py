@@ -1,0 +1,65 @@
+"""A machine measured: the file can be planned with, and real steps come out as they took."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qwen_megatron.config.load import load_config
+from qwen_megatron.config.resolve import resolve
+from qwen_megatron.jobs.kinds.table import PRETRAIN
+from qwen_megatron.planning import calibration
+from qwen_megatron.planning.machine import load_machine
+from qwen_megatron.planning.search import search
+from qwen_megatron.planning.step_time import step_time
+from qwen_megatron.platforms import get_platform
+from tests.support.ranks import RankPool
+
+
+def test_a_measured_machine_can_be_planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "collective_rate", lambda: (1.5, 40.0))
+    monkeypatch.setattr(calibration, "CPU_EDGES", (16, 64))
+    monkeypatch.setattr(calibration, "MOVED_BYTES", 1 << 16)
+    monkeypatch.setattr(calibration, "WIDE", (*calibration.WIDE, "model.hidden_size=128"))
+    measured = calibration.calibrate(get_platform("cpu"), load_machine("h100-80gb"), seconds=0.0)
+    path = tmp_path / "mine.yaml"
+    calibration.write_machine(measured, path, "h100-80gb")
+    machine = load_machine(str(path))
+    assert (machine.kernels, machine.link_gb_per_second, machine.latency_us) == ("cpu", 1.5, 40.0)
+    assert max(machine.product_efficiency.values()) == pytest.approx(1.0)
+    assert machine.launch_us == pytest.approx(measured.launch_us, rel=1e-4)
+    assert machine.launch_us is not None
+    assert 1 < machine.launch_us < 10_000
+    assert 0.1 < machine.pass_factor < 1000
+    found = search(load_config(["recipe:demo"]), 2, machine, PRETRAIN)
+    assert found.layouts
+    assert {layout.config.parallel.platform for layout in found.layouts} == {"cpu"}
+
+
+def test_steps_that_are_explained_by_the_file_that_they_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is solved for gives back the seconds that were measured."""
+    monkeypatch.setattr(calibration, "step_seconds", lambda config, *_: {64: 0.5, 512: 2.0}[config.model.hidden_size])
+    base = load_machine("h100-80gb")
+    flat = {1e3: 1.0, 1e12: 1.0}
+    machine = dataclasses.replace(
+        base, kernels="cpu", peak_tflops=0.05, memory_gb_per_second=10.0, product_efficiency=flat, launch_us=0.0
+    )
+    solved = calibration.with_steps(machine, get_platform("cpu"), 0.0)
+    for shape, seconds in ((calibration.NARROW, 0.5), (calibration.WIDE, 2.0)):
+        settings = [*calibration.STEP, *shape, "training.precision=fp32", "parallel.platform=cpu"]
+        config = resolve(load_config(None, [*settings, "training.seq_length=256"]))
+        assert step_time(config, solved).total == pytest.approx(seconds, rel=0.01)
+
+
+def test_collectives_are_timed_between_two_processes(ranks: RankPool, tmp_path: Path) -> None:
+    ranks.run(2, timed_rank, folder=str(tmp_path))
+    large, small = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))
+    assert 0 < small < large
+
+
+def timed_rank(folder: str) -> None:
+    calibration.time_collectives(int(os.environ["RANK"]), folder)
