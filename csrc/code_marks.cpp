@@ -16,8 +16,7 @@ WordSet::WordSet(const std::vector<std::string>& words) {
     std::sort(hashes_.begin(), hashes_.end());
 }
 
-bool WordSet::holds(std::string_view word) const {
-    const std::uint64_t hash = hash_bytes(word.data(), word.size());
+bool WordSet::holds(std::uint64_t hash) const {
     return may_hold_.test(hash % may_hold_.size()) && std::binary_search(hashes_.begin(), hashes_.end(), hash);
 }
 
@@ -138,7 +137,8 @@ void count_line(const Characters& characters, std::string_view line, const CodeM
         out[kMarkCharacters] += length;
         out[kMarkUnderscores] += std::count(at, p, '_');
         out[kMarkJoinedNames] += name.is_joined;
-        out[kMarkKeywords] += words.keywords.holds(name.text);
+        const std::uint64_t hash = hash_bytes(name.text.data(), name.text.size());
+        out[kMarkKeywords] += words.keywords.holds(hash);
         out[kMarkCalls] += p != end && *p == '(';
         out[kMarkMembers] += has_member(p, end);
         if (!name.is_plain) {
@@ -147,7 +147,7 @@ void count_line(const Characters& characters, std::string_view line, const CodeM
         }
         out[kMarkLetters] += length;
         ++out[kMarkWords];
-        out[kMarkFunctionWords] += words.function_words.holds(name.text);
+        out[kMarkFunctionWords] += words.function_words.holds(hash);
         out[kMarkWordPairs] += at == after_word && !name.begins_upper && !name.is_joined;
         after_word = p != end && *p == ' ' && !name.is_joined ? p + 1 : nullptr;
     }
@@ -217,7 +217,8 @@ void count_ends(const Characters& characters, std::string_view line, std::string
                                              std::string_view::npos;
     out[kMarkListEnds] += last == ',' || last == ':';
     out[kMarkSentenceEnds] += characters.is_terminal(last) || last == 0x201D;
-    out[kMarkOpeners] += words.openers.holds(first_name(stripped));
+    const std::string_view opener = first_name(stripped);
+    out[kMarkOpeners] += words.openers.holds(hash_bytes(opener.data(), opener.size()));
     count_key(stripped, out);
 }
 

@@ -55,7 +55,8 @@ enum CodeMark : std::size_t {
 class WordSet {
   public:
     explicit WordSet(const std::vector<std::string>& words);
-    bool holds(std::string_view word) const;
+    // `hash` is hash_bytes of the word.
+    bool holds(std::uint64_t hash) const;
 
   private:
     std::vector<std::uint64_t> hashes_;  // Ascending.

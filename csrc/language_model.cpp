@@ -30,10 +30,14 @@ inline std::uint32_t hash_byte(std::uint32_t hash, char c) {
 inline bool is_continuation_byte(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
 
 inline bool is_separator(char c) {
-    return c == ' ' || c == '\n' || c == '\r' || c == '\t' || c == '\v' || c == '\f' || c == '\0';
+    // All below the space that str.split() takes for white space, and what fastText does.
+    return c == ' ' || (c >= '\t' && c <= '\r') || (c >= 0x1C && c <= 0x1F) || c == '\0';
 }
 
 float log_of(double x) { return static_cast<float>(std::log(x + 1e-5)); }
+
+// Keys are buckets of a hash, or hashes: one multiplication does.
+inline std::uint64_t spread(std::uint64_t key) { return key * 0x9E3779B97F4A7C15ULL; }
 
 std::uint64_t key_of_word(std::string_view word) { return hash_bytes(word.data(), word.size()); }
 
@@ -101,8 +105,8 @@ void LanguageModel::RowTable::reserve(std::size_t entries) {
 }
 
 void LanguageModel::RowTable::insert(std::uint64_t key, std::int32_t row) {
-    const std::uint64_t hash = mix64(key);
-    filter_[(hash >> 6) & filter_mask_] |= std::uint64_t{1} << (hash & 63);
+    const std::uint64_t hash = spread(key);
+    filter_[(hash >> 38) & filter_mask_] |= std::uint64_t{1} << (hash >> 32 & 63);
     std::uint64_t slot = hash >> 32 & mask_;
     while (entries_[slot].row >= 0 && entries_[slot].key != key) {
         slot = (slot + 1) & mask_;
@@ -111,8 +115,8 @@ void LanguageModel::RowTable::insert(std::uint64_t key, std::int32_t row) {
 }
 
 std::int32_t LanguageModel::RowTable::find(std::uint64_t key) const {
-    const std::uint64_t hash = mix64(key);
-    if ((filter_[(hash >> 6) & filter_mask_] >> (hash & 63) & 1) == 0) {
+    const std::uint64_t hash = spread(key);
+    if ((filter_[(hash >> 38) & filter_mask_] >> (hash >> 32 & 63) & 1) == 0) {
         return -1;
     }
     std::uint64_t slot = hash >> 32 & mask_;

@@ -22,6 +22,8 @@ CHARACTERS_USED = 12_000
 COUNTED_CHARACTERS = 4000
 # Shorter texts hold too few marks.
 _FEWEST_CHARACTERS = 30
+# Chinese or Japanese prose has more of its characters; programs have them in strings and comments only.
+_CJK_SHARE = 0.25
 
 # Column: what it counts. White space is not counted; lines are those that are not blank. A name is a run of letters,
 # numbers, marks and underscores, a word a name of letters alone. Comments are passed over, and listings in Markdown.
@@ -61,6 +63,7 @@ MARKS = {
     "prose_lines": "lines with three word pairs or more, on half of the words",
     "code_lines": "lines with one at most, and a code end, an assignment, a call, a key, a joined name or an opener",
 }
+_CJK_COLUMN = list(MARKS).index("cjk")
 
 _KEYWORDS = """
     def elif lambda self cls nil null None True False NULL import const var int void char bool float str struct enum
@@ -88,7 +91,8 @@ _OPENERS = """
     printf struct enum typedef namespace using template inline void int char bool float double long
     unsigned auto async await yield
     raise throw new delete if for with do begin then elsif endfunction proc syn hi autocmd module type fn pub impl func
-    option message rpc add_test target_link_libraries install select insert create
+    RUN COPY WORKDIR ENV CMD ADD ENTRYPOINT option message rpc add_test target_link_libraries install select insert
+    create
 """
 # What programs are written with and prose is not.
 KEYWORDS = tuple(_KEYWORDS.split())
@@ -172,4 +176,5 @@ def are_code(texts: Sequence[str], threads: int = 1) -> npt.NDArray[np.bool_]:
     if not texts:
         return np.zeros(0, dtype=np.bool_)
     marks = count_marks(texts, threads)
-    return (code_model().scores(features(marks)) > 0) & (marks[:, 0] >= _FEWEST_CHARACTERS)
+    may_be = (marks[:, 0] >= _FEWEST_CHARACTERS) & (marks[:, _CJK_COLUMN] <= _CJK_SHARE * marks[:, 0])
+    return may_be & (code_model().scores(features(marks)) > 0)

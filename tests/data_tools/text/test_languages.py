@@ -11,7 +11,7 @@ ENGLISH = (
 )
 
 
-@pytest.mark.parametrize("text", [PYTHON, C, "SELECT" + ";\n" * 3 + "const a = {\n};\nlet b = 3;\n"])
+@pytest.mark.parametrize("text", [PYTHON, C, "const a = {\n  b: 3,\n};\nlet c = a.b;\nconsole.log(c);\n"])
 def test_program_text(text: str) -> None:
     assert looks_like_code(text)
     assert LanguageDetector().detect(text) == ("code", 1.0)
