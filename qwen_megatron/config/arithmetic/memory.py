@@ -133,7 +133,15 @@ def activation_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> in
     a_token = in_flight / pieces * config.layers_per_stage[stage] * kept + again + passed_on + batches
     if is_last:
         a_token += norm_share(stream / e, e, kernels)
-    return round(a_token * tokens_of_microbatch(config))
+    # Angles of all positions, cosine and sine in fp32.
+    angles = 8 * model.kv_channels * (1 << (config.training.seq_length - 1).bit_length())
+    return round((a_token + gathered_bytes(config, kernels)) * tokens_of_microbatch(config)) + angles
+
+
+def gathered_bytes(config: ResolvedConfig, kernels: Kernels) -> int:
+    """Bytes a token of the buffer into which Megatron-Core's linears gather split sequences; it is kept."""
+    is_split = config.parallel.sequence_parallel and config.parallel.tensor_model_parallel_size > 1
+    return config.model.hidden_size * bytes_per_number(config) if is_split and kernels.name != FUSED else 0
 
 
 def passed_on_pieces(config: ResolvedConfig, stage: int, in_flight: int, kernels: Kernels) -> float:
@@ -194,6 +202,8 @@ def work_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> int:
     tokens, branch = tokens_of_microbatch(config), e * model.ffn_hidden_size / size
     stream, weight = e * model.hidden_size / split, e * model.hidden_size * model.ffn_hidden_size / size
     whole = e * model.hidden_size if split > 1 else 0.0
+    # The input of the branches goes into the buffer of `gathered_bytes`, where there is one.
+    gathers = 2 if kernels.name == FUSED else 1
     gone = 0.0
     moments = []
     if stage == len(config.layers_per_stage) - 1:
@@ -207,7 +217,9 @@ def work_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> int:
     made = (4 if kernels.name == CPU else 3) * branch
     moments.append(tokens * (stream + whole + branch - gone) + weight)
     moments.append(tokens * (stream + activation - gone))
-    moments.append(tokens * (stream + 2 * whole + 2 * branch - made - gone + (0 if whole else stream)) + 2 * weight)
+    moments.append(
+        tokens * (stream + gathers * whole + 2 * branch - made - gone + (0 if whole else stream)) + 2 * weight
+    )
     kept = 0
     if kernels.name == CPU and stage == len(config.layers_per_stage) - 1 and not config.shape.has_scalar_head:
         kept = loss_block_tokens(config, kernels) * (config.padded_vocab_size // size) * e
