@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,13 @@ def dry_run(config: ResolvedConfig, rank: int, num_microbatches: int | None = No
         num_microbatches: To take instead of the configured ones: memory stops growing when the pipeline is full.
     """
     count = config.num_microbatches if num_microbatches is None else num_microbatches
+    # In a thread of its own: the loss keeps a buffer for each, and tensors without content must not meet real ones.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(run_rank, config, rank, count).result()
+
+
+def run_rank(config: ResolvedConfig, rank: int, count: int) -> DryRun:
+    """`dry_run` in this thread, with so many micro-batches."""
     shape = BatchShape(micro_batch_size=config.training.micro_batch_size, seq_length=config.training.seq_length)
     with groups_of_nobody(config, rank) as (groups, platform), without_peers(), Ledger(axes_of(groups)) as ledger:
         trainable = build_trainable(config, groups, platform, fills_weights=False)

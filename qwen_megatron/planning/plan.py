@@ -64,15 +64,15 @@ class Figures:
 
     Attributes:
         tokens_per_day: Of training without a stop.
-        days: To the tokens of the recipe, without a stop.
+        days: To the tokens of the recipe, without a stop; None where it counts epochs of corpora, which stay closed.
         cost: Of them, US$, with the stops.
         mfu: Model FLOPs utilisation.
         tflops: 10^12 useful operations a second and device.
     """
 
     tokens_per_day: float
-    days: float
-    cost: float
+    days: float | None
+    cost: float | None
     mfu: float
     tflops: float
 
@@ -81,16 +81,25 @@ def figures_of(layout: Layout, plan: Plan) -> Figures:
     """Speed and price of a layout."""
     config, seconds = layout.config, layout.time.total
     tokens_per_day = config.tokens_per_step / seconds * DAY_SECONDS
-    days = tokens_in_all(config) / tokens_per_day
+    tokens = tokens_of(config)
+    days = None if tokens is None else tokens / tokens_per_day
     tflops = config.flops_per_token * config.tokens_per_step / config.world_size / seconds / 1e12
-    with_stops = days / goodput(plan.failures, best_interval(plan.failures))
+    cost = None
+    if days is not None:
+        with_stops = days / goodput(plan.failures, best_interval(plan.failures))
+        cost = with_stops * 24 * plan.gpus * plan.machine.price_per_hour
     return Figures(
         tokens_per_day=tokens_per_day,
         days=days,
-        cost=with_stops * 24 * plan.gpus * plan.machine.price_per_hour,
+        cost=cost,
         mfu=tflops / plan.machine.peak_tflops,
         tflops=tflops,
     )
+
+
+def tokens_of(config: ResolvedConfig) -> int | None:
+    """Of the whole run; None where its length is in epochs."""
+    return None if config.training.train_epochs is not None else tokens_in_all(config)
 
 
 def as_dict(plan: Plan, count: int) -> dict[str, Any]:
@@ -99,7 +108,7 @@ def as_dict(plan: Plan, count: int) -> dict[str, Any]:
     return {
         "gpu": plan.machine.name,
         "gpus": plan.gpus,
-        "tokens": tokens_in_all(plan.shown.config),
+        "tokens": tokens_of(plan.shown.config),
         "device_memory_bytes": plan.machine.memory_bytes,
         "usable_memory_bytes": usable_bytes(plan.machine),
         "fitting": len(plan.found.layouts),
@@ -152,9 +161,11 @@ def layout_dict(layout: Layout, plan: Plan) -> dict[str, Any]:
 def as_text(plan: Plan, count: int) -> str:
     """For people: a table, and more of the best layout."""
     machine, config = plan.machine, plan.shown.config
+    tokens = tokens_of(config)
+    whole = f"{config.training.train_epochs} epochs" if tokens is None else f"{tokens:,}"
     head = (
         f"{config.num_parameters:,} parameters on {plan.gpus:,} x {machine.name}; {config.tokens_per_step:,} tokens a "
-        f"step of {config.training.seq_length}, {tokens_in_all(config):,} in all"
+        f"step of {config.training.seq_length}, {whole} in all"
     )
     counts = (
         f"{len(plan.found.layouts):,} layouts fit into {usable_bytes(machine) / GIB:.1f} GiB, "
@@ -192,8 +203,8 @@ def row_of(number: int, layout: Layout, plan: Plan) -> tuple[str, ...]:
         f"{layout.largest_bytes / GIB:.1f}",
         f"{layout.time.total:.3g}",
         f"{figures.mfu:.1%}",
-        f"{figures.days:.3g}",
-        f"{figures.cost / 1e6:.3g}",
+        "-" if figures.days is None else f"{figures.days:.3g}",
+        "-" if figures.cost is None else f"{figures.cost / 1e6:.3g}",
     )
 
 

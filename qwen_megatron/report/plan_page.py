@@ -85,8 +85,8 @@ def facts(plan: Row, best: Row) -> str:
     """The numbers to look at first."""
     failures = plan["failures"]
     found = {
-        "days, without a stop": f"{best['days']:.1f}",
-        "cost, with stops": f"{best['cost'] / 1e6:.3g} million $",
+        "days, without a stop": days(best),
+        "cost, with stops": f"{millions(best)} million $",
         "seconds a step": f"{best['step_seconds']:.3g}",
         "MFU": f"{best['mfu']:.1%}",
         "TFLOP/s a GPU": f"{best['tflops']:.0f}",
@@ -98,6 +98,16 @@ def facts(plan: Row, best: Row) -> str:
     }
     boxes = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in found.items())
     return f'<dl class="facts">{boxes}</dl>'
+
+
+def days(layout: Row) -> str:
+    """To the recipe's tokens; where it counts epochs nobody knows."""
+    return "-" if layout["days"] is None else f"{layout['days']:.1f}"
+
+
+def millions(layout: Row) -> str:
+    """Of them, 10^6 US$."""
+    return "-" if layout["cost"] is None else f"{layout['cost'] / 1e6:.3g}"
 
 
 def section(title: str, *parts: str) -> str:
@@ -251,8 +261,8 @@ def layouts_table(layouts: Sequence[Row]) -> str:
             f"{layout['largest_memory_bytes'] / GIB:.1f}",
             f"{layout['step_seconds']:.3g}",
             f"{layout['mfu']:.1%}",
-            f"{layout['days']:.1f}",
-            f"{layout['cost'] / 1e6:.3g}",
+            days(layout),
+            millions(layout),
             layout["limit"],
         )
         for layout in layouts

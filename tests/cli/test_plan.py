@@ -62,6 +62,13 @@ def test_the_price_and_the_stops_are_those_given(capsys: pytest.CaptureFixture[s
     assert often["layouts"][0]["cost"] > 1.1 * best["cost"]
 
 
+def test_a_run_that_counts_epochs_has_no_days(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    epochs = ("plan", "model.preset=qwen-7b", "training.train_epochs=2", "--gpus", "8")
+    found = planned(capsys, *epochs, "--html", str(tmp_path / "plan.html"))
+    assert found["tokens"] is found["layouts"][0]["days"] is found["layouts"][0]["cost"] is None
+    assert "2 epochs in all" in printed(capsys, *epochs)
+
+
 def test_where_nothing_fits_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "plan", "recipe:qwen-72b", "--gpus", "8", status=1)
     assert "none fits" in text

@@ -15,6 +15,7 @@ from qwen_megatron.planning.dry_run import DryRun, dry_run
 from qwen_megatron.planning.place import place_of
 from qwen_megatron.planning.traffic import step_traffic
 from qwen_megatron.planning.work import step_flops
+from qwen_megatron.platforms.vocabulary import KEPT
 
 SMALL = (
     "parallel.platform=cpu",
@@ -84,8 +85,11 @@ def test_a_rank_of_1024_of_which_nobody_else_is_there() -> None:
 
 
 def test_nothing_of_a_dry_run_is_left() -> None:
-    apply = torch.nn.Module._apply
-    dry_run(small(2, (TP2, "training.global_batch_size=1")), 0)
+    apply, kept = torch.nn.Module._apply, KEPT.buffer
+    config = small(2, (TP2, "training.global_batch_size=1"))
+    first, second = (dry_run(config, 0) for _ in range(2))
+    assert first == second
+    assert KEPT.buffer is kept
     assert not dist.is_initialized()
     assert torch.nn.Module._apply is apply
     # Neither tensors without content, kept in a table, nor the mode.

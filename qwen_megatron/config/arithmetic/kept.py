@@ -108,6 +108,8 @@ def attention_share(
         # Numbers, one mask for all heads and rows: a rank's two slices see keys of 2 x size + 1 slices together.
         part = training.seq_length / (2 * context)
         masks = e * part * (2 * context + 1) / 2 / training.micro_batch_size
+        # Angles of the rank's slices, cosine and sine in fp32.
+        masks += 8 * model.kv_channels / training.micro_batch_size
     return Share(split=kept_queries + keys_and_values + normed + output + softmax, whole=masks)
 
 

@@ -16,14 +16,13 @@ On top of that passes, at the fullest moment, the larger of two things. Loss: fo
 weights' precision), on the CPU with buffers of its cache; hidden states whole on every tensor-parallel rank, and their
 gradient; then memory of the size of the output layer's weight, which takes the place of its gradient. A scalar head:
 the last hidden states and their gradient in fp32 besides. Work: in the backward pass of a norm five fp32 tensors
-(torch), or in that of a feed-forward layer gradients of its branches, of its largest weight, and under sequence
-parallelism its input, whole on every rank.
+(torch); in that of a feed-forward layer gradients of its branches, of its largest weight, and under sequence
+parallelism its input, whole on every rank; at the end of the first stage memory of the size of the embedding's weight.
 
 Left out: the device's context and the collectives' buffers, which a hardware file names (`planning/hardware`), and
 fragmentation. A micro-batch of pairs is two sequences a pair.
-Source: Korthikanti et al. 2022 (arXiv 2205.05198),
-section 4, for the method; Rajbhandari et al. 2020 (arXiv 1910.02054) for the state; Megatron-Core's schedules for what
-is in flight; checked against dry runs of the program.
+Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for the method; Rajbhandari et al. 2020 (arXiv
+1910.02054) for the state; Megatron-Core's schedules for what is in flight; checked against dry runs of the program.
 """
 
 from __future__ import annotations
@@ -133,7 +132,24 @@ def activation_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> in
     a_token = in_flight / pieces * config.layers_per_stage[stage] * kept + again + passed_on + batches
     if is_last:
         a_token += norm_share(stream / e, e, kernels)
-    return round(a_token * tokens_of_microbatch(config))
+    # Angles of all positions, cosine and sine in fp32.
+    angles = 8 * model.kv_channels * (1 << (config.training.seq_length - 1).bit_length())
+    return round((a_token + gathered_bytes(config, kernels)) * tokens_of_microbatch(config)) + angles
+
+
+def kept_by_piece(config: ResolvedConfig, stage: int, kernels: Kernels) -> float:
+    """Bytes a token that a piece of a stage keeps of one micro-batch."""
+    model, parallel, e = config.model, config.parallel, bytes_per_number(config)
+    kept = model.hidden_size * e / (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
+    if parallel.recompute_granularity != "full":
+        kept = layer_share(model, parallel, config.training, e, kernels).of(parallel)
+    return config.layers_per_stage[stage] / (parallel.virtual_pipeline_model_parallel_size or 1) * kept
+
+
+def gathered_bytes(config: ResolvedConfig, kernels: Kernels) -> int:
+    """Bytes a token of the buffer into which Megatron-Core's linears gather split sequences; it is kept."""
+    is_split = config.parallel.sequence_parallel and config.parallel.tensor_model_parallel_size > 1
+    return config.model.hidden_size * bytes_per_number(config) if is_split and kernels.name != FUSED else 0
 
 
 def passed_on_pieces(config: ResolvedConfig, stage: int, in_flight: int, kernels: Kernels) -> float:
@@ -194,6 +210,8 @@ def work_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> int:
     tokens, branch = tokens_of_microbatch(config), e * model.ffn_hidden_size / size
     stream, weight = e * model.hidden_size / split, e * model.hidden_size * model.ffn_hidden_size / size
     whole = e * model.hidden_size if split > 1 else 0.0
+    # The input of the branches goes into the buffer of `gathered_bytes`, where there is one.
+    gathers = 2 if kernels.name == FUSED else 1
     gone = 0.0
     moments = []
     if stage == len(config.layers_per_stage) - 1:
@@ -207,7 +225,13 @@ def work_bytes(config: ResolvedConfig, stage: int, kernels: Kernels) -> int:
     made = (4 if kernels.name == CPU else 3) * branch
     moments.append(tokens * (stream + whole + branch - gone) + weight)
     moments.append(tokens * (stream + activation - gone))
-    moments.append(tokens * (stream + 2 * whole + 2 * branch - made - gone + (0 if whole else stream)) + 2 * weight)
+    moments.append(
+        tokens * (stream + gathers * whole + 2 * branch - made - gone + (0 if whole else stream)) + 2 * weight
+    )
+    if stage == 0:
+        # Of the embedding's weight, when all but one micro-batch are still there.
+        rows = config.padded_vocab_size // size
+        moments.append(rows * model.hidden_size * e - tokens * kept_by_piece(config, stage, kernels))
     kept = 0
     if kernels.name == CPU and stage == len(config.layers_per_stage) - 1 and not config.shape.has_scalar_head:
         kept = loss_block_tokens(config, kernels) * (config.padded_vocab_size // size) * e
