@@ -4,13 +4,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+#include <vector>
 
 #include "rank_table.h"
 
 namespace qwen_data {
 
 // Joins neighbours whose union is the token of lowest rank, the leftmost first, until no union of two neighbours is a
-// token: tiktoken's rule, for any vocabulary. Short pieces are searched anew for each union, long ones kept in a heap.
+// token: tiktoken's rule, for any vocabulary. Short pieces are searched anew for each union, of long ones the
+// unions are kept in order.
 class PieceMerger {
   public:
     // Writes the ranks of the `size` bytes at `p`, at least one, to `out`, which has room for `size` of them; returns the
@@ -39,7 +41,17 @@ class PieceMerger {
     std::uint32_t* merge_parts(const RankTable& ranks, const char* p, Parts& parts, std::uint32_t* out);
     std::uint32_t* merge_long(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);
 
+    // A part of a long piece, at the place of its first byte; what is joined to a part before it is passed over.
+    struct LongPart {
+        std::uint32_t next;
+        std::uint32_t before;
+        std::uint32_t union_rank;
+    };
+    // Those of longer pieces are given back at once: 24 MiB.
+    static constexpr std::size_t kMostKept = std::size_t{1} << 21;
+
     std::uint64_t num_lookups_ = 0;
+    std::vector<LongPart> parts_;
 };
 
 }  // namespace qwen_data

@@ -172,6 +172,9 @@ def test_work_grows_with_the_text_and_hardly_faster(unit: str) -> None:
 
 
 def test_one_very_long_word_is_what_tiktoken_makes_of_it() -> None:
+    chooser = random.Random(4)
+    for letters in ("etaoinshrdlu", "=-*#_/", " ", "\n ", "éèàcla", "你好世界的中国人", "กขคาเแ"):
+        assert_same(["".join(chooser.choices(letters, k=size)) + "x" for size in (70, 300, 4000)])
     assert_same(["ab" * 20_000, "你好世界" * 5_000, "x" * 65 + "y", "z" * 64, "é" * 9_999 + "!" * 9_999])
 
 
