@@ -67,7 +67,8 @@ class TokenizeOptions:
         file_format: "jsonl", "parquet", "warc", "text" (one document a file), or "auto", which goes by the name.
         seed: of the document order, 0 to 2^64 - 1.
         shuffle: False keeps the order of the input.
-        workers: threads of this process, or, with the reference encoder, processes if there is more than one.
+        workers: threads of this process; for reading what is no JSON Lines, and with the reference encoder,
+            processes if there is more than one.
         encoder: "native" (fast) or "tiktoken" (reference).
         check_interval: one record in this many is compared with tiktoken, and the first 64.
         max_document_bytes: a longer line is rejected.
@@ -175,12 +176,10 @@ def _tokenize(segments: Sequence[Segment], prefix: Path, options: TokenizeOption
     # Killed while it gave its files their names: they are not somebody else's.
     was_publishing = content_of(work / _PUBLISHING) == plan.key
     require_absent(prefix, overwrite=options.overwrite or was_publishing)
-    executor = _executor(options)
     try:
-        try:
-            sidecar = _run(Runner(executor, root=work), work, plan, prefix, options)
-        finally:
-            executor.close()
+        read = _read(work, plan, options.workers)
+        with contextlib.closing(_encoding_executor(options)) as executor:
+            sidecar = _run(Runner(executor, root=work), work, plan, read, prefix, options)
     except BaseException:
         if not any(work.glob("*/*.manifest.json")):
             # Nothing to go on from; what went wrong is worth more than what is left.
@@ -191,14 +190,17 @@ def _tokenize(segments: Sequence[Segment], prefix: Path, options: TokenizeOption
     return sidecar
 
 
-def _executor(options: TokenizeOptions) -> Executor:
-    if options.encoder == "native":
-        return ThreadExecutor(options.workers)
-    return InProcessExecutor() if options.workers == 1 else ProcessExecutor(options.workers)
+def _encoding_executor(options: TokenizeOptions) -> Executor:
+    return ThreadExecutor(options.workers) if options.encoder == "native" else _processes(options.workers)
 
 
-def _run(runner: Runner, work: Path, plan: _Plan, prefix: Path, options: TokenizeOptions) -> Sidecar:
-    read = _read(runner, work, plan)
+def _processes(workers: int) -> Executor:
+    return InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
+
+
+def _run(
+    runner: Runner, work: Path, plan: _Plan, read: Sequence[Sequence[Manifest]], prefix: Path, options: TokenizeOptions
+) -> Sidecar:
     inputs = [
         encode_inputs(segment, manifests, options.text_key)
         for segment, manifests in zip(plan.segments, read, strict=True)
@@ -226,13 +228,19 @@ def _run(runner: Runner, work: Path, plan: _Plan, prefix: Path, options: Tokeniz
         return seal(prefix, target, gathered, rejected, input_files, seed, progress)
 
 
-def _read(runner: Runner, work: Path, plan: _Plan) -> list[list[Manifest]]:
-    """Makes JSON Lines of what is none; the manifests of each segment."""
+def _read(work: Path, plan: _Plan, workers: int) -> list[list[Manifest]]:
+    """Makes JSON Lines of what is none, in processes, for readers hold the interpreter's lock.
+
+    Returns:
+        The manifests of each segment.
+    """
     tasks = [task for some in plan.reading for task in some]
     if not tasks:
         return [[] for _ in plan.segments]
-    runner.title = "reading"
-    manifests = iter(runner.run(work / "read", tasks))
+    with contextlib.closing(_processes(workers)) as executor:
+        runner = Runner(executor, root=work)
+        runner.title = "reading"
+        manifests = iter(runner.run(work / "read", tasks))
     return [[next(manifests) for _ in some] for some in plan.reading]
 
 

@@ -120,5 +120,5 @@ def check_against_reference(encoder: Encoder, reference: Encoder, text: str, tok
     raise DataError(
         f"{type(encoder).__name__} and {type(reference).__name__} differ at token {position} of a text that begins "
         f"{text[:40]!r}: {tokens[position : position + 4].tolist()} instead of "
-        f"{expected[position : position + 4].tolist()}; use --encoder tiktoken and report the text"
+        f"{expected[position : position + 4].tolist()}; use the encoder tiktoken and report the text"
     )

@@ -298,7 +298,7 @@ def test_nothing_is_left_open_and_the_input_is_unchanged() -> None:
         "peak_tflops_per_rank",
         "virtual_pipeline_model_parallel_size",
     }
-    open_by_nature |= {"wandb_project", "profile_steps", "train_epochs"}
+    open_by_nature |= {"wandb_project", "profile_steps", "train_epochs", "gradient_bucket_size"}
     open_by_nature |= {"save_interval_minutes", "keep_last", "keep_every", "exit_duration_minutes"}
     open_by_nature |= {"num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"}
     open_by_nature |= {"rampup_start_batch_size", "rampup_batch_size_increment", "rampup_samples"}

@@ -26,7 +26,7 @@ class Fault:
         rank: The rank.
         at: `module:function` or `module:Class.method`, looked up where it is called from.
         calls: Numbers of the calls that it happens at, the first is 1; empty for all.
-        do: `kill`, `stop`, `exit`, `raise`, `sleep` (before the call), `nan` (the call's result is nan).
+        do: `kill`, `stop`, `exit`, `raise`, `sleep` (before the call), `nan` (what the call gives is nan).
         seconds: Length of a sleep; wait before a stop; how long the call goes on before a kill, which hits something in
             the middle then.
         attempt: Number of the start that it happens in, the first is 0; None for all.
@@ -71,7 +71,7 @@ def install(fault: Fault) -> None:
         if due:
             fault.happen()
         result = function(*args, **kwargs)
-        return math.nan if due and fault.do == "nan" else result
+        return result * math.nan if due and fault.do == "nan" else result
 
     setattr(owner, name, wrapped)
 

@@ -62,7 +62,7 @@ def test_a_reader_that_fails_is_named_and_not_who_waited_for_it(byte_corpus: Pat
 
 
 def test_a_restart_after_nan_is_refused_at_once(byte_corpus: Path, tmp_path: Path) -> None:
-    fault = Fault(rank=0, at="qwen_megatron.train.step:mean", calls=(4,), do="nan")
+    fault = Fault(rank=0, at="qwen_megatron.train.step:squared_gradient_norm", calls=(3,), do="nan")
     with Job(tmp_path / "run", byte_corpus, 2, faults=[fault], max_restarts=2) as job:
         assert job.wait() == 1
     output = job.output()

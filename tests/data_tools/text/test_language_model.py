@@ -65,7 +65,15 @@ def test_answers_are_those_of_fasttext() -> None:
 @settings(max_examples=150, deadline=None)
 @given(texts(max_size=30))
 def test_answers_on_odd_texts(text: str) -> None:
-    assert same(LANGUAGE_MODEL, LANGUAGE_ORACLE, text.replace("\n", " "))
+    # The separators that str.split() takes for white space part words here, in fastText they do not.
+    parted = text.translate(dict.fromkeys((0x0A, 0x1C, 0x1D, 0x1E, 0x1F), " "))
+    assert same(LANGUAGE_MODEL, LANGUAGE_ORACLE, parted)
+
+
+def test_separators_part_words() -> None:
+    labels, scores = LANGUAGE_MODEL.predict(["bbb\x1fccc", "bbb ccc", "bbbccc"], 1)
+    assert (labels[0], scores[0]) == (labels[1], scores[1])
+    assert scores[1] != scores[2]
 
 
 def test_the_detector_asks_as_before() -> None:
