@@ -62,44 +62,13 @@ OURS = Engine(name="qwen-megatron", launches=52, launch_us=43)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepTime:
-    """Seconds of a step by part; the parts of a micro-batch are the slowest stage's, all micro-batches together.
+class PieceTime:
+    """Seconds of one micro-batch on a stage, forward and backward.
 
     Attributes:
         products, attention, memory, launches: Computing.
         tensor, context: Communication inside layers, as far as it waits.
-        bubble: Filling and emptying the pipeline.
-        transfers: Between stages.
-        data: Reduction of gradients and gathering of weights, as far as they wait.
-        optimizer: Norm and update.
     """
-
-    products: float
-    attention: float
-    memory: float
-    launches: float
-    tensor: float
-    context: float
-    bubble: float
-    transfers: float
-    data: float
-    optimizer: float
-
-    @property
-    def total(self) -> float:
-        """Of the step."""
-        return sum(getattr(self, field.name) for field in fields(self))
-
-    @property
-    def limit(self) -> str:
-        """The largest part besides products and attention."""
-        others = [field.name for field in fields(self) if field.name not in ("products", "attention")]
-        return max(others, key=lambda name: getattr(self, name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PieceTime:
-    """Seconds of one micro-batch on a stage, forward and backward."""
 
     products: float
     attention: float
@@ -112,6 +81,29 @@ class PieceTime:
     def total(self) -> float:
         """All of it."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime(PieceTime):
+    """Seconds of a step by part; the parts of a micro-batch are the slowest stage's, all micro-batches together.
+
+    Attributes:
+        bubble: Filling and emptying the pipeline.
+        transfers: Between stages.
+        data: Reduction of gradients and gathering of weights, as far as they wait.
+        optimizer: Norm and update.
+    """
+
+    bubble: float
+    transfers: float
+    data: float
+    optimizer: float
+
+    @property
+    def limit(self) -> str:
+        """The largest part besides products and attention."""
+        others = [field.name for field in fields(self) if field.name not in ("products", "attention")]
+        return max(others, key=lambda name: getattr(self, name))
 
 
 def step_time(config: ResolvedConfig, machine: Machine, engine: Engine = OURS) -> StepTime:
