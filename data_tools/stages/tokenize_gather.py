@@ -1,8 +1,8 @@
 """Runs to a token file: tasks that each take neighbouring buckets of keys, and write their own range of the file.
 
 Only whole blocks of 64 KiB are written in place; what a range has of the blocks that it shares with its neighbours goes
-to a file of the task and is put in by `tokenize_seal`. So no two processes, or machines on a network file system, write
-the same page.
+to a file of the task and is put in by `tokenize_checksum`. So no two processes, or machines on a network file system,
+write the same page.
 
 A task opens each run once, however many buckets it has, and reads of an index what its buckets need.
 """
@@ -23,6 +23,7 @@ from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.io.atomic_file import atomic_output, open_unfollowed
 from data_tools.io.system_errors import naming
+from data_tools.stages.tokenize_checksum import CHECKSUMS
 from data_tools.stages.tokenize_runs import ENTRY, Runs, RunSizes
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
@@ -119,11 +120,14 @@ def _borders(ends: Sequence[int], bucket_tokens: int) -> list[int]:
 
 
 def _forget_ranges_of_missing(target: Path) -> None:
-    """A range is done only as long as the file it was written into is there.
+    """A range, and the checksums of a segment, are done only as long as the file that they are of is there.
 
     The file is created before the first manifest, so manifests seen before the file was found missing are stale.
     """
-    stale = list((target.parent / "buckets").glob("bucket-*.manifest.json"))
+    stale = [
+        *(target.parent / "buckets").glob("bucket-*.manifest.json"),
+        *(target.parent / CHECKSUMS).glob("part-*.manifest.json"),
+    ]
     if not target.exists():
         for path in stale:
             path.unlink(missing_ok=True)
@@ -161,7 +165,12 @@ def gather_bucket(task: Task) -> TaskResult:
         outputs=list(contents),
         records_in=len(all_lengths),
         records_out=len(all_lengths),
-        values={"start": 4 * options["start"], "stop": 4 * stop, "head": len(edges[0])},
+        values={
+            "start": 4 * options["start"],
+            "stop": 4 * stop,
+            "head": len(edges[0]),
+            "tokens": stop - options["start"],
+        },
         written=[target],
     )
 
