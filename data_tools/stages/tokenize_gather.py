@@ -31,7 +31,7 @@ from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 _BUCKETS = 8
 _SMALLEST_BUCKET_TOKENS = 2 * 1024 * 1024
 # So many tasks at most: each opens every run.
-_MOST_TASKS = 512
+_MOST_TASKS = 128
 # A longer document that is alone in its slice of a run is copied from there, not held in memory.
 _LARGE_TOKENS = 1024 * 1024
 _PIECE_TOKENS = 2 * 1024 * 1024
@@ -62,8 +62,7 @@ def gather_runs(
     ]
     run_list = write_input_list(folder / "runs.json", files)
     num_tokens = sum(manifest.values["tokens"] for manifest in encoded)
-    paths = [Path(one.path) for one in files]
-    with Runs(list(zip(paths[::2], paths[1::2], strict=True)), sizes.num_ranges) as runs:
+    with Runs(files, sizes.num_ranges) as runs:
         if shuffle:
             range_tokens = sum(_range_tokens(runs, run, sizes.num_ranges) for run in range(len(runs)))
             bucket_tokens = min(sizes.run_tokens, max(num_tokens // _BUCKETS, _SMALLEST_BUCKET_TOKENS))
@@ -143,10 +142,7 @@ def gather_bucket(task: Task) -> TaskResult:
     files = read_input_list(task.inputs[0])
     target = Path(task.folder).parent / options["target"]
     lengths: list[npt.NDArray[np.int32]] = []
-    with Runs(
-        [(Path(index.path), Path(tokens.path)) for index, tokens in zip(files[::2], files[1::2], strict=True)],
-        options["num_ranges"],
-    ) as runs:
+    with Runs(files, options["num_ranges"]) as runs:
         descriptor = open_unfollowed(target, os.O_WRONLY | os.O_CREAT)
         try:
             with naming(target):

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -16,8 +15,8 @@ import numpy.typing as npt
 
 from data_tools.corpus.writer import TOKEN_DTYPE
 from data_tools.errors import DataError
+from data_tools.io.file_range import FileRange
 from data_tools.io.open_files import files_to_keep_open
-from data_tools.io.system_errors import naming
 
 ENTRY = np.dtype([("key", "<u8"), ("file", "<u4"), ("offset", "<u8"), ("length", "<i4")])
 PLACE = np.dtype([("entry", "<u8"), ("token", "<u8")])
@@ -34,7 +33,7 @@ _FEWEST_RANGES = 64
 # Ranges in a bucket by that estimate: enough for buckets of about equal size, were it four times too low.
 _RANGES_PER_BUCKET = 16
 # Parts that the input is cut into: enough to share among many workers, each large enough to be worth a file.
-_PARTS = 1024
+_PARTS = 512
 _SMALLEST_PART_BYTES = 16 * 1024 * 1024
 _LARGEST_PART_BYTES = 256 * 1024 * 1024
 
@@ -112,12 +111,12 @@ def index_content(entries: npt.NDArray[np.void], num_ranges: int) -> bytes:
 class Runs:
     """The files of all runs, each opened once for as long as the block lasts, if the limit of open files allows it."""
 
-    def __init__(self, files: Sequence[tuple[Path, Path]], num_ranges: int) -> None:
-        """Takes (index, tokens) of each run; ``num_ranges`` as they were written with."""
-        self._files = files
+    def __init__(self, files: Sequence[FileRange], num_ranges: int) -> None:
+        """Takes index and tokens of each run in turn; ``num_ranges`` as they were written with."""
+        self._paths = [one.path for one in files]
         self._num_ranges = num_ranges
-        self._kept: dict[Path, int] = {}
-        self._most_kept = files_to_keep_open(2 * len(files))
+        self._kept: dict[int, int] = {}
+        self._most_kept = files_to_keep_open(len(files))
 
     def __enter__(self) -> "Runs":
         return self
@@ -129,39 +128,42 @@ class Runs:
             os.close(self._kept.popitem()[1])
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._paths) // 2
 
     def places(self, run: int, first: int, stop: int) -> npt.NDArray[np.void]:
         """[stop - first + 1] PLACE of the ranges ``first`` to ``stop - 1`` of a run, and of what comes after them."""
         places = np.empty(stop - first + 1, dtype=PLACE)
-        self._read(self._files[run][0], PLACE.itemsize * first, places.data.cast("B"))
+        self._read(2 * run, PLACE.itemsize * first, places.data.cast("B"))
         return places
 
     def entries(self, run: int, first: int, count: int) -> npt.NDArray[np.void]:
         """[count] ENTRY of a run from entry ``first`` on."""
         entries = np.empty(count, dtype=ENTRY)
         header = PLACE.itemsize * (self._num_ranges + 1)
-        self._read(self._files[run][0], header + ENTRY.itemsize * first, entries.data.cast("B"))
+        self._read(2 * run, header + ENTRY.itemsize * first, entries.data.cast("B"))
         return entries
 
     def read_tokens(self, run: int, first: int, tokens: npt.NDArray[np.int32]) -> None:
         """Fills ``tokens`` with those of a run from token ``first`` on."""
-        self._read(self._files[run][1], TOKEN_DTYPE.itemsize * first, tokens.data.cast("B"))
+        self._read(2 * run + 1, TOKEN_DTYPE.itemsize * first, tokens.data.cast("B"))
 
-    def _read(self, path: Path, position: int, room: memoryview) -> None:
-        with naming(path):
-            descriptor = self._kept.get(path)
-            is_kept = descriptor is not None
-            if descriptor is None:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if is_kept := len(self._kept) < self._most_kept:
-                    self._kept[path] = descriptor
-            try:
-                while room:
-                    size = os.preadv(descriptor, [room], position)
-                    if not size:
-                        raise DataError(f"{path}: {len(room)} bytes are missing; delete it and run again")
-                    room, position = room[size:], position + size
-            finally:
-                if not is_kept:
-                    os.close(descriptor)
+    def _read(self, number: int, position: int, room: memoryview) -> None:
+        path = self._paths[number]
+        descriptor = self._kept.get(number)
+        is_kept = descriptor is not None
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if is_kept := len(self._kept) < self._most_kept:
+                self._kept[number] = descriptor
+        try:
+            while room:
+                size = os.preadv(descriptor, [room], position)
+                if not size:
+                    raise DataError(f"{path}: {len(room)} bytes are missing; delete it and run again")
+                room, position = room[size:], position + size
+        except OSError as error:
+            error.filename = path
+            raise
+        finally:
+            if not is_kept:
+                os.close(descriptor)

@@ -25,8 +25,7 @@ from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 SIZES = RunSizes(run_tokens=600, num_ranges=64, part_bytes=1)
 
 
-def test_slices_do_not_grow_faster_than_the_input() -> None:
-    num_slices = []
+def test_slices_do_not_become_small() -> None:
     for exponent in (10, 11, 12):
         tokens = 10**exponent
         sizes = RunSizes.of(4 * tokens)
@@ -34,9 +33,8 @@ def test_slices_do_not_grow_faster_than_the_input() -> None:
         buckets = -(-tokens // sizes.run_tokens)
         assert sizes.run_tokens <= TOKENS_IN_MEMORY
         assert buckets * 8 <= sizes.num_ranges <= buckets * 64
-        num_slices.append(runs * buckets / (tokens / 1e10))
-    # Runs and buckets of a fixed size: 90,000, 9 million and 900 million slices, ten times as many for each token.
-    assert num_slices == sorted(num_slices, reverse=True)
+        # Half a megabyte or more. Runs and buckets of a fixed size: 900 million slices of 1100 tokens at 10^12.
+        assert tokens / (runs * buckets) > 125_000
 
 
 @pytest.mark.parametrize(("tokens", "limit", "expected"), [(10**9, None, 2**25), (10**12, None, 2**29), (10**12, 7, 7)])
