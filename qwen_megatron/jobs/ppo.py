@@ -53,6 +53,8 @@ class Ppo(Job):
         DataError: if a corpus is missing, damaged, too small or of another kind.
     """
 
+    loss_title = "Loss of the policy; held out: mean score, its sign turned"
+
     def __init__(self, config: ResolvedConfig, groups: Groups, models: Models, contents: Mapping[str, str]):
         self.config, self.groups = config, groups
         self.models, self.contents = models, contents

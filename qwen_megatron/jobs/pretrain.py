@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ from qwen_megatron.train.step_timers import StepTimers
 from qwen_megatron.train.trainable import MAIN, build_trainable
 
 log = logging.getLogger(__name__)
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats a token; infinite, and no error, where floats end."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 class Pretraining(Job):
@@ -111,14 +117,16 @@ class Pretraining(Job):
         return [*([None] if self.dataset.eval_ids else []), *self.held_out]
 
     def evaluate(self, run: Run, corpus: str | None = None) -> tuple[float, Mapping[str, float]]:
+        """Mean loss of a token, and `perplexity`, its exponential."""
         loader = self.loader if corpus is None else self.held_out[corpus]
-        return evaluate(
+        loss, means = evaluate(
             run.trainables[MAIN],
             self.objective,
             loader.evaluation(),
             shape=loader.shape,
             num_microbatches=loader.num_evaluation_microbatches,
         )
+        return loss, {"perplexity": perplexity(loss), **means}
 
     def sources(self, state: TrainState) -> dict[str, dict[str, Any]]:
         return self.dataset.sources(state.consumed_samples)
