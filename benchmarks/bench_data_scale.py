@@ -226,11 +226,12 @@ def join_row(num_documents: int, at_once: int) -> str:
         del pairs, part, members
         before = peak_mib(forget=True)
         clock()
-        clusters = join_pairs(Runner(InProcessExecutor()), folder, grouped, [], at_once or 2 * num_pairs)
+        at_once = at_once or 2 * num_pairs
+        clusters = join_pairs(Runner(InProcessExecutor()), folder, grouped, [], at_once, num_documents)
         wall, processor = clock()
         rounds = len(list(folder.glob("round-*-small")))
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    held = f"{at_once:,}" if at_once else "all"
+    held = f"{at_once:,}" if at_once < 2 * num_pairs else "all"
     return (
         f"| {num_documents:,} | {num_pairs:,} | {held} | {rounds} | {clusters.values['removed']:,} | {wall:,.1f} | "
         f"{processor:,.1f} | {disk:,.0f} | {before:,.0f} | {peak_mib():,.0f} |"

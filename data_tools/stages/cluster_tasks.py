@@ -31,7 +31,12 @@ _WEIGHT = np.dtype([("node", "<u8"), ("weight", "<u8")])
 
 
 def join_pairs(
-    runner: Runner, folder: Path, grouped: Sequence[Manifest], copies: Sequence[FileRange], num_documents: int
+    runner: Runner,
+    folder: Path,
+    grouped: Sequence[Manifest],
+    copies: Sequence[FileRange],
+    num_documents: int,
+    of_documents: int,
 ) -> Manifest:
     """The clusters of all pairs.
 
@@ -41,13 +46,14 @@ def join_pairs(
         grouped: manifests with NAME.npy, pairs of documents, and how many in the value `edges`.
         copies: files of documents that stand for several ([k, 2] uint64, by document), and for how many.
         num_documents: that a task may hold, about 100 bytes each.
+        of_documents: at least as many as the pairs name.
     Returns:
         a manifest with `REMOVED`, the documents that do not survive, and `SIZES`, those that do with the sizes of their
         clusters.
     """
     num_edges = sum(one.values["edges"] for one in grouped)
-    # A slice has each of its documents once or twice.
-    num_slices = min(1 << max(0, -(-2 * num_edges // num_documents) - 1).bit_length(), _MOST_SLICES)
+    needed = -(-min(2 * num_edges, of_documents) // num_documents)
+    num_slices = min(1 << max(0, needed - 1).bit_length(), _MOST_SLICES)
     options = {"num_slices": num_slices, "num_documents": num_documents}
     stars = runner.run(folder / "stars", _contract_tasks(folder / "stars", grouped, options))
     is_done = len(stars) <= 1

@@ -6,6 +6,7 @@ survivor's `cluster_size` adds up those of its cluster.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,16 @@ from data_tools.engine.document import (
 )
 from data_tools.engine.input_list import read_input_list, write_input_list
 from data_tools.engine.part_tasks import part_tasks
+from data_tools.engine.planning import group_neighbours
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.io.file_range import FileRange
 from data_tools.settings.records import Count, Seed64, Share, record
 from data_tools.stages.cluster_tasks import REMOVED, SIZES, join_pairs
 from data_tools.stages.jaccard_tasks import checked_edges
+
+# Shards that are signed each for itself; every bucket reads the files of all of them.
+_MOST_SIGNED = 512
 
 
 @record
@@ -63,7 +68,18 @@ class FuzzyDedupStage:
         }
         shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
         buckets = folder / "buckets"
-        signed = runner.run(buckets, part_tasks("fuzzy_sign", buckets, inputs, options))
+        counts = [part.records_out for part in inputs]
+        sign = [
+            Task(
+                operation="fuzzy_sign",
+                folder=str(buckets),
+                name=f"part-{number:06d}",
+                options=options,
+                inputs=tuple(shards[shard] for shard in group),
+            )
+            for number, group in enumerate(group_neighbours(counts, _MOST_SIGNED, sum(counts) // _MOST_SIGNED))
+        ]
+        signed = runner.run(buckets, sign)
         clusters = self._clusters(runner, folder, shards, signed, options["num_parts"])
         found = (clusters.output(REMOVED), clusters.output(SIZES))
         return runner.run(folder, part_tasks("fuzzy_apply", folder, inputs, shared=found))
@@ -87,7 +103,8 @@ class FuzzyDedupStage:
         if self.min_jaccard:
             grouped = checked_edges(runner, folder, shards, grouped, bands_list, self.num_words, self.min_jaccard)
         copies = [one.output(_copies(one.name)) for one in signed]
-        return join_pairs(runner, folder, grouped, copies, self.bucket_documents)
+        of_documents = sum(part.records_out for part in signed)
+        return join_pairs(runner, folder, grouped, copies, self.bucket_documents, of_documents)
 
 
 def _copies(part: str) -> str:
@@ -95,7 +112,7 @@ def _copies(part: str) -> str:
 
 
 def sign_part(task: Task) -> TaskResult:
-    """The operation `fuzzy_sign`: band keys of one shard, by bucket, to NAME.bands; cluster sizes above 1."""
+    """The operation `fuzzy_sign`: band keys of some shards, by bucket, to NAME.bands; cluster sizes above 1."""
     options = task.options
     config = MinHashConfig(
         bands=options["bands"], rows=options["rows"], num_words=options["num_words"], seed=options["seed"]
@@ -104,7 +121,7 @@ def sign_part(task: Task) -> TaskResult:
     count = 0
     copies = [np.empty((0, 2), dtype=np.uint64)]
     with BucketWriter(folder, task.name, config, options["num_parts"]) as writer:
-        for batch in batches(read_documents(Path(task.inputs[0].path))):
+        for batch in batches(chain.from_iterable(read_documents(Path(one.path)) for one in task.inputs)):
             texts = [document.text for document in batch]
             numbers = document_numbers(batch)
             writer.add(numbers, signatures(texts, config))

@@ -124,7 +124,7 @@ def joined(folder: Path, pairs: Sequence[Pairs], copies: Sequence[Pairs], num_do
         manifest_of(folder, f"part-{number:06d}", one).output(f"part-{number:06d}.npy")
         for number, one in enumerate(copies)
     ]
-    clusters = join_pairs(Runner(InProcessExecutor()), folder, grouped, files, num_documents)
+    clusters = join_pairs(Runner(InProcessExecutor()), folder, grouped, files, num_documents, 1000)
     return clusters.path(REMOVED).read_bytes(), clusters.path(SIZES).read_bytes()
 
 
