@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.corpus.writer import TOKEN_DTYPE
+from data_tools.engine.planning import group_neighbours
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
 from data_tools.io.open_files import files_to_keep_open
@@ -73,15 +74,7 @@ class RunSizes:
 
     def groups(self, text_bytes: Sequence[int]) -> list[range]:
         """Files of so many bytes of text, put together for tasks that encode; few files are left alone."""
-        if len(text_bytes) <= _PARTS:
-            return [range(number, number + 1) for number in range(len(text_bytes))]
-        found, first, size = [], 0, 0
-        for number, one in enumerate(text_bytes):
-            if number > first and size + one > self.part_bytes:
-                found.append(range(first, number))
-                first, size = number, 0
-            size += one
-        return [*found, range(first, len(text_bytes))]
+        return group_neighbours(text_bytes, _PARTS, self.part_bytes)
 
 
 def _power_of_two(least: int) -> int:

@@ -23,6 +23,7 @@ from data_tools.engine.task import Task, read_manifest
 from data_tools.errors import DataError
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
+from data_tools.stages import fuzzy_dedup
 from data_tools.stages import tokenize as tokenize_stage
 from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
@@ -375,7 +376,9 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
         load_pipeline(path)
 
 
-def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+def test_near_duplicates_do_not_depend_on_order_or_cut(
+    tmp_path: Path, write_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def words(number: int) -> str:
         return " ".join(f"w{random.Random(number * 1000 + place).randrange(10**6)}" for place in range(80))
 
@@ -389,6 +392,8 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
     for number, split_bytes in enumerate((10**8, 9000, 4000)):
         random.Random(number).shuffle(texts)
         write_input(tmp_path / "web.jsonl", texts)
+        # As if there were too many parts, in the last run.
+        monkeypatch.setattr(fuzzy_dedup, "_MOST_SIGNED", 3 if number == 2 else 512)
         # One output: buckets of parts that are no more must not be taken for present ones.
         summary = run(write_pipeline(stages, split_bytes=split_bytes))
         assert summary.stages[-1]["rejected"] == {"near_duplicate": 20}
@@ -396,6 +401,8 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
         documents = [document for shard in shards for document in read_documents(shard)]
         survivors.append(sorted(document.text for document in documents))
         sizes.append(sorted((document.text, cluster_size(document)) for document in documents))
+    signed = len(list((tmp_path / "out/stages/04-fuzzy_dedup/buckets").glob("*.manifest.json")))
+    assert 3 <= signed < len(list((tmp_path / "out/stages/04-fuzzy_dedup").glob("*.manifest.json")))
     assert survivors[0] == survivors[1] == survivors[2]
     assert sizes[0] == sizes[1] == sizes[2]
     assert len(survivors[0]) == 40
