@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from qwen_megatron.platforms.transfer import Copies
+
 
 class Platform(abc.ABC):
     """One kind of accelerator: its collectives, its device and its clocks.
@@ -54,6 +56,10 @@ class Platform(abc.ABC):
     def products(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
         """A context for forward and backward passes whose matrices are of `dtype`."""
         return contextlib.nullcontext()
+
+    def copies(self, device: torch.device) -> Copies:
+        """How micro-batches come to a rank's device."""
+        return Copies()
 
     @abc.abstractmethod
     def synchronize(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from qwen_megatron.platforms.base import Platform
 from qwen_megatron.platforms.environment import cuda_variables, set_variables
 from qwen_megatron.platforms.shims.cuda import apply_cuda_shims
 from qwen_megatron.platforms.shims.later import later_lines
+from qwen_megatron.platforms.transfer import Copies, CopiesAhead, to_device
 
 
 class CudaPlatform(Platform):
@@ -66,8 +68,43 @@ class CudaPlatform(Platform):
         # Otherwise NCCL guesses the device from the rank, and connects in the first collective.
         return {"device_id": device} if self.backend == "nccl" else {}
 
+    def copies(self, device: torch.device) -> Copies:
+        return CopiesAhead(CudaStreams(device))
+
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated()
+
+
+class CudaStreams:
+    """The stream that computes and one beside it.
+
+    Args:
+        device: A GPU.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.side = torch.cuda.Stream(device)
+
+    def beside(self) -> contextlib.AbstractContextManager[Any]:
+        """See `Streams`."""
+        return torch.cuda.stream(self.side)
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `Streams`; from pinned memory."""
+        return to_device(tensor, self.device)
+
+    def mark(self) -> torch.cuda.Event:
+        """See `Streams`."""
+        return self.side.record_event()
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        """See `Streams`."""
+        torch.cuda.current_stream(self.device).wait_event(mark)
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """See `Streams`."""
+        tensor.record_stream(torch.cuda.current_stream(self.device))

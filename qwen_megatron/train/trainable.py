@@ -23,6 +23,7 @@ from qwen_megatron.model.qwen_model import QwenModel
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.platforms.comm_timer import report_comm_to
+from qwen_megatron.platforms.transfer import Copies
 from qwen_megatron.train.names import MAIN, NAME
 from qwen_megatron.train.optimizer import build_optimizer
 from qwen_megatron.train.step_timers import StepTimers
@@ -77,6 +78,11 @@ class Trainable:
     def pipeline(self) -> P2PCommunicator:
         """Sends between the stages of this model's pipeline."""
         return P2PCommunicator(pp_group=self.groups.pp, config=self.models[0].config)
+
+    @functools.cached_property
+    def copies(self) -> Copies:
+        """How micro-batches come to this rank's device."""
+        return self.platform.copies(self.groups.device)
 
     def timed(self) -> AbstractContextManager[None]:
         """While it is open, this thread's communication counts for this model's timers."""

@@ -145,7 +145,7 @@ def test_documents_are_found_once_and_layers_read_nothing_back(
     kernel: type | None, groups: Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built(groups, monkeypatch, kernel)
-    context = AttentionContext(document_ids_bs=IDS_BS).to(torch.device("cpu"))
+    context = AttentionContext(document_ids_bs=IDS_BS).moved(torch.clone)
     read: list[str] = []
     for name in ("tolist", "item", "unique_consecutive", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name, **__: read.append(name))
