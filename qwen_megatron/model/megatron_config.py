@@ -36,6 +36,8 @@ def transformer_config(
     deterministic: bool = False,
     fp8: str = "none",
     fp8_first_last_layers_bf16: bool = False,
+    cuda_graph_impl: str = "none",
+    tp_comm_overlap: bool = False,
     fuses_weight_gradients: bool = False,
 ) -> TransformerConfig:
     """The architecture and layout in Megatron-Core's terms.
@@ -51,6 +53,8 @@ def transformer_config(
         deterministic: The same layout gives the same bits.
         fp8: Recipe, or `none`.
         fp8_first_last_layers_bf16: The first and the last layer of the model do without.
+        cuda_graph_impl: How the kernels of layers are recorded: `none` or `local`.
+        tp_comm_overlap: Products run while tensor-parallel ranks send.
         fuses_weight_gradients: The layers' linears add the gradients of their weights to the fp32 buffer themselves.
     """
     dtype = DTYPES[precision]
@@ -107,4 +111,8 @@ def transformer_config(
         gradient_accumulation_fusion=fuses_weight_gradients,
         **({} if fp8 == "none" else {"fp8": "hybrid", "fp8_recipe": fp8}),
         first_last_layers_bf16=fp8_first_last_layers_bf16,
+        cuda_graph_impl=cuda_graph_impl,
+        # Whole layers.
+        cuda_graph_scope=[],
+        tp_comm_overlap=tp_comm_overlap,
     )

@@ -22,12 +22,15 @@ class Platform(abc.ABC):
     name: str
     backend: str
 
-    def configure(self, *, tensor_parallel: bool, deterministic: bool) -> list[str]:
+    def configure(
+        self, *, tensor_parallel: bool = False, deterministic: bool = False, cuda_graphs: bool = False
+    ) -> list[str]:
         """Sets the process up for a configuration, before its device is touched.
 
         Args:
             tensor_parallel: Products of layers are split over ranks.
             deterministic: The same layout gives the same bits.
+            cuda_graphs: Kernels of layers are recorded.
         Returns:
             One line per setting, for the log; none where the machine needs none.
         Raises:

@@ -27,8 +27,12 @@ class CudaPlatform(Platform):
     def __init__(self, backend: str = "nccl"):
         self.backend = backend
 
-    def configure(self, *, tensor_parallel: bool, deterministic: bool) -> list[str]:
-        variables = cuda_variables(tensor_parallel=tensor_parallel, deterministic=deterministic)
+    def configure(
+        self, *, tensor_parallel: bool = False, deterministic: bool = False, cuda_graphs: bool = False
+    ) -> list[str]:
+        variables = cuda_variables(
+            tensor_parallel=tensor_parallel, deterministic=deterministic, cuda_graphs=cuda_graphs
+        )
         if torch.cuda.is_initialized() and variables:
             raise PlatformError(
                 f"CUDA runs already, and would not look at {', '.join(variable.name for variable in variables)} any "

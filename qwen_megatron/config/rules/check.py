@@ -9,6 +9,7 @@ from data_tools.settings.problems import Problems, nearest_divisors, nearest_mul
 from data_tools.settings.words import closest, show
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.rules.batch import RAMP, check_batch
+from qwen_megatron.config.rules.engine import check_engine
 from qwen_megatron.config.rules.fp8 import check_fp8
 from qwen_megatron.config.rules.stages import check_stages
 from qwen_megatron.config.sections.logging import numbers_in
@@ -27,6 +28,7 @@ def check_sections(sections: Sections, problems: Problems) -> None:
     check_stages(sections, problems)
     check_overlap(sections, problems)
     check_fp8(sections, problems)
+    check_engine(sections, problems)
     check_sequence(sections, problems)
     check_batch(sections, problems)
     check_schedule(sections, problems)
