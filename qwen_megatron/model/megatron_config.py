@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.config.sections.model import ModelConfig
@@ -59,6 +60,7 @@ def transformer_config(
     """
     dtype = DTYPES[precision]
     on_cpu = groups.device.type == "cpu"
+    sends_by_nccl = dist.get_backend(groups.pp) == "nccl"
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -94,8 +96,8 @@ def transformer_config(
         # Gradients are sums over tokens, divided once by the tokens of the whole batch: independent of the layout.
         calculate_per_token_loss=True,
         # gloo still reads a sent tensor when the schedule would already have freed it, and has no batched send.
-        deallocate_pipeline_outputs=not on_cpu,
-        batch_p2p_comm=not on_cpu and num_virtual_stages is None,
+        deallocate_pipeline_outputs=sends_by_nccl,
+        batch_p2p_comm=sends_by_nccl and num_virtual_stages is None,
         overlap_p2p_comm=num_virtual_stages is not None,
         # A wait of the host after every transfer, for a fault of old torch; from 2.8 on, which we need, there is none.
         batch_p2p_sync=False,

@@ -12,14 +12,18 @@ from qwen_megatron.platforms.base import Platform
 from qwen_megatron.platforms.environment import cuda_variables, set_variables
 from qwen_megatron.platforms.shims.cuda import apply_cuda_shims
 from qwen_megatron.platforms.shims.later import later_lines
+from qwen_megatron.platforms.staged_gloo import register
 from qwen_megatron.platforms.transfer import Copies, CopiesAhead, to_device
+
+# Slow, and only asked for by its full name: the name in `parallel.backend` and torch's.
+TESTING = "gloo_for_testing"
 
 
 class CudaPlatform(Platform):
     """NCCL collectives; Megatron-Core runs unchanged, but for the reader of checkpoints and torch's AdamW.
 
     Args:
-        backend: `nccl`, or `gloo`, with which several ranks may share a GPU in a test.
+        backend: `nccl`, or `gloo_for_testing`, with which several ranks may share a GPU.
     """
 
     name = "cuda"
@@ -52,12 +56,14 @@ class CudaPlatform(Platform):
                 "parallel.platform=cuda: torch sees no CUDA device; "
                 "use parallel.platform=cpu, or install a CUDA build of torch on a machine with a GPU"
             )
+        if self.backend == TESTING:
+            register(TESTING)
         return [*apply_cuda_shims(), *later_lines(self.backend)]
 
     def device(self, local_rank: int) -> torch.device:
         count = torch.cuda.device_count()
-        if self.backend == "gloo" and count:
-            # For testing: ranks share what is there.
+        if self.backend == TESTING and count:
+            # Ranks share what is there.
             local_rank %= count
         if local_rank >= count:
             raise PlatformError(

@@ -99,13 +99,6 @@ def resolved_config(*overrides: str) -> ResolvedConfig:
             "training.fp8=delayed: needs Transformer Engine on a GPU, but parallel.platform=cpu; use none",
         ),
         (
-            ("parallel.backend=gloo_for_testing", PP2, "parallel.platform=cuda"),
-            (
-                "parallel.pipeline_model_parallel_size=2: must be 1 with parallel.backend=gloo_for_testing, gloo sends "
-                "no tensors of a GPU; use 1"
-            ),
-        ),
-        (
             ("training.fp8=tensorwise", "model.implementation=torch"),
             "training.fp8=tensorwise: needs Transformer Engine on a GPU, but model.implementation=torch; use none",
         ),
@@ -127,8 +120,8 @@ def resolved_config(*overrides: str) -> ResolvedConfig:
         (
             (GRAPHS, "model.implementation=torch"),
             (
-                "parallel.cuda_graph_impl=local: needs Transformer Engine on a GPU, but model.implementation=torch; use "
-                "none"
+                "parallel.cuda_graph_impl=local: needs Transformer Engine on a GPU, but model.implementation=torch; "
+                "use none"
             ),
         ),
         (

@@ -101,7 +101,7 @@ def test_nccl_is_told_its_device(pretended: None, monkeypatch: pytest.MonkeyPatc
         platform = get_platform(name, backend)
         member = Member(rank=0, world_size=1, device=platform.device(0), store=dist.HashStore())
         start_process_group(platform, 1.0, member)
-    assert [options["to"] for options in started] == ["nccl", "gloo", "gloo"]
+    assert [options["to"] for options in started] == ["nccl", "gloo_for_testing", "gloo"]
     assert [options.get("device_id") for options in started] == [torch.device("cuda", 0), None, None]
 
 

@@ -71,14 +71,6 @@ def check_layout(sections: Sections, problems: Problems) -> None:
         context = f" x {CONTEXT}({parallel.context_parallel_size})" if parallel.context_parallel_size > 1 else ""
         rule = f"must be a multiple of {TENSOR}({tensor}) x {PIPELINE}({pipeline}){context} = {replica}"
         problems.add(WORLD, parallel.world_size, f"{rule}; {nearest_multiples(replica, parallel.world_size)}")
-    if (
-        parallel.backend == "gloo_for_testing"
-        and parallel.platform != "cpu"
-        and pipeline > 1
-        and problems.usable(PIPELINE)
-    ):
-        rule = "must be 1 with parallel.backend=gloo_for_testing, gloo sends no tensors of a GPU; use 1"
-        problems.add(PIPELINE, pipeline, rule)
     if parallel.platform == "cpu" and model.implementation == "transformer_engine":
         rule = "needs a CUDA device, but parallel.platform is cpu; use torch"
         problems.add("model.implementation", model.implementation, rule)
