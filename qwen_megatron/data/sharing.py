@@ -102,7 +102,7 @@ def tensors_of(batch: Batch, needs: Needs = ALL) -> dict[str, torch.Tensor]:
 
 def batch_of(blank: Batch, tensors: Mapping[str, torch.Tensor]) -> Batch:
     """The inverse of `tensors_of`; what is not among the tensors is as in the other batch."""
-    fields = {name: tensors[name] for name in (*TOKENS, *TARGETS, DOCUMENTS) if name in tensors}
+    fields: dict[str, Any] = {name: tensors[name] for name in (*TOKENS, *TARGETS, DOCUMENTS) if name in tensors}
     extras = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
     return dataclasses.replace(blank, **fields, extras=extras)
 

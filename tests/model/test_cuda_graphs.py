@@ -107,6 +107,9 @@ def test_steps_and_evaluations_launch_what_the_first_step_recorded(recorded: Rec
             assert held[0] == held[1]
             recorded.launches -= layers * 3
         assert parameter_bytes(plain) == parameter_bytes(trainable)
+        # Checkpoints know nothing of it.
+        names = [set(one.models[0].sharded_state_dict()) for one in (plain, trainable)]
+        assert names[0] == names[1]
 
 
 def test_an_evaluation_before_the_first_step_records_nothing(recorded: Recorded) -> None:

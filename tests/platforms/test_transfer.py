@@ -156,6 +156,60 @@ def test_a_steps_worth_is_taken_though_one_comes_early() -> None:
         assert len(taken) == trainable.num_microbatches + 2
 
 
+READS = (
+    "item",
+    "tolist",
+    "numpy",
+    "cpu",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "nonzero",
+    "equal",
+    "unique",
+)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor of a GPU as far as this matters: it, and what is computed from it, notes when the host reads it."""
+
+    reads: list[str] = []  # noqa: RUF012 - of the test that runs
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in READS or name.startswith("unique"):
+            cls.reads.append(name)
+        return super().__torch_function__(function, types, arguments, options or {})
+
+
+class WatchedStreams(LateStreams):
+    """Copies are tensors whose reads are counted."""
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        copy = super().copy(tensor)
+        watched = copy.as_subclass(OnDevice)
+        self.copied[id(watched)] = self.copied.pop(id(copy))
+        return watched
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "documents", "dropout"])
+def test_a_step_reads_once_of_what_follows_from_a_batch(
+    settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the host would wait for a GPU in every micro-batch, or in every layer of each."""
+    # The CPU answers at once; a GPU is not asked.
+    monkeypatch.setattr("qwen_megatron.model.loss.require", lambda *_: None)
+    monkeypatch.setattr("qwen_megatron.model.loss.counted_rows", lambda *_: None)
+    with tiny_trainable(*settings) as plain:
+        watched = late(tiny_built(tiny_config(*settings), plain.groups), WatchedStreams())
+        OnDevice.reads = []
+        results = [take_step(one, random_batches(one, VOCAB)) for one in (plain, watched)]
+        assert results[0] == results[1]
+        assert OnDevice.reads == ["tolist"]
+
+
 def test_a_gpu_copies_from_pinned_memory_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
