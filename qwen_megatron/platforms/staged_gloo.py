@@ -72,6 +72,7 @@ class StagedGloo(dist.ProcessGroup):
     ):
         super().__init__(rank, size)
         self.needs_copy = needs_copy
+        self.last = StagedWork((), ())
         self.gloo: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
         # torch has renamed both; what is not there any more has the other name.
         self.gather_single = getattr(self.gloo, "all_gather_single", None) or self.gloo._allgather_base
@@ -139,11 +140,11 @@ class StagedGloo(dist.ProcessGroup):
 
     def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> StagedWork:
         """See `torch.distributed`."""
-        return joined([self.all_gather_single(*pair, opts) for pair in zip(outputs, inputs, strict=True)])
+        return self.together([self.all_gather_single(*pair, opts) for pair in zip(outputs, inputs, strict=True)])
 
     def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any) -> StagedWork:
         """See `torch.distributed`."""
-        return joined([self.reduce_scatter_single(*pair, opts) for pair in zip(outputs, inputs, strict=True)])
+        return self.together([self.reduce_scatter_single(*pair, opts) for pair in zip(outputs, inputs, strict=True)])
 
     # Names of torch before 2.13.
     _allgather_base = all_gather_single
@@ -162,22 +163,34 @@ class StagedGloo(dist.ProcessGroup):
         return StagedWork([self.gloo.recv(places, rank, tag)], list(zip(tensors, places, strict=True)))
 
     def barrier(self, opts: Any = None) -> StagedWork:
-        """See `torch.distributed`."""
-        return StagedWork([self.gloo.barrier(*options(opts))], [])
+        """See `torch.distributed`; the device that the options name is none of gloo's."""
+        return StagedWork([self.gloo.barrier()], [])
+
+    def together(self, works: Sequence[StagedWork]) -> StagedWork:
+        """Several as one, for which a caller that says when it begins and ends may ask again."""
+        self.last = StagedWork(
+            [work for one in works for work in one.works],
+            [pair for one in works for pair in one.results],
+            [tensor for one in works for tensor in one.held],
+        )
+        return self.last
+
+    def _start_coalescing(self, device: torch.device) -> None:
+        """See `torch.distributed._coalescing_manager` with a device."""
+        self.last = StagedWork((), ())
+
+    def _end_coalescing(self, device: torch.device) -> StagedWork:
+        """See `torch.distributed._coalescing_manager` with a device."""
+        return self.last
+
+    def _get_backend(self, device: torch.device) -> Any:
+        """What torch asks whether it takes several transfers at once: gloo does not."""
+        return self.gloo
 
 
 def options(opts: Any) -> tuple[Any, ...]:
     """Those that were given."""
     return () if opts is None else (opts,)
-
-
-def joined(works: Sequence[StagedWork]) -> StagedWork:
-    """Several as one."""
-    return StagedWork(
-        [work for one in works for work in one.works],
-        [pair for one in works for pair in one.results],
-        [tensor for one in works for tensor in one.held],
-    )
 
 
 def register(name: str, needs_copy: Callable[[torch.Tensor], bool] = beyond_gloo) -> None:

@@ -83,12 +83,19 @@ def collectives_job(name: str) -> list[str]:
         for handle in handles:
             handle.wait()
         check("send and receive", got, [2.0 - rank, 10.0])
-        ones = [torch.zeros(1), torch.zeros(1)]
-        with dist.distributed_c10d._coalescing_manager(group, async_ops=True) as together:
-            for piece in ones:
-                dist.reduce_scatter_tensor(piece, mine, group=group, async_op=True)
-        together.wait()
-        check("coalesced", torch.cat(ones), [3.0, 3.0] if rank == 0 else [20.0, 20.0])
+        for device in (None, torch.device("cpu")):
+            ones = [torch.zeros(1), torch.zeros(1)]
+            with dist.distributed_c10d._coalescing_manager(group, device, async_ops=True) as together:
+                for piece in ones:
+                    dist.reduce_scatter_tensor(piece, mine, group=group, async_op=True)
+            together.wait()
+            check("coalesced", torch.cat(ones), [3.0, 3.0] if rank == 0 else [20.0, 20.0])
+        peer = dist.get_global_rank(group, 1 - rank)
+        got.zero_()
+        transfers = [dist.P2POp(dist.isend, mine, peer, group), dist.P2POp(dist.irecv, got, peer, group)]
+        for handle in dist.batch_isend_irecv(transfers):
+            handle.wait()
+        check("several transfers", got, [2.0 - rank, 10.0])
         dist.barrier(group=group)
         told: list[Any] = [None, None]
         dist.all_gather_object(told, {"rank": rank}, group=group)
