@@ -22,6 +22,7 @@ from qwen_megatron.alignment.rollout import Query
 from qwen_megatron.alignment.samples import SamplesHook
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.protocol import Needs
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.inference.vocabulary import vocabulary_of_sources
 from qwen_megatron.jobs.frozen import check_same_content
@@ -61,7 +62,7 @@ class Ppo(Job):
         self.learner, self.scores = Learner(config, models), RunningMoments()
         self.dataset, self.pretraining = open_queries(config), open_pretraining(config)
         # Every stage generates, and so needs the queries.
-        self.loader = loader_of(self.dataset, config, groups, needs_tokens=True)
+        self.loader = loader_of(self.dataset, config, groups, needs=Needs())
         self.text_loader = None if self.pretraining is None else loader_of(self.pretraining, config, groups)
         self.queries: Iterator[Batch] | None = None
         self.texts: Iterator[Batch] | None = None

@@ -14,7 +14,7 @@ from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.data.pretraining.plan import corpus_plans
-from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.data.protocol import Dataset, Needs
 from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.held_out import data_plan, open_held_out
 from qwen_megatron.jobs.hooks import configured_hooks
@@ -149,14 +149,14 @@ class Pretraining(Job):
             loader.close()
 
 
-def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs_tokens: bool = False) -> Loader:
+def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs: Needs | None = None) -> Loader:
     """This rank's way to the samples of a dataset.
 
     Args:
         dataset: Samples.
         config: Of the run.
         groups: Layout.
-        needs_tokens: Every pipeline stage needs them; otherwise the first and the last.
+        needs: What every pipeline stage looks at; None for tokens on the first, labels and loss mask on the last.
     """
     return Loader(
         dataset,
@@ -168,9 +168,8 @@ def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs
             groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
         ),
         read_ahead=config.num_microbatches,
-        group=groups.tp_cp,
-        device=groups.device,
-        needs_tokens=needs_tokens or groups.is_first_stage or groups.is_last_stage,
+        group=groups.readers,
+        needs=needs or Needs(tokens=groups.is_first_stage, targets=groups.is_last_stage),
     )
 
 
