@@ -116,7 +116,7 @@ check: setup ## formatting, lint, types, import order
 	$(ENV)/bin/ruff format --check $(CODE)
 	$(ENV)/bin/ruff check $(CODE)
 	$(ENV)/bin/mypy
-	$(PY) -m pytest -q tests/test_import_order.py tests/data_tools/test_layers.py tests/test_docstrings.py
+	$(PY) -m pytest -q tests/test_import_order.py tests/test_source_rules.py tests/data_tools/test_layers.py tests/test_docstrings.py
 
 format: setup ## rewrite the code in the house format
 	$(ENV)/bin/ruff format $(CODE)
