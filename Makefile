@@ -50,8 +50,7 @@ demo: setup ## raw text to a trained, verified Hugging Face model in about five 
 demo-align: setup ## from the model of `make demo` to an aligned one: dialogues, reward model, PPO, in about ten minutes
 	$(PY) examples/demo_align.py
 
-# One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
-# for long. WORKERS=0 runs one test after the other in this process.
+# One worker has the tests that need the pool of ranks, the other launches and the rest (tests/conftest.py). WORKERS=0 runs one test after the other in this process.
 WORKERS ?= 2
 
 test: setup ## the whole test suite on two cores; WORKERS=0 for one test after the other
