@@ -41,7 +41,8 @@ RAMP_FROM_4 = (
     "training.rampup_samples=20",
 )
 # Two micro-batches a step fill a pipeline of two stages, and are summed up on one process.
-train_deep = partial(pretrain_on_ranks, base=(*DEEP, "training.global_batch_size=2", "data.eval_samples=2"))
+TWO_ROWS = ("training.micro_batch_size=1", "training.global_batch_size=2", "data.eval_samples=2")
+train_deep = partial(pretrain_on_ranks, base=(*DEEP, *TWO_ROWS))
 TRAINED_ROWS = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
 
 

@@ -24,8 +24,8 @@ from tests.support.training import SMALL
 
 MARK = "QWEN_MEGATRON_TEST_JOB"
 
-# A step takes tens of milliseconds, and there are many of them.
-LONG = (*SMALL, "training.train_iters=5000", "training.eval_interval=5000")
+# A step takes tens of milliseconds, of four micro-batches, and there are many of them.
+LONG = (*SMALL, "training.micro_batch_size=1", "training.train_iters=5000", "training.eval_interval=5000")
 TP2_PP2 = ("parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2")
 
 # What must be equal in every bit, step by step.
