@@ -52,23 +52,24 @@ def trained(steps: dict[int, dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "layout"),
+    ("world_size", "layout", "middle"),
     [
-        (4, (TP2, PP2, SP, *RAMP_FROM_2)),
-        (4, (PP2, VPP2, *OVERLAP, *RAMP_FROM_4)),
-        (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16", "training.global_batch_size=4")),
+        (4, (TP2, PP2, SP, *RAMP_FROM_2), 4),
+        (4, (PP2, VPP2, *OVERLAP, *RAMP_FROM_4), 4),
+        (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16", "training.global_batch_size=4"), 2),
     ],
     ids=["tp2-sp-pp2-ramp", "pp2-vpp2-dp2-overlap-ramp", "tp2-sp-pp2-dp2-overlap-bf16"],
 )
 def test_resume_is_bitwise(
-    world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path
+    world_size: int, layout: tuple[str, ...], middle: int, ranks: RankPool, byte_corpus: Path, tmp_path: Path
 ) -> None:
-    settings = (*layout, "checkpoint.save_interval=4")
-    straight = train_deep(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *settings)
-    halves = as_after(4, tmp_path / "straight", tmp_path / "halves")
-    resumed = train_deep(ranks, world_size, byte_corpus, halves, WHOLE, *settings)
+    """The step after the middle shows what was restored, the next one the update that it led to."""
+    settings = (*layout, f"checkpoint.save_interval={middle}", f"training.exit_iter={middle + 2}")
+    straight = train_deep(ranks, world_size, byte_corpus, tmp_path / "straight", *settings)
+    halves = as_after(middle, tmp_path / "straight", tmp_path / "halves")
+    resumed = train_deep(ranks, world_size, byte_corpus, halves, *settings)
     assert trained(resumed) == trained(straight)
-    assert sorted(resumed) == list(range(1, 7))
+    assert sorted(resumed) == list(range(1, middle + 3))
 
 
 def test_neither_a_save_nor_a_stop_changes_training(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
