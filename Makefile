@@ -50,8 +50,7 @@ demo: setup ## raw text to a trained, verified Hugging Face model in about five 
 demo-align: setup ## from the model of `make demo` to an aligned one: dialogues, reward model, PPO, in about ten minutes
 	$(PY) examples/demo_align.py
 
-# One worker has the tests that need the pool of ranks, the other the rest (tests/conftest.py); more have nothing to do
-# for long. WORKERS=0 runs one test after the other in this process.
+# One worker has the tests that need the pool of ranks, the other launches and the rest (tests/conftest.py). WORKERS=0 runs one test after the other in this process.
 WORKERS ?= 2
 
 test: setup ## the whole test suite on two cores; WORKERS=0 for one test after the other
@@ -116,7 +115,7 @@ check: setup ## formatting, lint, types, import order
 	$(ENV)/bin/ruff format --check $(CODE)
 	$(ENV)/bin/ruff check $(CODE)
 	$(ENV)/bin/mypy
-	$(PY) -m pytest -q tests/test_import_order.py tests/data_tools/test_layers.py tests/test_docstrings.py
+	$(PY) -m pytest -q tests/test_import_order.py tests/test_source_rules.py tests/data_tools/test_layers.py tests/test_docstrings.py
 
 format: setup ## rewrite the code in the house format
 	$(ENV)/bin/ruff format $(CODE)

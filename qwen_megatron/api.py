@@ -25,7 +25,7 @@ from qwen_megatron.jobs.kinds.base import JobKind
 from qwen_megatron.jobs.kinds.table import JOBS
 from qwen_megatron.jobs.launcher import settle_environment
 from qwen_megatron.jobs.preflight import prepare_start
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 if TYPE_CHECKING:
     from qwen_megatron.train.run import StepRecord
@@ -68,7 +68,8 @@ def train(
         )
     settle_environment()
     silence_libraries()
-    from qwen_megatron.train.hooks.callback import CallbackHook
+    with first_imports():
+        from qwen_megatron.train.hooks.callback import CallbackHook
 
     kind_of(job).run(config, [] if on_step is None else [CallbackHook(on_step)])
     return Path(config.checkpoint.directory)
@@ -118,8 +119,9 @@ def generate(source: str | Path, prompt: str, max_new_tokens: int = 64, **sampli
     """
     settle_environment()
     silence_libraries()
-    from qwen_megatron.inference.continuation import continue_text
-    from qwen_megatron.inference.sampling import Sampling
+    with first_imports():
+        from qwen_megatron.inference.continuation import continue_text
+        from qwen_megatron.inference.sampling import Sampling
 
     return continue_text(Path(source), prompt, Sampling(max_new_tokens=max_new_tokens, **sampling))
 

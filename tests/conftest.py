@@ -34,15 +34,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @cache
-def uses_the_pool(path: Path) -> bool:
-    """Whether a module has tests on the pool of ranks, or launches that are forked from the same process."""
-    return re.search(r"RankPool|ForkedAgent|tests\.faults\.job", path.read_text(encoding="utf-8")) is not None
+def scope_of(path: Path) -> str:
+    """What a worker gets at once: all modules with launches, all others that use the pool of ranks, or one module.
+
+    Launches are forked from the process that the ranks of a pool are forked from, which takes seconds to import what
+    they need; while they wait for ranks that hang or end, other tests have the cores.
+    """
+    text = path.read_text(encoding="utf-8")
+    if re.search(r"ForkedAgent|tests\.faults\.job", text):
+        return "launches"
+    return "pool" if "RankPool" in text else str(path)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among several workers the modules of the pool come first: they are the longest part."""
+    """Among several workers the pool comes first, launches second: they are the longest parts."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not uses_the_pool(item.path))
+        first = {"pool": 0, "launches": 1}
+        items.sort(key=lambda item: first.get(scope_of(item.path), 2))
 
 
 def pytest_collection_finish() -> None:
@@ -60,18 +68,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives all modules that use the pool to one worker, which builds it once, and each other module to one.
+    """Gives the modules of a scope to one worker.
 
     Marks of groups do not do it: pytest-xdist 3.8 writes them into the names of tests, which pytest 9.2 does not read.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class PoolScheduling(LoadScopeScheduling):
+    class ScopeScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return "pool" if uses_the_pool(config.rootpath / module) else module
+            return scope_of(config.rootpath / nodeid.partition("::")[0])
 
-    return PoolScheduling(config, log)
+    return ScopeScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +105,27 @@ def code_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.corpora import write_code_corpus
 
     return write_code_corpus(tmp_path_factory.mktemp("corpus") / "code", num_files=60)
+
+
+@pytest.fixture(scope="session")
+def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow model of random weights with Qwen's vocabulary; for reading only."""
+    import dataclasses
+
+    from qwen_megatron.convert.from_hf import write_weights
+    from tests.convert.random_weights import TINY, RandomWeights
+
+    folder = tmp_path_factory.mktemp("qwen") / "checkpoint"
+    model = dataclasses.replace(TINY, vocab_size=151936, hidden_size=16, kv_channels=4, tie_word_embeddings=True)
+    write_weights(RandomWeights(model), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(qwen_checkpoint: Path) -> Path:
+    """Its export, a Hugging Face folder with Qwen's tokenizer; for reading only."""
+    from qwen_megatron.cli.main import main
+
+    folder = qwen_checkpoint.parent / "hf"
+    assert main(["convert", "to-hf", str(qwen_checkpoint), str(folder), "--format", "qwen2"]) == 0
+    return folder

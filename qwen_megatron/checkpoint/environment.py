@@ -1,9 +1,13 @@
-"""Versions and settings that bits depend on, for whoever asks what a run was made with."""
+"""Versions and settings that bits depend on, for whoever asks what a run was made with.
+
+What a process has imported stays as it is, so packages and source are looked up once.
+"""
 
 from __future__ import annotations
 
 import platform as python_platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def installed_version(package: str) -> str | None:
     """Version of an installed package; None if it is not there."""
     try:
@@ -31,6 +36,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+@cache
 def source_commit() -> str | None:
     """Commit of the source tree this runs from, with "-dirty" if files differ; None outside of a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

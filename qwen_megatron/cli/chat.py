@@ -15,7 +15,7 @@ from qwen_megatron.cli.generate import show
 from qwen_megatron.cli.inference_options import add_opening, add_sampling, is_first_rank, opening_of, sampling_of
 from qwen_megatron.errors import DataError
 from qwen_megatron.jobs.launcher import settle_inference
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 if TYPE_CHECKING:
     from qwen_megatron.inference.conversation import Conversation
@@ -67,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
     """
     settle_inference()
     silence_libraries()
-    from qwen_megatron.inference.conversation import Conversation
-    from qwen_megatron.inference.opening import native_length_of, open_generator
-    from qwen_megatron.parallel.objects import is_shared
+    with first_imports():
+        from qwen_megatron.inference.conversation import Conversation
+        from qwen_megatron.inference.opening import native_length_of, open_generator
+        from qwen_megatron.parallel.objects import is_shared
 
     sampling, opening = sampling_of(args), opening_of(args)
     with open_generator(args.source, opening) as generator:

@@ -10,7 +10,7 @@ from typing import Any
 from qwen_megatron.cli.inference_options import add_opening, count, is_first_rank, opening_of, positive
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.launcher import settle_inference
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 EPILOG = """examples:
   qwen-megatron evaluate --list
@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
     settle_inference()
     silence_libraries()
-    from qwen_megatron.evaluation.evaluate import make_plan, report_json, report_table, write_json, write_samples
-    from qwen_megatron.evaluation.sandbox import Limits
+    with first_imports():
+        from qwen_megatron.evaluation.evaluate import make_plan, report_json, report_table, write_json, write_samples
+        from qwen_megatron.evaluation.sandbox import Limits
 
     plan = make_plan(
         args.tasks,

@@ -20,7 +20,7 @@ from qwen_megatron.cli.inference_options import (
 from qwen_megatron.cli.token_ids import check_output, check_range, read_ids
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.launcher import settle_inference
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     silence_libraries()
     if ids_bs is not None:
         return continue_ids(args, ids_bs)
-    from qwen_megatron.inference.opening import open_generator
+    with first_imports():
+        from qwen_megatron.inference.opening import open_generator
 
     sampling = sampling_of(args)
     # Of a byte-level tokenizer, a text has at most as many tokens as bytes.

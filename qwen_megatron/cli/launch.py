@@ -18,6 +18,7 @@ from qwen_megatron.jobs.kinds.base import JobKind
 from qwen_megatron.jobs.kinds.table import job_words, split_job
 from qwen_megatron.jobs.preflight import prepare_config, prepare_start
 from qwen_megatron.jobs.slurm import slurm_script
+from qwen_megatron.libraries import first_imports
 
 EPILOG = """examples:
   eight processes on this machine, as the recipe says:
@@ -87,10 +88,11 @@ def on_this_machine(kind: JobKind, settings: list[str], processes: int, max_rest
     # torchrun announces its default of 1 on every start; the engine sets cores / processes itself.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Only now: importing torch takes seconds.
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with first_imports():
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from qwen_megatron.parallel import loopback
+        from qwen_megatron.parallel import loopback
 
     options = ["--nproc-per-node", str(processes), "--max-restarts", str(max_restarts)]
     try:

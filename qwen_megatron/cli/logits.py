@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_megatron.cli.inference_options import add_opening, opening_of
 from qwen_megatron.cli.token_ids import check_output, check_range, read_ids
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     ids_bs = read_ids(args.input_ids)
     check_output(args.output)
     silence_libraries()
-    from qwen_megatron.inference.opening import open_generator
+    with first_imports():
+        from qwen_megatron.inference.opening import open_generator
 
     with open_generator(args.source, opening_of(args), longest=ids_bs.shape[1], with_text=False) as generator:
         vocab_size = generator.staged.vocab_size

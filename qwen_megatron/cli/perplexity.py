@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_megatron.cli.inference_options import add_opening, add_windows, is_first_rank, opening_of, positive
 from qwen_megatron.errors import ConfigError, DataError
 from qwen_megatron.jobs.launcher import settle_inference
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 if TYPE_CHECKING:
     from qwen_megatron.evaluation.perplexity import Perplexity
@@ -93,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.data}: no such file; check the name")
     settle_inference()
     silence_libraries()
-    from qwen_megatron.evaluation.perplexity import measure, read_tokens
-    from qwen_megatron.inference.extension import parse_windows
-    from qwen_megatron.inference.opening import open_generator
+    with first_imports():
+        from qwen_megatron.evaluation.perplexity import measure, read_tokens
+        from qwen_megatron.inference.extension import parse_windows
+        from qwen_megatron.inference.opening import open_generator
 
     extensions = args.extend.split(",")
     args.extend = "checkpoint"

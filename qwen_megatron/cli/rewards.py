@@ -12,7 +12,7 @@ from data_tools.corpus.sidecar import PAIRS, PROMPTS
 from qwen_megatron.cli.inference_options import positive
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.launcher import settle_inference
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 EPILOG = """examples:
   qwen-megatron rewards runs/reward-7b data/dialogues --documents 10
@@ -54,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
     count = min(args.documents or corpus.num_documents, corpus.num_documents)
     settle_inference()
     silence_libraries()
-    from qwen_megatron.alignment.scoring import rewards_of
-    from qwen_megatron.inference.loading import load_for_inference, single_process
-    from qwen_megatron.model.head_kinds import SCALAR
+    with first_imports():
+        from qwen_megatron.alignment.scoring import rewards_of
+        from qwen_megatron.inference.loading import load_for_inference, single_process
+        from qwen_megatron.model.head_kinds import SCALAR
 
     rewards: list[float] = []
     with single_process() as groups:

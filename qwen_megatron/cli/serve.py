@@ -15,7 +15,7 @@ from data_tools.commands.outcome import EXIT_INTERRUPTED, EXIT_OK
 from qwen_megatron.cli.inference_options import add_opening, count, is_first_rank, opening_of, positive
 from qwen_megatron.errors import ConfigError, PlatformError
 from qwen_megatron.jobs.launcher import settle_inference
-from qwen_megatron.libraries import silence_libraries
+from qwen_megatron.libraries import first_imports, silence_libraries
 
 if TYPE_CHECKING:
     from qwen_megatron.inference.generator import Generator
@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     settle_inference()
     silence_libraries()
-    from qwen_megatron.inference.opening import native_length_of, open_generator
+    with first_imports():
+        from qwen_megatron.inference.opening import native_length_of, open_generator
 
     opening = opening_of(args)
     longest = args.max_model_len or native_length_of(args.source, opening)

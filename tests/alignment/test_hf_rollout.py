@@ -34,13 +34,10 @@ def own_job(checkpoint: str) -> list[Responses]:
         return [rollout.generate(QUERIES, 2, SAMPLING) for rollout in rollouts]
 
 
-def exported_job(folder: str) -> list[Responses]:
+def test_the_exported_policy_draws_the_same_tokens(ranks: RankPool, tmp_path: Path) -> None:
+    # In this process, which has other uses for transformers than a rank of the pool.
     from qwen_megatron.alignment.hf_rollout import HfRollout
 
-    return [HfRollout(Path(folder), num_tokens=limit).generate(QUERIES, 2, SAMPLING) for limit in LIMITS]
-
-
-def test_the_exported_policy_draws_the_same_tokens(ranks: RankPool, tmp_path: Path) -> None:
     settings = [*TOY, "model.init_method_std=0.3"]
     ranks.run(
         1,
@@ -54,7 +51,7 @@ def test_the_exported_policy_draws_the_same_tokens(ranks: RankPool, tmp_path: Pa
     checkpoint = tmp_path / "policy" / "iter_0000001"
     to_hf(checkpoint, tmp_path / "exported", hf_format=Format.QWEN2)
     (own,) = ranks.run(1, own_job, checkpoint=str(checkpoint))
-    (exported,) = ranks.run(1, exported_job, folder=str(tmp_path / "exported"))
+    exported = [HfRollout(tmp_path / "exported", num_tokens=limit).generate(QUERIES, 2, SAMPLING) for limit in LIMITS]
     assert exported == own
     assert len({tuple(response) for response in own[0].tokens}) == 8
     largest = [max(map(max, responses.tokens)) for responses in exported]

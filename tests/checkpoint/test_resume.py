@@ -40,7 +40,9 @@ RAMP_FROM_4 = (
     "training.rampup_batch_size_increment=4",
     "training.rampup_samples=20",
 )
-train_deep = partial(pretrain_on_ranks, base=DEEP)
+# Two micro-batches a step fill a pipeline of two stages, and are summed up on one process.
+TWO_ROWS = ("training.micro_batch_size=1", "training.global_batch_size=2", "data.eval_samples=2")
+train_deep = partial(pretrain_on_ranks, base=(*DEEP, *TWO_ROWS))
 TRAINED_ROWS = ("loss_hex", "grad_norm", "learning_rate", "consumed_samples", "consumed_tokens")
 
 
@@ -50,23 +52,24 @@ def trained(steps: dict[int, dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "layout"),
+    ("world_size", "layout", "middle"),
     [
-        (4, (TP2, PP2, SP, *RAMP_FROM_2)),
-        (4, (PP2, VPP2, *OVERLAP, *RAMP_FROM_4)),
-        (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16")),
+        (4, (TP2, PP2, SP, *RAMP_FROM_2), 4),
+        (4, (PP2, VPP2, *OVERLAP, *RAMP_FROM_4), 4),
+        (8, (TP2, PP2, SP, *OVERLAP, "training.precision=bf16", "training.global_batch_size=4"), 2),
     ],
     ids=["tp2-sp-pp2-ramp", "pp2-vpp2-dp2-overlap-ramp", "tp2-sp-pp2-dp2-overlap-bf16"],
 )
 def test_resume_is_bitwise(
-    world_size: int, layout: tuple[str, ...], ranks: RankPool, byte_corpus: Path, tmp_path: Path
+    world_size: int, layout: tuple[str, ...], middle: int, ranks: RankPool, byte_corpus: Path, tmp_path: Path
 ) -> None:
-    settings = (*layout, "checkpoint.save_interval=4")
-    straight = train_deep(ranks, world_size, byte_corpus, tmp_path / "straight", WHOLE, *settings)
-    halves = as_after(4, tmp_path / "straight", tmp_path / "halves")
-    resumed = train_deep(ranks, world_size, byte_corpus, halves, WHOLE, *settings)
+    """The step after the middle shows what was restored, the next one the update that it led to."""
+    settings = (*layout, f"checkpoint.save_interval={middle}", f"training.exit_iter={middle + 2}")
+    straight = train_deep(ranks, world_size, byte_corpus, tmp_path / "straight", *settings)
+    halves = as_after(middle, tmp_path / "straight", tmp_path / "halves")
+    resumed = train_deep(ranks, world_size, byte_corpus, halves, *settings)
     assert trained(resumed) == trained(straight)
-    assert sorted(resumed) == list(range(1, 7))
+    assert sorted(resumed) == list(range(1, middle + 3))
 
 
 def test_neither_a_save_nor_a_stop_changes_training(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
@@ -178,9 +181,9 @@ def test_vocabulary_padded_for_the_layout_comes_off_again(ranks: RankPool, byte_
 
 def test_small_state_is_json(half_run: Path) -> None:
     state = json.loads((half_run / "iter_0000004" / "state.json").read_text())
-    assert state["train_state"] == {"iteration": 4, "consumed_samples": 16, "consumed_tokens": 1024}
+    assert state["train_state"] == {"iteration": 4, "consumed_samples": 8, "consumed_tokens": 512}
     ((_, data),) = state["data"].items()
-    assert data["consumed_samples"] == 16
+    assert data["consumed_samples"] == 8
     assert state["environment"]["packages"]["megatron-core"]
     assert (half_run / "latest").read_text() == "iter_0000004\n"
     assert not list(half_run.glob(".*"))
@@ -356,7 +359,7 @@ def test_init_from_takes_weights_only(ranks: RankPool, byte_corpus: Path, half_r
     after = next(row for row in rows(tmp_path) if "eval_loss" in row)
     assert after["step"] == 0
     assert after["eval_loss"] == pytest.approx(before, rel=1e-5)
-    assert steps[1]["consumed_samples"] == 4
+    assert steps[1]["consumed_samples"] == 2
     assert steps[1]["learning_rate"] == pytest.approx(0.01 / 4)
 
 

@@ -94,7 +94,7 @@ def test_an_asynchronous_save_writes_what_the_tensors_were(ranks: RankPool, byte
 
 def test_replicas_write_about_as_much_as_each_other(ranks: RankPool, byte_corpus: Path, tmp_path: Path) -> None:
     """Nothing is gathered: each writes the part of weights and optimizer state that it owns."""
-    pretrain_on_ranks(ranks, 4, byte_corpus, tmp_path, "training.exit_iter=1")
+    pretrain_on_ranks(ranks, 4, byte_corpus, tmp_path, "training.exit_iter=1", "training.micro_batch_size=1")
     sizes = [path.stat().st_size for path in (tmp_path / "iter_0000001").glob("*.distcp")]
     assert len(sizes) == 4
     assert max(sizes) < 1.1 * min(sizes)

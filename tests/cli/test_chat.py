@@ -1,8 +1,7 @@
-"""`qwen-megatron chat` with a scripted user: history, commands, Ctrl-C, pipes, several ranks."""
+"""`qwen-megatron chat` with a scripted user: history, commands, Ctrl-C, pipes; on ranks in test_chat_ranks.py."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import sys
@@ -22,10 +21,6 @@ from qwen_megatron.inference.conversation import Conversation
 from qwen_megatron.inference.generator import Generator
 from qwen_megatron.inference.opening import open_generator
 from qwen_megatron.inference.sampling import Sampling
-from tests.convert.random_weights import TINY, RandomWeights
-from tests.inference.test_generator import tiny_model
-from tests.support.ranks import RankPool
-from tests.support.trainables import groups_of
 
 # As the released chat models have it.
 TEMPLATE = (
@@ -37,15 +32,9 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(qwen_folder: Path) -> Path:
     """A Hugging Face folder with Qwen's vocabulary and tokenizer."""
-    from qwen_megatron.convert.from_hf import write_weights
-
-    folder = tmp_path_factory.mktemp("chat")
-    model = dataclasses.replace(TINY, vocab_size=151936, hidden_size=16, kv_channels=4, tie_word_embeddings=True)
-    write_weights(RandomWeights(model), folder / "checkpoint")
-    assert main(["convert", "to-hf", str(folder / "checkpoint"), str(folder / "hf"), "--format", "qwen2"]) == 0
-    return folder / "hf"
+    return qwen_folder
 
 
 # After the tests of the whole command: a process has one job at a time.
@@ -231,20 +220,3 @@ class Letters:
 
     def decode(self, ids: Any) -> str:
         return "".join(chr(number) for number in ids)
-
-
-def chat_job(tensor_size: int, pipeline_size: int) -> list[str]:
-    """A chat of which only the first rank reads the lines."""
-    with groups_of(tensor_size, pipeline_size) as groups:
-        generator = Generator(tiny_model(groups), groups, Letters((140, 141)))
-        conversation = Conversation(generator, Sampling(max_new_tokens=5))
-        is_first = os.environ.get("RANK", "0") == "0"
-        Chat(conversation, Script(*(["Hi", "", "/reset", "you", "/exit"] if is_first else [])), 999).run()
-        return [message.content for message in conversation.messages][-1:]
-
-
-def test_several_ranks_answer_together(ranks: RankPool) -> None:
-    (alone,) = ranks.run(1, chat_job, tensor_size=1, pipeline_size=1)
-    found = ranks.run(2, chat_job, tensor_size=1, pipeline_size=2)
-    assert found == [alone, alone]
-    assert len(alone[0]) > 0

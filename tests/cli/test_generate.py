@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -19,15 +18,9 @@ PROMPT = "def main(你好"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(qwen_checkpoint: Path, qwen_folder: Path) -> tuple[Path, Path]:
     """A checkpoint with Qwen's vocabulary and its export."""
-    from qwen_megatron.convert.from_hf import write_weights
-
-    folder = tmp_path_factory.mktemp("generate")
-    model = dataclasses.replace(TINY, vocab_size=151936, hidden_size=16, kv_channels=4, tie_word_embeddings=True)
-    write_weights(RandomWeights(model), folder / "checkpoint")
-    assert main(["convert", "to-hf", str(folder / "checkpoint"), str(folder / "hf"), "--format", "qwen2"]) == 0
-    return folder / "checkpoint", folder / "hf"
+    return qwen_checkpoint, qwen_folder
 
 
 @pytest.fixture(scope="module")

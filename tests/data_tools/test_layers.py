@@ -1,13 +1,12 @@
-"""The direction of imports between the folders of data_tools; other rules are in tests/test_import_order.py."""
+"""The direction of imports between the folders of data_tools; see tests/test_source_rules.py too."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 
 import pytest
 
-from tests.test_import_order import ROOT, Finding, imported_names, sources
+from tests.support.source_names import Finding, Source, all_findings, findings, sources
 
 # A module may import from its own folder and from those before it; folders of one line know nothing of each other.
 LAYERS = (
@@ -42,12 +41,12 @@ def data_rank(layer: str) -> int:
     return next(place for place, layers in enumerate(LAYERS) if layer in layers)
 
 
-def wrong_direction(module: str, tree: ast.Module) -> Iterator[Finding]:
+def wrong_direction(source: Source) -> Iterator[Finding]:
     """Imports of a later folder of data_tools, or of another one on the same line."""
-    here = data_layer_of(module)
-    if module.partition(".")[0] != "data_tools":
+    here = data_layer_of(source.module)
+    if source.module.partition(".")[0] != "data_tools":
         return
-    for line, name, _ in imported_names(module, tree):
+    for line, name, _ in source.imports:
         there = data_layer_of(name)
         if there is None or there == here:
             continue
@@ -61,14 +60,11 @@ def wrong_direction(module: str, tree: ast.Module) -> Iterator[Finding]:
 
 
 def test_folders_import_from_those_before_them() -> None:
-    checked, found, broken = 0, set(), []
-    for module, path in sources():
-        checked += 1
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        broken += [f"{path.relative_to(ROOT)}:{line}: {problem}" for line, problem in wrong_direction(module, tree)]
-        found.add(data_layer_of(module))
-    assert checked > 50
-    assert not broken, "\n".join(broken)
+    files = list(sources())
+    assert len(files) > 50
+    broken = all_findings(wrong_direction, files)
+    assert not broken, broken
+    found = {data_layer_of(source.module) for source in files}
     assert found - {None} <= {layer for layers in LAYERS for layer in layers}, "every folder has its place"
 
 
@@ -93,7 +89,7 @@ BREAKS = [
 
 @pytest.mark.parametrize(("module", "text"), BREAKS)
 def test_what_is_found(module: str, text: str) -> None:
-    assert len(list(wrong_direction(module, ast.parse(text)))) == 1
+    assert len(findings(wrong_direction, module, text)) == 1
 
 
 def test_what_is_not_found() -> None:
@@ -101,7 +97,7 @@ def test_what_is_not_found() -> None:
         "from data_tools.corpus.reader import Corpus\nfrom data_tools.settings import rule\nimport data_tools.errors\n"
         "from data_tools import _native\nfrom data_tools.dedup import buckets"
     )
-    assert list(wrong_direction("data_tools.dedup.x", ast.parse(text))) == []
-    assert list(wrong_direction("qwen_megatron.data.x", ast.parse(text))) == []
+    assert findings(wrong_direction, "data_tools.dedup.x", text) == []
+    assert findings(wrong_direction, "qwen_megatron.data.x", text) == []
     text = "from data_tools.errors import DataError\nfrom data_tools.io import small_json\nimport data_tools.version"
-    assert list(wrong_direction("data_tools.settings", ast.parse(text))) == []
+    assert findings(wrong_direction, "data_tools.settings", text) == []

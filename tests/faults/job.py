@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,8 +24,8 @@ from tests.support.training import SMALL
 
 MARK = "QWEN_MEGATRON_TEST_JOB"
 
-# A step takes tens of milliseconds, and there are many of them.
-LONG = (*SMALL, "training.train_iters=5000", "training.eval_interval=5000")
+# A step takes tens of milliseconds, of four micro-batches, and there are many of them.
+LONG = (*SMALL, "training.micro_batch_size=1", "training.train_iters=5000", "training.eval_interval=5000")
 TP2_PP2 = ("parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2")
 
 # What must be equal in every bit, step by step.
@@ -102,15 +103,23 @@ class Job:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of the job, the agent and lost children included."""
-        return [process for process in psutil.process_iter() if self.owns(process)]
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if self.owns(pid):
+                    found.append(psutil.Process(pid))
+        return found
 
-    def owns(self, process: psutil.Process) -> bool:
+    def owns(self, pid: int) -> bool:
         """A rank that is a command has a session of its own and the job's mark; one that is forked has neither."""
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
+            is_ours = os.getsid(pid) == self.agent.pid
+            if not is_ours and isinstance(self.agent, ForkedAgent):
                 return False
-            return os.getsid(process.pid) == self.agent.pid or process.environ().get(MARK) == self.mark
-        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+            process = psutil.Process(pid)
+            is_ours = is_ours or process.environ().get(MARK) == self.mark
+            return is_ours and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
             return False
 
     def workers(self) -> dict[int, psutil.Process]:

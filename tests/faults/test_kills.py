@@ -123,16 +123,19 @@ def hashes(directory: Path) -> dict[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("places", "steps"),
-    # Killed in the save after step 6, the job goes on from step 3.
-    [(("mid-save",), 8), pytest.param(("mid-step", "mid-save", "in evaluation"), 12, marks=pytest.mark.faults)],
+    ("places", "steps", "more"),
+    [
+        # Killed in the save after step 4, the job goes on from step 2.
+        (("mid-save",), 5, ("checkpoint.save_interval=2", "training.micro_batch_size=2")),
+        pytest.param(("mid-step", "mid-save", "in evaluation"), 12, (), marks=pytest.mark.faults),
+    ],
     ids=["mid-save", "everywhere"],
 )
 def test_three_dimensions_sequence_parallel_overlapped_in_bf16(
-    ranks: RankPool, byte_corpus: Path, tmp_path: Path, places: tuple[str, ...], steps: int
+    ranks: RankPool, byte_corpus: Path, tmp_path: Path, places: tuple[str, ...], steps: int, more: tuple[str, ...]
 ) -> None:
     """TP2 x PP2 with everything on: losses, samples and weights of every step are those of an undisturbed run."""
-    faults, settings = [], (*EVERYTHING, f"training.exit_iter={steps}")
+    faults, settings = [], (*EVERYTHING, *more, f"training.exit_iter={steps}")
     for attempt, place in enumerate(places):
         at, call, seconds = MIDDLES[place]
         faults.append(Fault(rank=3 - attempt, at=at, calls=(call,), do="kill", seconds=seconds, attempt=attempt))

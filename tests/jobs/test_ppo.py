@@ -27,6 +27,10 @@ TP2_SP, PP2 = (
     ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"),
     ("parallel.pipeline_model_parallel_size=2",),
 )
+# Half of four queries for each of two replicas: minibatches are the same.
+DP2 = ("training.micro_batch_size=2",)
+# Two of the warm-up and two after it; two micro-batches fill a pipeline of two stages.
+FEW_STEPS = ("training.train_iters=4", "training.micro_batch_size=4")
 MEASURED = (
     *("loss", "grad_norm", "reward", "reward_error", "kl", "entropy", "response_length", "truncated"),
     *("value_loss", "value_grad_norm", "value_error", "ratio", "approximate_kl", "pretraining_loss"),
@@ -45,9 +49,8 @@ class Toy:
     def settings(self, directory: Path, *others: str) -> list[str]:
         text = (f"ppo.pretraining_blend=[{self.text}]", "ppo.pretraining_ratio=1", "logging.replica_check_interval=1")
         return ppo_settings(
-            self.queries, self.policy, self.reward, directory, "training.train_iters=5", "data.eval_samples=5", *text,
-            *others,
-        )  # fmt: skip
+            self.queries, self.policy, self.reward, directory, *FEW_STEPS, "data.eval_samples=5", *text, *others
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def samples(directory: Path) -> list[list[int]]:
     return [json.loads(line)["response"] for line in (directory / "samples.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("layout", [TP2_SP, ()], ids=["tp2-sp", "dp2"])
+@pytest.mark.parametrize("layout", [TP2_SP, DP2], ids=["tp2-sp", "dp2"])
 def test_the_layout_changes_nothing(
     ranks: RankPool, toy: Toy, tmp_path: Path, one: Path, layout: tuple[str, ...]
 ) -> None:
@@ -103,7 +106,7 @@ def test_stages_change_nothing(staged: Path, one: Path) -> None:
 def check_alike(directory: Path, expected: Path) -> None:
     """Every number of every step to 1e-4, and the same tokens."""
     found = numbers(directory)
-    assert len(found) == 7
+    assert len(found) == 6
     for row, other in zip(found, numbers(expected), strict=True):
         assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
     # As many as rank 0 writes: the first responses of the last step.
@@ -132,16 +135,16 @@ def test_a_job_goes_on_bitwise_after_the_warm_up(ranks: RankPool, toy: Toy, tmp_
     """With the same frozen models, wherever they lie; with others it does not go on."""
     moved = tmp_path / "moved"
     shutil.copytree(toy.reward, moved)
-    ranks.run(1, run_ppo, overrides=toy.settings(tmp_path / "run", "training.exit_iter=4"))
-    state = CheckpointState.read(tmp_path / "run" / "iter_0000004")
+    ranks.run(1, run_ppo, overrides=toy.settings(tmp_path / "run", "training.exit_iter=3"))
+    state = CheckpointState.read(tmp_path / "run" / "iter_0000003")
     assert {name: model.head for name, model in state.models.items()} == {"model": "language_model", "value": "scalar"}
-    assert state.job["scores"]["count"] == 4 * 16
-    # Two policy updates a step of 8 sequences of text, in the two steps after the warm-up.
+    assert state.job["scores"]["count"] == 3 * 16
+    # Two policy updates a step of 8 sequences of text, in the step after the warm-up.
     assert {name: source["consumed_samples"] for name, source in state.data.items()} == {
-        str(toy.queries): 32,
-        str(toy.text): 2 * 16,
+        str(toy.queries): 24,
+        str(toy.text): 16,
     }
-    other = f"ppo.reference_model={one / 'iter_0000005'}"
+    other = f"ppo.reference_model={one / 'iter_0000004'}"
     with pytest.raises(RankFailed, match=r"ppo\.reference_model: holds other weights"):
         ranks.run(1, run_ppo, overrides=toy.settings(tmp_path / "run", other))
     ranks.run(1, run_ppo, overrides=toy.settings(tmp_path / "run", f"ppo.reward_model={moved}"))
@@ -181,8 +184,9 @@ def watched_job(overrides: list[str]) -> list[str]:
 
 
 def test_the_warm_up_trains_the_value_model_alone(ranks: RankPool, toy: Toy, tmp_path: Path) -> None:
-    warm = ("ppo.value_warmup_iters=6", "training.train_iters=8", "training.global_batch_size=16")
-    (found,) = ranks.run(1, watched_job, overrides=toy.settings(tmp_path / "run", *warm))
+    warm = ("ppo.value_warmup_iters=6", "training.train_iters=8")
+    batch = ("training.global_batch_size=16", "training.micro_batch_size=16")
+    (found,) = ranks.run(1, watched_job, overrides=toy.settings(tmp_path / "run", *warm, *batch))
     assert len(set(found[:7])) == 1
     assert len(set(found)) == 3
     values = [row["value_error"] for row in rows(tmp_path / "run") if "value_error" in row]
@@ -219,6 +223,8 @@ def test_pretraining_text_keeps_its_loss_low(ranks: RankPool, toy: Toy, tmp_path
             tmp_path / f"run{coefficient}",
             f"ppo.pretraining_coefficient={coefficient}",
             "ppo.value_warmup_iters=0",
+            "training.train_iters=5",
+            "training.micro_batch_size=8",
             "optimizer.lr=3e-3",
             "data.eval_samples=0",
         )

@@ -20,14 +20,16 @@ from qwen_megatron.platforms.vocabulary import KEPT
 SMALL = (
     "parallel.platform=cpu",
     "model.preset=tiny",
-    "model.num_layers=4",
+    "model.num_layers=2",
     "model.vocab_size=301",
     "training.seq_length=256",
     "training.global_batch_size=8",
 )
 TP2, SP = "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"
-PP2, PP4 = "parallel.pipeline_model_parallel_size=2", "parallel.pipeline_model_parallel_size=4"
-VPP2, CP2 = "parallel.virtual_pipeline_model_parallel_size=2", "parallel.context_parallel_size=2"
+PP2, CP2 = "parallel.pipeline_model_parallel_size=2", "parallel.context_parallel_size=2"
+# With a layer for each stage or piece of one.
+PP4 = ("parallel.pipeline_model_parallel_size=4", "model.num_layers=4")
+VPP2 = ("parallel.virtual_pipeline_model_parallel_size=2", "model.num_layers=4")
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 FULL, SELECTIVE = "parallel.recompute_granularity=full", "parallel.recompute_granularity=selective"
 TIED, FP32 = "model.tie_word_embeddings=true", "training.precision=fp32"
@@ -37,12 +39,12 @@ GROUPED = ("model.num_query_groups=2", "model.qk_layernorm=true", "model.add_qkv
 LAYOUTS = {
     "one": (1, 0, ("training.global_batch_size=2", "training.micro_batch_size=2")),
     "fp32": (2, 1, (FP32, *OVERLAP, "training.micro_batch_size=2")),
-    "tp2-padded": (4, 1, (TP2,)),
+    "tp2-padded": (4, 1, (TP2, "training.global_batch_size=4")),
     "tp2-sp-full": (2, 1, (TP2, SP, FULL, "training.global_batch_size=2")),
-    "pp4-first": (4, 0, (PP4,)),
-    "pp4-middle-selective": (4, 2, (PP4, SELECTIVE)),
-    "tp2-sp-pp2-vpp2-tied-first": (8, 0, (TP2, SP, PP2, VPP2, TIED)),
-    "tp2-sp-pp2-vpp2-tied-last": (8, 7, (TP2, SP, PP2, VPP2, TIED, "training.seq_length=512")),
+    "pp4-first": (4, 0, PP4),
+    "pp4-middle-selective": (4, 2, (*PP4, SELECTIVE)),
+    "tp2-sp-pp2-vpp2-tied-first": (8, 0, (TP2, SP, PP2, *VPP2, TIED)),
+    "tp2-sp-pp2-vpp2-tied-last": (8, 7, (TP2, SP, PP2, *VPP2, TIED, "training.seq_length=512")),
     "cp2-grouped-tp2": (4, 3, (CP2, TP2, *GROUPED, "training.global_batch_size=2")),
 }
 

@@ -29,7 +29,6 @@ from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.serving.app import Terms, build_app
 from qwen_megatron.serving.engine import Engine
 from qwen_megatron.serving.server import hosts_of, listener_on, serve
-from tests.convert.random_weights import TINY, RandomWeights
 
 if TYPE_CHECKING:
     # Imported by the tests that use it: it takes seconds, and not in processes that only collect tests.
@@ -41,14 +40,9 @@ MAX_RUNNING, MAX_WAITING = 3, 2
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(qwen_checkpoint: Path) -> Path:
     """A checkpoint with Qwen's vocabulary."""
-    from qwen_megatron.convert.from_hf import write_weights
-
-    folder = tmp_path_factory.mktemp("serve") / "checkpoint"
-    model = dataclasses.replace(TINY, vocab_size=151936, hidden_size=16, kv_channels=4, tie_word_embeddings=True)
-    write_weights(RandomWeights(model), folder)
-    return folder
+    return qwen_checkpoint
 
 
 def free_port() -> int:

@@ -1,8 +1,8 @@
 """Processes that stand ready for distributed tests: real gloo groups without paying for a launch in every test.
 
 Importing Megatron costs seconds a process, so one pool serves all tests. Each job gets a fresh process group over the
-first `world_size` processes, with the variables that torchrun sets. The first rank that fails is shown; the pool is
-then thrown away, because its peers may hang in a collective.
+first `world_size` processes, with the variables that torchrun sets. The first rank that fails is shown; the processes
+of its job are then thrown away, because its peers may hang in a collective.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-PRELOAD = ["qwen_megatron.jobs.pretrain", "torch.distributed.run", "tests.support.launch"]
+PRELOAD = ["tests.support.preload"]
 
 
 def forkserver() -> Any:
@@ -64,7 +64,7 @@ class RankPool:
         try:
             return self.collect(world_size, time.monotonic() + timeout_seconds)
         except BaseException:
-            self.close()
+            self.renew(world_size)
             raise
 
     def collect(self, world_size: int, deadline: float) -> list[Any]:
@@ -97,12 +97,25 @@ class RankPool:
 
     def grow(self, size: int) -> None:
         while len(self.processes) < size:
-            ours, theirs = self.context.Pipe()
-            process = self.context.Process(target=serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self.processes.append(process)
-            self.pipes.append(ours)
+            self.add(len(self.processes))
+
+    def add(self, place: int) -> None:
+        """Starts the process of a rank."""
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self.processes[place : place + 1] = [process]
+        self.pipes[place : place + 1] = [ours]
+
+    def renew(self, size: int) -> None:
+        """Ends the processes of a job and starts others in their places."""
+        for process in self.processes[:size]:
+            process.kill()
+        for place, process in enumerate(self.processes[:size]):
+            process.join()
+            self.pipes[place].close()
+            self.add(place)
 
     def close(self) -> None:
         """Ends all processes; the next job starts new ones."""

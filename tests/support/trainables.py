@@ -34,6 +34,7 @@ LossFunction = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor]
 TINY = (
     "parallel.platform=cpu",
     "model.preset=tiny",
+    "model.num_layers=2",
     "model.vocab_size=161",
     "training.precision=fp32",
     "training.seed=1234",

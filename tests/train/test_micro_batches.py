@@ -119,7 +119,8 @@ def test_the_first_forward_waits_for_one_micro_batch(ranks: RankPool) -> None:
 
 
 def test_the_first_forward_of_an_interleaved_pipeline_waits_for_one(ranks: RankPool) -> None:
-    layout = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]
+    stages = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]
+    layout = [*stages, "model.num_layers=4"]
     for training, evaluation, count in ranks.run(2, taken_at_each_forward, overrides=layout):
         for seen, number in ((training, count), (evaluation, 8)):
             # Both chunks see every micro-batch; the second takes none that the first has not.

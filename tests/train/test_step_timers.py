@@ -129,7 +129,11 @@ def steps_and_evaluation(overrides: tuple[str, ...]) -> tuple[dict[str, float], 
     [
         ("parallel.tensor_model_parallel_size=2",),
         ("parallel.pipeline_model_parallel_size=2",),
-        ("parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"),
+        (
+            "parallel.pipeline_model_parallel_size=2",
+            "parallel.virtual_pipeline_model_parallel_size=2",
+            "model.num_layers=4",
+        ),
         ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
     ],
     ids=["tp2", "pp2", "pp2-vpp2", "dp2-overlap"],
@@ -172,7 +176,7 @@ def communications(overrides: tuple[str, ...]) -> int:
 
 
 def test_collectives_inside_layers_are_communication(ranks: RankPool) -> None:
-    layers, microbatches = 4, 4
+    layers, microbatches = 2, 4
     # Forward: embedding, and attention and feed-forward of each layer. Backward: the same two, sent and waited for.
     # Loss: maximum, sums, gradient.
     tensor = microbatches * ((1 + 2 * layers) + 2 * 2 * layers + 3)

@@ -15,6 +15,7 @@ from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.jobs.held_out import data_plan
+from qwen_megatron.libraries import first_imports
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.train.names import MAIN
 
@@ -79,7 +80,8 @@ class JobKind(abc.ABC):
     def run(self, config: ResolvedConfig, more_hooks: Sequence[Hook] = ()) -> str | None:
         """Runs the job on this rank, with hooks before its own; imports torch. Returns why it left early."""
         module, _, function = self.entry.partition(":")
-        job = getattr(importlib.import_module(module), function)
+        with first_imports():
+            job = getattr(importlib.import_module(module), function)
         return cast(str | None, job(config, more_hooks) if more_hooks else job(config))
 
 
