@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data_tools.engine.task import Manifest, Task, finished, write_manifest
+from data_tools.engine.failures import forget_failure, recorded
+from data_tools.engine.task import Manifest, Task, TaskResult, finished, write_manifest
 
 # Module and function of each; imported when one is done, because a worker that encodes need not wait for the kernels
 # and libraries of all the others. The function takes a `Task` and gives a `TaskResult`.
@@ -54,4 +55,12 @@ def begin(task: Task) -> Callable[[], Manifest]:
     task.manifest_path.unlink(missing_ok=True)
     module, function = OPERATIONS[task.operation]
     operation = getattr(importlib.import_module(f"data_tools.stages.{module}"), function)
-    return partial(write_manifest, task, operation(task))
+    with recorded(task):
+        return partial(_finish, task, operation(task))
+
+
+def _finish(task: Task, result: TaskResult) -> Manifest:
+    with recorded(task):
+        manifest = write_manifest(task, result)
+    forget_failure(task)
+    return manifest

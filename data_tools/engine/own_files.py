@@ -9,7 +9,7 @@ from data_tools.io.owned_paths import remove_files, require_below
 # What tasks name their files: by part of the input, bucket of a shuffle, shard of a corpus, band of signatures.
 _TASK_FILE = (
     r"(?:(?:part|bucket|shard)-\d{6,}|band-\d{3,}-part-\d{4,})\..+"
-    r"|(?:all|clusters)\.manifest\.json|(?:candidates|removed|sizes)\.npy"
+    r"|(?:all|clusters)\.(?:manifest|failed)\.json|(?:candidates|removed|sizes)\.npy"
 )
 _STAGE_FILE = rf"{_TASK_FILE}|(?:[a-z]+|round-\d{{3,}}-[a-z]+)\.json|rejected\.jsonl"
 _CORPUS_FILE = r".+\.(?:json|rejected\.jsonl)"
