@@ -4,7 +4,7 @@ gloo itself takes tensors of a GPU in some collectives and in no transfers; NCCL
 its nature: each collective waits for the GPU.
 """
 
-# mypy: disable-error-code="override"
+# mypy: disable-error-code="override, assignment"
 # torch calls these in one of the ways that its own class declares.
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ class StagedGloo(dist.ProcessGroup):
         timeout: timedelta,
         needs_copy: Callable[[torch.Tensor], bool] = beyond_gloo,
     ):
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]
         self.needs_copy = needs_copy
         self.last = StagedWork((), ())
-        self.gloo: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
+        gloo: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
+        self.gloo = gloo
         # torch has renamed both; what is not there any more has the other name.
-        self.gather_single = getattr(self.gloo, "all_gather_single", None) or self.gloo._allgather_base
-        self.scatter_single = getattr(self.gloo, "reduce_scatter_single", None) or self.gloo._reduce_scatter_base
+        self.gather_single = getattr(gloo, "all_gather_single", None) or gloo._allgather_base
+        self.scatter_single = getattr(gloo, "reduce_scatter_single", None) or gloo._reduce_scatter_base
 
     def getBackendName(self) -> str:
         """As torch asks for it."""
