@@ -26,6 +26,7 @@ REMOVED = "removed.npy"
 SIZES = "sizes.npy"
 # So many slices at most: each task writes records of all of them.
 _MOST_SLICES = 1024
+_MOST_BUFFER_BYTES = 64 << 20
 _COUNT = np.dtype("<u8")
 _WEIGHT = np.dtype([("node", "<u8"), ("weight", "<u8")])
 
@@ -160,7 +161,9 @@ def _edges(task: Task) -> Iterator[npt.NDArray[np.void]]:
 
 def _write_stars(task: Task, edges: Iterator[npt.NDArray[np.void]], *, both_ways: bool) -> TaskResult:
     num_slices, name = task.options["num_slices"], f"{task.name}.stars"
-    with SliceWriter(Path(task.folder, name), num_slices, EDGE) as writer:
+    # A chunk is held three times while it is ordered.
+    buffer_bytes = min(_MOST_BUFFER_BYTES, EDGE.itemsize * task.options["num_documents"])
+    with SliceWriter(Path(task.folder, name), num_slices, EDGE, buffer_bytes) as writer:
         for records in edges:
             writer.add(slice_numbers(records["node"], num_slices), records)
             if both_ways:

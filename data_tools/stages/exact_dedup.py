@@ -35,7 +35,7 @@ class ExactDedupStage:
     """Options of the stage `exact_dedup`."""
 
     bucket_documents: Count = _BUCKET_DOCUMENTS
-    """Documents grouped at once; 120 bytes of memory for each."""
+    """Documents grouped at once; about 150 bytes of memory for each."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Three phases: hash each part, group each range of hashes, rewrite each part."""
