@@ -8,7 +8,7 @@ documents that do not survive are counted for those that do.
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,10 @@ SIZES = "sizes.npy"
 # So many slices at most: each task writes records of all of them.
 _MOST_SLICES = 1024
 _MOST_BUFFER_BYTES = 64 << 20
+# The largest clusters are shown in reports, each with its survivor and a few of the others.
+_SHOWN_CLUSTERS, _SHOWN_MEMBERS = 5, 3
+# Each slice names members of so many clusters, because it does not know which ones are the largest of all.
+_NAMED_CLUSTERS = 100
 _COUNT = np.dtype("<u8")
 _WEIGHT = np.dtype([("node", "<u8"), ("weight", "<u8")])
 
@@ -49,8 +53,8 @@ def join_pairs(
         num_documents: that a task may hold, about 100 bytes each.
         of_documents: at least as many as the pairs name.
     Returns:
-        a manifest with `REMOVED`, the documents that do not survive, and `SIZES`, those that do with the sizes of their
-        clusters.
+        a manifest with `REMOVED`, the documents that do not survive, `SIZES`, those that do with the sizes of their
+        clusters, and the value `largest`: `survivor`, `size` and some `members` of the largest clusters.
     """
     num_edges = sum(one.values["edges"] for one in grouped)
     needed = -(-min(2 * num_edges, of_documents) // num_documents)
@@ -73,7 +77,7 @@ def join_pairs(
         operation="fuzzy_join",
         folder=str(folder / "clusters"),
         name="clusters",
-        options={},
+        options={"largest": _largest(weighed, sized)},
         inputs=tuple(
             write_input_list(folder / "lists" / f"{name}.json", [one.output(f"{one.name}.{name}") for one in parts])
             for name, parts in (("removed", weighed), ("sizes", sized))
@@ -81,6 +85,19 @@ def join_pairs(
     )
     (clusters,) = runner.run(folder / "clusters", [joined])
     return clusters
+
+
+def _largest(weighed: Sequence[Manifest], sized: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """The largest of all clusters, from the largest of each slice."""
+    members: dict[str, list[int]] = {}
+    for one in weighed:
+        for survivor, some in one.values["members"].items():
+            members.setdefault(survivor, []).extend(some)
+    found = sorted((pair for one in sized for pair in one.values["largest"]), key=lambda pair: (-pair[1], pair[0]))
+    return [
+        {"survivor": survivor, "size": size, "members": members.get(str(survivor), [])[:_SHOWN_MEMBERS]}
+        for survivor, size in found[:_SHOWN_CLUSTERS]
+    ]
 
 
 def _contract_tasks(folder: Path, grouped: Sequence[Manifest], options: dict[str, int]) -> list[Task]:
@@ -188,7 +205,18 @@ def weigh_slice(task: Task) -> TaskResult:
         stream.write(removed.tobytes())
     with SliceWriter(Path(task.folder, names[1]), num_slices, _WEIGHT) as writer:
         writer.add(slice_numbers(survivors, num_slices), weights)
-    return TaskResult(outputs=names)
+    return TaskResult(outputs=names, values={"members": _some_members(removed, weights)})
+
+
+def _some_members(removed: npt.NDArray[np.uint64], weights: npt.NDArray[np.void]) -> dict[str, list[int]]:
+    """By survivor, of those that stand for most: a few of ``removed``. A large cluster is in all slices."""
+    order = np.argsort(weights["node"], kind="stable")
+    nodes, first, counts = np.unique(weights["node"][order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(weights["weight"][order], first).astype(np.int64) if len(nodes) else counts
+    return {
+        str(nodes[place]): removed[order[first[place] : first[place] + min(counts[place], _SHOWN_MEMBERS)]].tolist()
+        for place in np.argsort(-sums, kind="stable")[:_NAMED_CLUSTERS]
+    }
 
 
 def add_up_slice(task: Task) -> TaskResult:
@@ -205,7 +233,8 @@ def add_up_slice(task: Task) -> TaskResult:
     name = f"{task.name}.sizes"
     with atomic_output(Path(task.folder, name), sync=False) as stream:
         stream.write(table.tobytes())
-    return TaskResult(outputs=[name])
+    largest = np.argsort(-table[:, 1].astype(np.int64), kind="stable")[:_SHOWN_CLUSTERS]
+    return TaskResult(outputs=[name], values={"largest": table[largest].tolist()})
 
 
 def _copies_of(task: Task, documents: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -234,7 +263,7 @@ def join_clusters(task: Task) -> TaskResult:
             _write_header(stream, (counts[-1],) if row == 1 else (counts[-1], row))
             for file in files:
                 stream.write(Path(file.path).read_bytes())
-    return TaskResult(outputs=[REMOVED, SIZES], values={"clusters": counts[1], "removed": counts[0]})
+    return TaskResult(outputs=[REMOVED, SIZES], values={"largest": task.options["largest"]})
 
 
 def _write_header(stream: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -5,9 +5,10 @@ the order of the input nor on how it is cut. Equal texts would have equal number
 survivor's `cluster_size` adds up those of its cluster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from data_tools.dedup.buckets import BucketWriter, bands_file, group_bucket, wri
 from data_tools.dedup.minhash import MinHashConfig, signatures
 from data_tools.engine.document import (
     CLUSTER_SIZE,
+    Document,
     Drop,
     ShardWriter,
     batches,
     cluster_size,
     document_numbers,
     read_documents,
+    shortened,
 )
 from data_tools.engine.input_list import read_input_list, write_input_list
 from data_tools.engine.part_tasks import part_tasks
@@ -82,7 +85,8 @@ class FuzzyDedupStage:
         signed = runner.run(buckets, sign)
         clusters = self._clusters(runner, folder, shards, signed, options["num_parts"])
         found = (clusters.output(REMOVED), clusters.output(SIZES))
-        return runner.run(folder, part_tasks("fuzzy_apply", folder, inputs, shared=found))
+        shown = {"largest": clusters.values["largest"]}
+        return runner.run(folder, part_tasks("fuzzy_apply", folder, inputs, shown, shared=found))
 
     def _clusters(
         self, runner: Runner, folder: Path, shards: Sequence[FileRange], signed: Sequence[Manifest], num_parts: int
@@ -143,7 +147,8 @@ def group_band(task: Task) -> TaskResult:
 
 
 def apply_clusters(task: Task) -> TaskResult:
-    """The operation `fuzzy_apply`: one shard without its near duplicates."""
+    """The operation `fuzzy_apply`: one shard without its near duplicates; those of the largest clusters are shown."""
+    shown = _ShownClusters(task.options["largest"])
     removed, clusters = (np.load(one.path, mmap_mode="r", allow_pickle=False) for one in task.inputs[1:])
     survivors = clusters[:, 0]
     records_in = 0
@@ -155,9 +160,32 @@ def apply_clusters(task: Task) -> TaskResult:
             survivor_places = np.searchsorted(survivors, numbers).tolist()
             for document, number, lost, kept in zip(batch, numbers, removed_places, survivor_places, strict=True):
                 if lost < len(removed) and removed[lost] == number:
+                    shown.look_at(int(number), document, is_kept=False)
                     writer.drop(document, Drop("near_duplicate"))
                     continue
                 if kept < len(survivors) and survivors[kept] == number:
+                    shown.look_at(int(number), document, is_kept=True)
                     document.metadata[CLUSTER_SIZE] = int(clusters[kept, 1])
                 writer.keep(document)
-    return writer.result(records_in)
+    return writer.result(records_in, values={"clusters": shown.found})
+
+
+class _ShownClusters:
+    """Collects documents of the largest clusters as examples.
+
+    Attributes:
+        found: survivor -> size of its cluster, and the documents of it that came along.
+    """
+
+    def __init__(self, largest: Sequence[Mapping[str, Any]]) -> None:
+        self._clusters = {
+            number: cluster for cluster in largest for number in (cluster["survivor"], *cluster["members"])
+        }
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def look_at(self, number: int, document: Document, *, is_kept: bool) -> None:
+        cluster = self._clusters.get(number)
+        if cluster is not None:
+            entry = {"size": cluster["size"], "documents": []}
+            documents = self.found.setdefault(str(cluster["survivor"]), entry)["documents"]
+            documents.append({**shortened(document), "is_kept": is_kept})
