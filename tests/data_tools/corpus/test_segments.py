@@ -69,13 +69,22 @@ def test_tasks_take_them_and_put_the_ranges_together(
     assert merge([prefix], prefix.parent / "merged").fingerprint == sidecar.fingerprint
 
 
-def test_corpora_of_earlier_versions_open_and_verify(make_corpus: Callable[..., Path], tmp_path: Path) -> None:
+def test_corpora_of_earlier_versions_open_and_verify(
+    make_corpus: Callable[..., Path], request: pytest.FixtureRequest
+) -> None:
     prefix = make_corpus(TEXTS, "plain")
+    request.getfixturevalue("segmented")
     sidecar = orjson.loads(Path(f"{prefix}.json").read_bytes())
     digest = hashlib.sha256(Path(f"{prefix}.bin").read_bytes()).hexdigest()
     assert (sidecar["version"], sidecar["bin"]) == (1, {"size_bytes": sidecar["bin"]["size_bytes"], "sha256": digest})
-    # However large they are: there is no field that would say so, and the whole is one segment.
+    # Larger than a segment, but no field says so: the SHA-256 is that of the whole.
+    assert sidecar["bin"]["size_bytes"] > 5 * SEGMENT
     assert verify(prefix).fingerprint == f"int32-sha256-{digest}"
+    content = bytearray(Path(f"{prefix}.bin").read_bytes())
+    content[SEGMENT + 7] ^= 1
+    Path(f"{prefix}.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"block 2 \(bytes 8192 to 12287\) is damaged"):
+        verify(prefix)
 
 
 @pytest.mark.usefixtures("segmented")
