@@ -176,7 +176,7 @@ def test_the_loss_is_that_of_transformers(corpus: Path, tmp_path: Path, ranks: R
 
 def test_it_learns_replies_that_stop(ranks: RankPool, tmp_path: Path) -> None:
     corpus = write_dialogues(tmp_path / "dialogues", documentation(NUM_LEARNED))
-    settings = [*SMALL, "training.train_iters=120", "training.seq_length=256", "training.global_batch_size=4"]
+    settings = [*SMALL, "training.train_iters=160", "training.seq_length=256", "training.global_batch_size=4"]
     settings += ["training.micro_batch_size=4", "optimizer.lr=1e-2", "optimizer.lr_warmup_iters=10"]
     settings += [f"data.blend=[{corpus}]", f"checkpoint.directory={tmp_path}", "optimizer.weight_decay=0.0"]
     ranks.run(1, run_job, kind="sft", overrides=settings)
