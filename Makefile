@@ -59,7 +59,7 @@ test: setup ## the whole test suite on two cores; WORKERS=0 for one test after t
 test-faults: setup ## kills and other faults at many points, up to half an hour
 	$(PY) -m pytest -m faults -s
 
-test-align: setup ## PPO with three seeds and two prices of divergence, up to half an hour
+test-align: setup ## PPO with three seeds and two prices of divergence, 64 dialogues by heart, up to half an hour
 	$(PY) -m pytest -m align -s
 
 test-gpu: setup ## the tests that need an NVIDIA GPU, against the CPU and fp64 oracles

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 # torch ships the OpenMP runtime of GNU on Linux: its threads serve the kernels too.
@@ -22,6 +22,9 @@ def extension(name: str, folder: str, *options: str) -> Pybind11Extension:
         extra_link_args=["-pthread", *options],
     )
 
+
+# As many compilers as there are cores; the sources are some fifty.
+ParallelCompile(default=0).install()
 
 setup(
     ext_modules=[

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import statistics
 import sys
 import time
@@ -73,6 +74,13 @@ ON_H100 = (
     "bandwidth; what a launch leaves idle is fitted on two rows ({theirs:.0f} us; ours: {ours:.0f} us). Assumed, "
     "because the table does not say: micro-batches of 2, 1,152 sequences a step (with 768 the 70B row is 11 % low), "
     "layers x hidden as given here, sequence parallelism, overlapped data parallelism."
+)
+
+
+ON_TWO = (
+    "Real steps of two processes with a thread each, after `plan --calibrate` on the same machine. Memory: the peak of "
+    "a process whose C library gives freed blocks back at once, against the arithmetic and what the calibration found "
+    "a process to hold besides; the last column is the peak with what the library keeps of freed memory."
 )
 
 
@@ -178,8 +186,20 @@ def small_config(settings: Sequence[str]) -> ResolvedConfig:
     return resolve(load_config(None, [*SMALL, "parallel.world_size=2", *settings]))
 
 
-def small_run(settings: Sequence[str]) -> tuple[float, int]:
-    """One rank's median seconds of a step, and the most memory it held; runs in a process of the pool."""
+# glibc's name for: blocks above so many bytes go back to the system when they are freed.
+M_MMAP_THRESHOLD, KEPT_BLOCK = -3, 1 << 17
+
+
+def small_run(settings: Sequence[str], steps: int, keep_freed: bool) -> tuple[float, int]:
+    """One rank's median seconds of a step, and the most memory it held; runs in a process of the pool.
+
+    Args:
+        settings: Of the layout.
+        steps: How many.
+        keep_freed: The C library keeps freed blocks for the next one, as usual; else the memory held is what is used.
+    """
+    import ctypes
+
     import torch
 
     from qwen_megatron.parallel.groups import build_groups, destroy_groups, start_process_group
@@ -187,6 +207,8 @@ def small_run(settings: Sequence[str]) -> tuple[float, int]:
     from qwen_megatron.train.trainable import build_trainable
     from tests.support.trainables import TinyTrainable, random_batches, take_step
 
+    if not keep_freed:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
     torch.set_num_threads(1)
     config, platform = small_config(settings), get_platform("cpu")
     platform.prepare()
@@ -205,7 +227,7 @@ def small_run(settings: Sequence[str]) -> tuple[float, int]:
             mask_documents=False,
         )
         batches, times = random_batches(trainable, config.model.vocab_size), []
-        for _ in range(6):
+        for _ in range(steps):
             start = time.perf_counter()
             take_step(trainable, batches)
             times.append(time.perf_counter() - start)
@@ -220,35 +242,42 @@ def small_section() -> list[str]:
 
     from qwen_megatron.planning.calibration import calibrate
     from qwen_megatron.platforms import get_platform
-    from tests.support.ranks import RankPool
 
     torch.set_num_threads(1)
     machine = calibrate(get_platform("cpu"), load_machine("h100-80gb"))
     rows = []
     for name, settings in TWO.items():
-        # Fresh processes: the most memory of one is of all it ever did.
-        pool = RankPool()
-        try:
-            found = pool.run(2, small_run, settings=settings)
-        finally:
-            pool.close()
+        timed, counted = two_processes(settings, 6, keep_freed=True), two_processes(settings, 2, keep_freed=False)
         config = small_config(settings)
-        seconds, planned = max(one for one, _ in found), step_time(config, machine).total
+        seconds, planned = max(one for one, _ in timed), step_time(config, machine).total
         memory = max(stage.total for stage in rank_memory(config)) + machine.reserved_bytes
-        held = max(peak for _, peak in found)
+        used, held = (max(peak for _, peak in found) for found in (counted, timed))
         rows.append(
-            f"| {name} | {seconds:.3f} | {planned:.3f} | {planned / seconds - 1:+.1%} | {held / GIB:.2f} | "
-            f"{memory / GIB:.2f} | {memory / held - 1:+.1%} |"
+            f"| {name} | {seconds:.3f} | {planned:.3f} | {planned / seconds - 1:+.1%} | {used / GIB:.3f} | "
+            f"{memory / GIB:.3f} | {memory / used - 1:+.1%} | {held / GIB:.2f} |"
         )
     return [
         "### Small runs",
         "",
-        "Real steps of two processes with a thread each, after `plan --calibrate` on the same machine.",
+        ON_TWO,
         "",
-        "| layout | s/step | arithmetic | | GiB of a process | arithmetic | |",
-        "|---|---|---|---|---|---|---|",
+        "| layout | s/step | arithmetic | | GiB used | arithmetic | | GiB held |",
+        "|---|---|---|---|---|---|---|---|",
         *rows,
     ]
+
+
+def two_processes(settings: Sequence[str], steps: int, *, keep_freed: bool) -> list[tuple[float, int]]:
+    """`small_run` on two ranks of their own: the most memory of a process is of all it ever did."""
+    from tests.support.ranks import RankPool
+
+    pool = RankPool()
+    # Processes as a launcher starts them: a forked one does not count the libraries' pages that its parent has read.
+    pool.context = multiprocessing.get_context("spawn")
+    try:
+        return pool.run(2, small_run, settings=settings, steps=steps, keep_freed=keep_freed)
+    finally:
+        pool.close()
 
 
 def section(sizes: Sequence[str]) -> list[str]:

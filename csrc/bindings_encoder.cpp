@@ -33,8 +33,8 @@ Array<std::int64_t> copied(const std::vector<std::int64_t>& values) {
 
 // `EncodedLines` as Python sees it.
 struct Lines {
-    explicit Lines(const EncodedLines& lines)
-        : tokens(copied<std::int32_t>(lines.tokens.data(), lines.tokens.size())),
+    Lines(const EncodedLines& lines, const TokenBuffer& found)
+        : tokens(copied<std::int32_t>(found.data(), found.size())),
           lengths(copied<std::int32_t>(lines.lengths.data(), lines.lengths.size())),
           starts(copied(lines.starts)),
           records(copied(lines.records)),
@@ -64,39 +64,37 @@ class Encoder {
 
     py::tuple encode_batch(const py::sequence& sequence) {
         const Texts texts(sequence);
-        TokenBuffer tokens;
-        std::vector<std::int64_t> lengths;
-        {
-            py::gil_scoped_release release;
-            scratch_.with_one([&](LineEncoder::Scratch& scratch) {
+        return scratch_.with_one([&](LineEncoder::Scratch& scratch) {
+            std::vector<std::int64_t> lengths;
+            scratch.tokens.clear();
+            {
+                py::gil_scoped_release release;
                 for (std::size_t i = 0; i < texts.size(); ++i) {
-                    lengths.push_back(encode_text(texts[i], tokens, scratch));
+                    lengths.push_back(encode_text(texts[i], scratch));
                 }
-                return 0;
-            });
-        }
-        return py::make_tuple(copied<std::int32_t>(tokens.data(), tokens.size()), copied(lengths));
+            }
+            return py::make_tuple(copied<std::int32_t>(scratch.tokens.data(), scratch.tokens.size()), copied(lengths));
+        });
     }
 
     Lines encode_lines(const py::bytes& block, const std::string& text_key, bool begins_file,
                        std::size_t max_line_bytes) {
         const std::string_view view(block);
         const LineEncoder lines(encoder_, nfc_, text_key);
-        EncodedLines encoded;
-        {
-            py::gil_scoped_release release;
-            encoded = scratch_.with_one([&](LineEncoder::Scratch& scratch) {
-                return lines.encode(view, begins_file, max_line_bytes, scratch);
-            });
-        }
-        return Lines(encoded);
+        return scratch_.with_one([&](LineEncoder::Scratch& scratch) {
+            EncodedLines encoded;
+            {
+                py::gil_scoped_release release;
+                encoded = lines.encode(view, begins_file, max_line_bytes, scratch);
+            }
+            return Lines(encoded, scratch.tokens);
+        });
     }
 
     std::uint64_t count_lookups(const py::str& text) {
         const Texts texts(py::make_tuple(text));
         LineEncoder::Scratch scratch;
-        TokenBuffer tokens;
-        encode_text(texts[0], tokens, scratch);
+        encode_text(texts[0], scratch);
         return scratch.encoder.merger.num_lookups();
     }
 
@@ -108,13 +106,13 @@ class Encoder {
         return TextEncoder({tokens.data(), tokens.size()});
     }
 
-    std::int64_t encode_text(std::string_view text, TokenBuffer& tokens, LineEncoder::Scratch& scratch) const {
+    std::int64_t encode_text(std::string_view text, LineEncoder::Scratch& scratch) const {
         scratch.text.resize(std::max(scratch.text.size(), text.size() + kPadding));
         std::copy(text.begin(), text.end(), scratch.text.begin());
         const char* const begin = scratch.text.data();
-        std::uint32_t* const out = tokens.room(text.size() + TextEncoder::kSlack);
+        std::uint32_t* const out = scratch.tokens.room(text.size() + TextEncoder::kSlack);
         const std::uint32_t* const stop = encoder_.encode(begin, begin + text.size(), out, scratch.encoder);
-        tokens.keep(stop);
+        scratch.tokens.keep(stop);
         return stop - out;
     }
 

@@ -27,6 +27,7 @@ std::uint32_t* TokenBuffer::room(std::size_t count) {
 EncodedLines LineEncoder::encode(std::string_view block, bool begins_file, std::size_t max_line_bytes,
                                  Scratch& scratch) const {
     EncodedLines out;
+    scratch.tokens.clear();
     for (std::size_t start = 0; start < block.size();) {
         const void* const found = std::memchr(block.data() + start, '\n', block.size() - start);
         const std::size_t stop =
@@ -62,10 +63,10 @@ bool LineEncoder::encode_line(std::string_view line, EncodedLines& out, Scratch&
     if (text.empty() || !nfc_.is_normalized(text.data(), end)) {
         return false;
     }
-    std::uint32_t* const begin = out.tokens.room(text.size() + TextEncoder::kSlack);
+    std::uint32_t* const begin = scratch.tokens.room(text.size() + TextEncoder::kSlack);
     const std::uint32_t* const stop = encoder_.encode(text.data(), end, begin, scratch.encoder);
     out.lengths.push_back(static_cast<std::int32_t>(stop - begin));
-    out.tokens.keep(stop);
+    scratch.tokens.keep(stop);
     return true;
 }
 

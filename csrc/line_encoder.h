@@ -24,8 +24,18 @@ class TokenBuffer {
     std::uint32_t* room(std::size_t count);
     // Keeps what was written there up to `end`.
     void keep(const std::uint32_t* end) { size_ = static_cast<std::size_t>(end - tokens_.get()); }
+    // Forgets all tokens. Keeps the memory, unless it is much: pages that the system hands out anew are cleared first.
+    void clear() {
+        size_ = 0;
+        if (capacity_ > kMostKept) {
+            tokens_.reset();
+            capacity_ = 0;
+        }
+    }
 
   private:
+    static constexpr std::size_t kMostKept = std::size_t{1} << 24;  // 64 MiB
+
     std::unique_ptr<std::uint32_t[]> tokens_;
     std::size_t size_ = 0;
     std::size_t capacity_ = 0;
@@ -39,9 +49,8 @@ struct OddLine {
     std::int64_t stop;
 };
 
-// What a block of lines gave.
+// What a block of lines gave, beside the tokens.
 struct EncodedLines {
-    TokenBuffer tokens;
     std::vector<std::int32_t> lengths;   // tokens of each document
     std::vector<std::int64_t> starts;    // byte at which its line begins
     std::vector<std::int64_t> records;   // number of its line among those that are not blank
@@ -58,6 +67,7 @@ class LineEncoder {
     struct Scratch {
         TextEncoder::Scratch encoder;
         std::vector<char> text;
+        TokenBuffer tokens;
     };
 
     // Records have their text under `key`. `encoder` and `nfc` must outlive this object.
@@ -66,7 +76,7 @@ class LineEncoder {
 
     // Encodes whole lines; the last one may lack its line end. A byte-order mark that begins the first line of a file, a
     // carriage return that ends a line, and lines of white space only are passed over. Lines of more than `max_line_bytes`
-    // are odd.
+    // are odd. The tokens of all documents are in scratch.tokens, in place of what was there.
     EncodedLines encode(std::string_view block, bool begins_file, std::size_t max_line_bytes, Scratch& scratch) const;
 
   private:

@@ -104,15 +104,16 @@ std::uint32_t* PieceMerger::merge_characters(const RankTable& ranks, const char*
     }
     parts.starts[parts.count] = static_cast<std::uint8_t>(size);
     for (std::size_t i = 0; i < parts.count; ++i) {
-        parts.unions[i] = i + 1 < parts.count ? find_union(ranks, p, parts, i) : kNone;
+        parts.unions[i] = i + 1 < parts.count ? ranks.finish(begin_union(ranks, p, parts, i)) : kNone;
     }
     return merge_parts(ranks, p, parts, out);
 }
 
-std::uint32_t PieceMerger::find_union(const RankTable& ranks, const char* p, const Parts& parts, std::size_t part) {
+RankTable::Sought PieceMerger::begin_union(const RankTable& ranks, const char* p, const Parts& parts,
+                                           std::size_t part) {
     ++num_lookups_;
     const std::size_t start = parts.starts[part];
-    return ranks.find(p + start, parts.starts[part + 2] - start);
+    return ranks.begin(p + start, parts.starts[part + 2] - start);
 }
 
 std::uint32_t* PieceMerger::merge_parts(const RankTable& ranks, const char* p, Parts& parts, std::uint32_t* out) {
@@ -136,10 +137,12 @@ std::uint32_t* PieceMerger::merge_parts(const RankTable& ranks, const char* p, P
             parts.starts[i] = parts.starts[i + 1];
         }
         parts.starts[parts.count] = parts.starts[parts.count + 1];
-        parts.unions[best] = best + 1 < parts.count ? find_union(ranks, p, parts, best) : kNone;
+        const bool has_next = best + 1 < parts.count;
+        const RankTable::Sought right = has_next ? begin_union(ranks, p, parts, best) : RankTable::Sought();
         if (best > 0) {
-            parts.unions[best - 1] = find_union(ranks, p, parts, best - 1);
+            parts.unions[best - 1] = ranks.finish(begin_union(ranks, p, parts, best - 1));
         }
+        parts.unions[best] = ranks.finish(right);
     }
     return std::copy(parts.ids, parts.ids + parts.count, out);
 }

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <vector>
-#include <vector>
 
 #include "rank_table.h"
 
@@ -37,7 +36,7 @@ class PieceMerger {
         std::size_t count;
     };
 
-    std::uint32_t find_union(const RankTable& ranks, const char* p, const Parts& parts, std::size_t part);
+    RankTable::Sought begin_union(const RankTable& ranks, const char* p, const Parts& parts, std::size_t part);
     std::uint32_t* merge_parts(const RankTable& ranks, const char* p, Parts& parts, std::uint32_t* out);
     std::uint32_t* merge_long(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);
 

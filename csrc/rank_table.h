@@ -39,9 +39,37 @@ class RankTable {
     std::uint32_t find(const char* p, std::size_t size) const {
         if (size <= kKeyBytes) {
             const WordKey key = word_key(p, size);
-            return find_key(key, hash_key(key));
+            const std::uint64_t hash = hash_key(key);
+            return may_have(hash) ? find_slot(key, hash) : kNone;
         }
         return size > longest_ ? kNone : find_long({p, size});
+    }
+
+    // A lookup that is begun and not finished.
+    struct Sought {
+        const char* p = nullptr;
+        std::size_t size = 0;
+        WordKey key;  // and its hash, of words that have one
+        std::uint64_t hash = 0;
+        bool may_be = false;
+    };
+
+    // `find` in two steps, so that memory answers several lookups together.
+    Sought begin(const char* p, std::size_t size) const {
+        Sought sought{p, size, {}, 0, size <= longest_};
+        if (size <= kKeyBytes) {
+            sought.key = word_key(p, size);
+            sought.hash = hash_key(sought.key);
+            sought.may_be = may_have(sought.hash);
+            __builtin_prefetch(&slots_[sought.hash & (slots_.size() - 1)]);
+        }
+        return sought;
+    }
+    std::uint32_t finish(const Sought& sought) const {
+        if (!sought.may_be) {
+            return kNone;
+        }
+        return sought.size <= kKeyBytes ? find_slot(sought.key, sought.hash) : find_long({sought.p, sought.size});
     }
 
     // Tells the processor that the word with this hash of its key will be looked for.
@@ -77,10 +105,7 @@ class RankTable {
 
     bool may_have(std::uint64_t hash) const { return is_set(known_, filter_bit(hash)); }
 
-    std::uint32_t find_key(const WordKey& key, std::uint64_t hash) const {
-        if (!may_have(hash)) {
-            return kNone;
-        }
+    std::uint32_t find_slot(const WordKey& key, std::uint64_t hash) const {
         const std::size_t mask = slots_.size() - 1;
         for (std::size_t place = hash & mask;; place = (place + 1) & mask) {
             const Slot& slot = slots_[place];

@@ -142,7 +142,7 @@ def test_shuffled_buckets_and_edges(umask: int, tmp_path: Path) -> None:
     with BucketWriter(tmp_path, "shard") as writer:
         writer.add(np.arange(3, dtype=np.uint64), signatures)
     write_edges(tmp_path / "edges.npy", np.zeros((0, 2), dtype=np.uint64))
-    check_modes(tmp_path, umask, "band-000-part-0000/shard.bin", "edges.npy")
+    check_modes(tmp_path, umask, "shard.bands", "edges.npy")
 
 
 def test_a_library_that_makes_its_files_private(umask: int, tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ from data_tools.chat.rendered import Rendered
 from data_tools.chat.rendering import ASSISTANT_LABELS
 from data_tools.corpus.index import DTYPE_CODES
 from data_tools.corpus.lock import corpus_lock
-from data_tools.corpus.sidecar import CHAT_KINDS, PAIRS, ChatContent, FileDigest, InputFile, Sidecar, corpus_path
+from data_tools.corpus.sidecar import (
+    CHAT_KINDS,
+    PAIRS,
+    ChatContent,
+    FileDigest,
+    InputFile,
+    Sidecar,
+    corpus_path,
+    digest_of,
+)
 from data_tools.corpus.writer import TOKEN_DTYPE, prepare_place, publish, require_absent, scratch_folder
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import sync_file, write_atomically
@@ -205,4 +214,4 @@ class _Written:
             FileDigest(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
             for path in (index, corpus_path(corpus, "crc"))
         )
-        return FileDigest(size_bytes=checksums.size_bytes, sha256=checksums.sha256()), idx, crc
+        return digest_of(checksums), idx, crc

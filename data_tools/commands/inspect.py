@@ -27,7 +27,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "inspect",
         help="counts, lengths and origin of a corpus, or one document; stages of a run",
         description="Shows what a corpus holds; with --document, the text of one document. Of the output folder of a "
-        "run its stages, with --stage the statistics of one, with --sample documents of it.",
+        "run its stages, with --stage the statistics of one, with --sample documents of it; of one that "
+        "stopped how far it came and the tasks that failed, with their errors.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
     if (Path(options.prefix) / SUMMARY).is_file():
         return _inspect_run(options)
+    if (Path(options.prefix) / "stages").is_dir():
+        return _inspect_unfinished(options)
     if options.stage or options.sample:
         raise RefusedError(f"{options.prefix}: is no output of a run, which --stage and --sample are for")
     if Sidecar.read(options.prefix).chat is not None:
@@ -93,6 +96,18 @@ def _inspect_run(options: argparse.Namespace) -> int:
         print(json.dumps([one for one in stages if options.stage in (None, one["name"])], indent=2))
     else:
         print(printable(format_stages(output) if options.stage is None else format_stage(output, options.stage)))
+    return 0
+
+
+def _inspect_unfinished(options: argparse.Namespace) -> int:
+    from data_tools.pipeline.inspect_run import failed_tasks, format_unfinished
+
+    output = Path(options.prefix)
+    if options.stage or options.sample:
+        raise RefusedError(f"{output}: the run is not finished; --stage and --sample are for finished ones")
+    print(
+        json.dumps({"failed": failed_tasks(output)}, indent=2) if options.json else printable(format_unfinished(output))
+    )
     return 0
 
 

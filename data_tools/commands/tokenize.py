@@ -81,6 +81,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--rejected", type=Path, metavar="FILE", help="list of rejected records (PREFIX.rejected.jsonl)"
     )
+    parser.add_argument(
+        "--tokens-in-memory",
+        type=_tokens,
+        default="512M",
+        metavar="N",
+        help="most tokens that a worker sorts at once, 4 bytes of memory each; most inputs take fewer (512M)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
     parser.set_defaults(run=run)
 
@@ -89,6 +96,13 @@ def _document_bytes(text: str) -> int:
     value = byte_size(text)
     if value > LARGEST_DOCUMENT_BYTES:
         raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_DOCUMENT_BYTES // 2**20}M")
+    return value
+
+
+def _tokens(text: str) -> int:
+    value = byte_size(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return value
 
 
@@ -112,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
             max_document_bytes=options.max_document_bytes,
             overwrite=options.overwrite,
             rejected=options.rejected,
+            tokens_in_memory=options.tokens_in_memory,
         ),
     )
     print(_summary(options.output, sidecar, time.monotonic() - started))

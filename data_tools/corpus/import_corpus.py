@@ -8,7 +8,7 @@ import numpy as np
 
 from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.lock import corpus_lock
-from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
+from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path, digest_of
 from data_tools.corpus.token_scan import common_last_tokens, scan_tokens
 from data_tools.errors import DataError, RefusedError
 from data_tools.io.atomic_file import write_atomically
@@ -72,7 +72,7 @@ def import_corpus(
             shuffle_seed=None,
             records_in=index.num_documents,
             rejected={},
-            bin=FileDigest(size_bytes=size, sha256=scan.checksums.sha256()),
+            bin=digest_of(scan.checksums),
             idx=FileDigest(size_bytes=index.path.stat().st_size, sha256=sha256_of_file(index.path)),
             crc=FileDigest(size_bytes=len(crc), sha256=sha256_of_file(corpus_path(prefix, "crc"))),
             inputs=(),

@@ -15,7 +15,7 @@ from data_tools import _native
 from data_tools.corpus.index import DTYPE_CODES, CorpusIndex
 from data_tools.corpus.lock import corpus_lock
 from data_tools.corpus.reader import Corpus
-from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path
+from data_tools.corpus.sidecar import FileDigest, Sidecar, corpus_path, digest_of
 from data_tools.corpus.writer import prepare_place, publish, require_absent, scratch_folder
 from data_tools.errors import DataError, RefusedError
 from data_tools.io.atomic_file import sync_file, write_atomically
@@ -97,7 +97,7 @@ def _write_files(corpora: Sequence[_Source], folder: Path) -> dict[str, FileDige
         checksums = _verified_checksums(corpora, corpus_path(target, "bin"))
         synced.result()
     write_atomically(corpus_path(target, "crc"), checksums.crc_bytes())
-    digests = {"bin": FileDigest(size_bytes=checksums.size_bytes, sha256=checksums.sha256())}
+    digests = {"bin": digest_of(checksums)}
     for suffix in ("idx", "crc"):
         path = corpus_path(target, suffix)
         digests[suffix] = FileDigest(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))

@@ -15,11 +15,13 @@ import orjson
 
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import write_atomically
-from data_tools.io.checksums import BLOCK_BYTES, UNSTATED_BLOCK_BYTES, num_blocks
+from data_tools.io.checksums import BLOCK_BYTES, UNSTATED_BLOCK_BYTES, StreamChecksums, num_blocks
 from data_tools.io.small_json import LARGEST_INTEGER, MissingFileError, SmallFileError, read_json
 
 FORMAT = "qwen-megatron-corpus"
 VERSION = 1
+# Of corpora whose .bin has a SHA-256 for each segment, so that earlier versions do not call them damaged.
+SEGMENTS_VERSION = 2
 TOKEN_DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16")
 
 # What a document of a chat corpus is: a dialogue; chosen and rejected dialogue in turn; a dialogue up to an answer.
@@ -34,10 +36,23 @@ def corpus_path(prefix: str | Path, suffix: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """Size and SHA-256 of one file of the corpus."""
+    """Size and SHA-256 of one file of the corpus.
+
+    Attributes:
+        size_bytes: of the file.
+        sha256: hexadecimal.
+        segment_bytes: None: ``sha256`` is that of the file; else that of the SHA-256s of its segments of so many bytes
+            (see `checksums.root_of_segments`).
+    """
 
     size_bytes: int
     sha256: str
+    segment_bytes: int | None = None
+
+
+def digest_of(checksums: StreamChecksums) -> FileDigest:
+    """What ``checksums`` took of a file."""
+    return FileDigest(size_bytes=checksums.size_bytes, sha256=checksums.sha256(), segment_bytes=checksums.segment_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +126,8 @@ class Sidecar:
     @property
     def fingerprint(self) -> str:
         """Identity of the corpus content: equal for two corpora exactly if they hold the same tokens."""
-        return f"{self.dtype}-sha256-{self.bin.sha256}"
+        kind = "sha256" if self.bin.segment_bytes is None else "sha256tree"
+        return f"{self.dtype}-{kind}-{self.bin.sha256}"
 
     @classmethod
     def read(cls, prefix: str | Path) -> "Sidecar":
@@ -132,9 +148,13 @@ class Sidecar:
 
     def write(self, path: Path) -> None:
         """Writes the sidecar to ``path`` atomically."""
-        document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        number = VERSION if self.bin.segment_bytes is None else SEGMENTS_VERSION
+        document = {"format": FORMAT, "version": number, **dataclasses.asdict(self)}
         if self.chat is None:
             del document["chat"]
+        for name in ("bin", "idx", "crc"):
+            if document[name]["segment_bytes"] is None:
+                del document[name]["segment_bytes"]
         write_atomically(path, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
 
 
@@ -190,7 +210,10 @@ class _Fields:
         sha256 = fields.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise self.error(f"{name}.sha256", "must be 64 hexadecimal digits", sha256)
-        return FileDigest(size_bytes=fields.count("size_bytes"), sha256=sha256)
+        segment = fields.count("segment_bytes") if "segment_bytes" in fields.document else None
+        if segment is not None and (segment < 1 or segment % BLOCK_BYTES or name != "bin"):
+            raise self.error(f"{name}.segment_bytes", f"must be a multiple of {BLOCK_BYTES}, for bin alone", segment)
+        return FileDigest(size_bytes=fields.count("size_bytes"), sha256=sha256, segment_bytes=segment)
 
     def block_bytes(self) -> int:
         if "crc_block_bytes" not in self.document:
@@ -227,10 +250,11 @@ class _Fields:
     def sidecar(self) -> Sidecar:
         if self.document.get("format") != FORMAT:
             raise self.error("format", f"must be {FORMAT!r}", self.document.get("format"))
-        if self.document.get("version") != VERSION:
+        if self.document.get("version") not in (VERSION, SEGMENTS_VERSION):
             raise DataError(
-                f"{self.path}: version {self.document.get('version')!r} of the format is not {VERSION}, the one this "
-                "version of qwen-data reads; make the corpus again or use the version that wrote it"
+                f"{self.path}: version {self.document.get('version')!r} of the format is neither {VERSION} nor "
+                f"{SEGMENTS_VERSION}, which this version of qwen-data reads; make the corpus again or use the version "
+                "that wrote it"
             )
         rejected = self.child("rejected")
         none = type(None)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
-from data_tools.io.checksums import BLOCK_BYTES, StreamChecksums, read_pieces
+from data_tools.io.checksums import BLOCK_BYTES, SEGMENT_BYTES, StreamChecksums, read_pieces
 from data_tools.io.progress import Progress
 
 
@@ -29,6 +29,7 @@ def scan_tokens(
     progress: Progress,
     *,
     block_bytes: int = BLOCK_BYTES,
+    segment_bytes: int | None = SEGMENT_BYTES,
 ) -> TokenScan:
     """Reads a token file from front to back.
 
@@ -39,12 +40,13 @@ def scan_tokens(
         end_of_document: id that should end each document; documents without tokens are not looked at.
         vocab_size: every id must be below it; None: ids are not looked at.
         progress: told the bytes read.
-        block_bytes: bytes under each checksum.
+        block_bytes: bytes under each CRC.
+        segment_bytes: bytes under each SHA-256; None: all.
     Raises:
         DataError: an id is negative or not below ``vocab_size``; names position and document.
         OSError: the disk fails.
     """
-    checksums = StreamChecksums(block_bytes)
+    checksums = StreamChecksums(block_bytes, segment_bytes)
     is_empty = np.diff(document_ends, prepend=0) == 0
     unended, first_unended, position, document = 0, None, 0, 0
     for piece in read_pieces(path):

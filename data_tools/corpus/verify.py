@@ -46,6 +46,7 @@ def verify(prefix: str | Path) -> Sidecar:
             None,
             progress,
             block_bytes=sidecar.crc_block_bytes,
+            segment_bytes=sidecar.bin.segment_bytes,
         )
     problems = _token_problems(prefix, sidecar, scan)
     if problems:

@@ -131,6 +131,11 @@ def _sorted(table: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]
     return {reason: dict(sorted(counts.items())) for reason, counts in sorted(table.items())}
 
 
+def shortened(document: Document) -> dict[str, str]:
+    """A document as an example: its id and the beginning of its text."""
+    return {"id": document.id, "text": document.text[:_EXAMPLE_CHARACTERS]}
+
+
 class ShardWriter:
     """Writes the documents a task keeps and those it drops; both files appear whole when the block ends.
 
@@ -190,8 +195,7 @@ class ShardWriter:
         self.statistics.add_dropped(drop.reason, document.source, document.language)
         examples = self.examples.setdefault(drop.reason, [])
         if len(examples) < _EXAMPLES_PER_REASON:
-            text = document.text[:_EXAMPLE_CHARACTERS]
-            examples.append({"id": document.id, "detail": drop.detail, "text": text})
+            examples.append({**shortened(document), "detail": drop.detail})
         if self._dropped_stream is not None:
             entry = {"reason": drop.reason, "detail": drop.detail, "document": document}
             self._dropped_stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))

@@ -19,6 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol, TypeVar
 
+from data_tools.engine.failures import record_failure
 from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
 
@@ -104,12 +105,12 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         theirs.close()
-        self._task = ""
+        self._task: Task | None = None
         self.num_tasks = 0  # whose manifests are to come
 
     def send(self, task: Task) -> None:
         self.num_tasks += 1
-        self._task = f"{task.folder}/{task.name}"
+        self._task = task
         try:
             self.connection.send(task)
         except OSError as error:
@@ -136,14 +137,20 @@ class _Worker:
 
     def _died(self) -> DataError:
         self._process.join()
+        assert self._task is not None
+        error = self._how_it_ended(f"{self._task.folder}/{self._task.name}")
+        record_failure(self._task, str(error))
+        return error
+
+    def _how_it_ended(self, task: str) -> DataError:
         code = self._process.exitcode or 0
         if code < 0:
             return DataError(
-                f"{self._task}: its worker process was killed by signal {-code}, most often for lack of memory; use "
+                f"{task}: its worker process was killed by signal {-code}, most often for lack of memory; use "
                 "fewer workers and run again: finished parts are kept"
             )
         return DataError(
-            f"{self._task}: its worker process ended with status {code}; what it printed above says why; finished "
+            f"{task}: its worker process ended with status {code}; what it printed above says why; finished "
             "parts are kept"
         )
 

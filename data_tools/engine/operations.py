@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data_tools.engine.task import Manifest, Task, finished, write_manifest
+from data_tools.engine.failures import forget_failure, recorded
+from data_tools.engine.task import Manifest, Task, TaskResult, finished, write_manifest
 
 # Module and function of each; imported when one is done, because a worker that encodes need not wait for the kernels
 # and libraries of all the others. The function takes a `Task` and gives a `TaskResult`.
@@ -20,11 +21,16 @@ OPERATIONS = {
     "fuzzy_candidates": ("jaccard_tasks", "find_candidates"),
     "fuzzy_shingles": ("jaccard_tasks", "write_candidates"),
     "fuzzy_check": ("jaccard_tasks", "check_bucket"),
-    "fuzzy_join": ("fuzzy_dedup", "join_clusters"),
+    "fuzzy_contract": ("cluster_tasks", "contract_edges"),
+    "fuzzy_star": ("cluster_tasks", "next_stars"),
+    "fuzzy_weigh": ("cluster_tasks", "weigh_slice"),
+    "fuzzy_size": ("cluster_tasks", "add_up_slice"),
+    "fuzzy_join": ("cluster_tasks", "join_clusters"),
     "fuzzy_apply": ("fuzzy_dedup", "apply_clusters"),
     "decontaminate": ("decontaminate", "decontaminate_part"),
     "tokenize_encode": ("tokenize_encode", "encode_part"),
     "tokenize_bucket": ("tokenize_gather", "gather_bucket"),
+    "tokenize_checksum": ("tokenize_checksum", "checksum_segments"),
     "tokenize_seal": ("tokenize", "seal_corpus"),
     "chat_encode": ("chat_encode", "encode_part"),
 }
@@ -49,4 +55,12 @@ def begin(task: Task) -> Callable[[], Manifest]:
     task.manifest_path.unlink(missing_ok=True)
     module, function = OPERATIONS[task.operation]
     operation = getattr(importlib.import_module(f"data_tools.stages.{module}"), function)
-    return partial(write_manifest, task, operation(task))
+    with recorded(task):
+        return partial(_finish, task, operation(task))
+
+
+def _finish(task: Task, result: TaskResult) -> Manifest:
+    with recorded(task):
+        manifest = write_manifest(task, result)
+    forget_failure(task)
+    return manifest

@@ -4,19 +4,17 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from data_tools.errors import PathError
 from data_tools.io.owned_paths import remove_files, require_below
 
 # What tasks name their files: by part of the input, bucket of a shuffle, shard of a corpus, band of signatures.
 _TASK_FILE = (
     r"(?:(?:part|bucket|shard)-\d{6,}|band-\d{3,}-part-\d{4,})\..+"
-    r"|(?:all|clusters)\.manifest\.json|(?:candidates|removed|sizes)\.npy"
+    r"|(?:all|clusters)\.(?:manifest|failed)\.json|(?:candidates|removed|sizes)\.npy"
 )
-_STAGE_FILE = rf"{_TASK_FILE}|[a-z]+\.json|band-\d{{3,}}-part-\d{{4,}}\.json|rejected\.jsonl"
+_STAGE_FILE = rf"{_TASK_FILE}|(?:[a-z]+|round-\d{{3,}}-[a-z]+)\.json|rejected\.jsonl"
 _CORPUS_FILE = r".+\.(?:json|rejected\.jsonl)"
 _OUTPUT_FILE = r"pipeline\.json|mixture\.yaml|report\.html"
 _STAGE = re.compile(r"\d{2,}-.+")
-_BUCKET_FILE = re.compile(r"part-\d{6,}\.bin")
 
 
 def _temporary(name_pattern: str) -> re.Pattern[str]:
@@ -30,20 +28,6 @@ def sweep(folder: Path, wanted: Collection[str]) -> None:
     for path in folder.iterdir():
         if path.name not in wanted and unwanted.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
             path.unlink()
-
-
-def sweep_bucket(folder: Path, parts: Collection[str]) -> None:
-    """Removes what parts that are no more sent to a bucket of signatures, which is grouped as a whole.
-
-    Raises:
-        PathError: there is a file that no part wrote.
-    """
-    for path in folder.glob("*.bin"):
-        if path.stem in parts:
-            continue
-        if not _BUCKET_FILE.fullmatch(path.name):
-            raise PathError(f"{path}: no task wrote it, but all files of this folder are read; move it away")
-        path.unlink()
 
 
 def remove_leftovers(output: Path) -> None:

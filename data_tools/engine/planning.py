@@ -3,7 +3,7 @@
 The plan depends on the files and on `split_bytes`, never on the number of workers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from data_tools.io.file_range import FileRange
 from data_tools.io.streams import compression_of
@@ -40,6 +40,27 @@ def plan_parts(files: Iterable[FileRange], file_format: str, split_bytes: int = 
         group.append(file)
         group_bytes += file.size_bytes
     return [*parts, group] if group else parts
+
+
+def group_neighbours(sizes: Sequence[int], most_alone: int, largest: int) -> list[range]:
+    """Puts neighbouring files together, so that files that many read do not become too many.
+
+    Args:
+        sizes: of the files, in order.
+        most_alone: so many files are each left alone.
+        largest: size of a group; one file may be larger.
+    Returns:
+        the numbers of the files of each group; together they are all files in order.
+    """
+    if len(sizes) <= most_alone:
+        return [range(number, number + 1) for number in range(len(sizes))]
+    found, first, held = [], 0, 0
+    for number, size in enumerate(sizes):
+        if number > first and held + size > largest:
+            found.append(range(first, number))
+            first, held = number, 0
+        held += size
+    return [*found, range(first, len(sizes))]
 
 
 def _ranges(file: FileRange, split_bytes: int) -> list[FileRange]:

@@ -8,6 +8,9 @@ from data_tools.errors import DataError
 
 # For everything that is not counted: libraries, sockets of other ranks, files of a checkpoint.
 _SPARE = 256
+# Of `files_to_keep_open`: tasks that may be threads of one process, and files that they all may have open.
+_TASKS_AT_ONCE = 64
+_MOST_OPEN = 1 << 20
 
 
 def allow_open_files(count: int, what: str) -> None:
@@ -36,3 +39,19 @@ def allow_open_files(count: int, what: str) -> None:
 def _num_open() -> int:
     folder = Path("/proc/self/fd")
     return len(os.listdir(folder)) if folder.is_dir() else 0
+
+
+def files_to_keep_open(wanted: int) -> int:
+    """How many files a task may keep open, ``wanted`` at most; the soft limit is raised if that helps.
+
+    A small part of what the limit allows: as many tasks as a machine has cores may be threads of this process.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN)
+    needed = _SPARE + wanted * _TASKS_AT_ONCE
+    if soft != resource.RLIM_INFINITY and soft < min(needed, most):
+        soft = min(needed, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return min(wanted, max(soft - _SPARE, 0) // _TASKS_AT_ONCE)

@@ -1,9 +1,10 @@
-"""What a finished run holds, for the console: its stages, the statistics of one, documents that it kept or dropped."""
+"""What a run holds, for the console: stages, statistics of one, documents it kept or dropped, tasks that failed."""
 
 import hashlib
 import heapq
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import orjson
 import zstandard
 
 from data_tools.engine.document import Document, read_documents
+from data_tools.engine.failures import failures
+from data_tools.engine.task import STAGE_FILE
 from data_tools.errors import DataError, RefusedError
 from data_tools.pipeline.summary_file import read_summary
 
@@ -27,7 +30,27 @@ def format_stages(output: Path) -> str:
         lines.append(
             f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,} {seconds:>9,.1f} s"
         )
-    return "\n".join([*lines, "--stage NAME shows one of them, --sample N documents of it"])
+    return "\n".join([*lines, "--stage NAME shows one of them, --sample N documents of it", *_failed(output)])
+
+
+def format_unfinished(output: Path) -> str:
+    """Of a run that is under way or has stopped: one line a stage that has begun, and the tasks that failed."""
+    lines = [f"{output}: not finished; the same command goes on from here"]
+    for folder in sorted((output / "stages").iterdir()):
+        done = sum(1 for _ in folder.rglob("*.manifest.json"))
+        state = "finished" if (folder / STAGE_FILE).is_file() else "under way"
+        lines.append(f"{folder.name.partition('-')[2]:<16} {done:>12,} tasks done, {state}")
+    return "\n".join([*lines, *_failed(output)])
+
+
+def failed_tasks(output: Path) -> list[dict[str, str]]:
+    """Task, operation, error, time and host of each task that failed and has not been done since."""
+    return [{"task": name, **asdict(failure)} for name, failure in failures(output / "stages")]
+
+
+def _failed(output: Path) -> Iterator[str]:
+    for task in failed_tasks(output):
+        yield f"failed: {task['task']} ({task['operation']}, {task['time']}, {task['host']}): {task['error']}"
 
 
 def format_stage(output: Path, name: str) -> str:

@@ -88,6 +88,9 @@ def render(summary: Mapping[str, Any], output: Path) -> str:
     for stage in stages:
         if stage["matches"]:
             parts += [f"<h2>Benchmarks found by {_text(stage['name'])}</h2>", _matches(stage["matches"])]
+    for stage in stages:
+        if stage["clusters"]:
+            parts += [f"<h2>Near duplicates found by {_text(stage['name'])}</h2>", *map(_cluster, stage["clusters"])]
     for by, unnamed in (("source", "none"), ("language", "not asked")):
         tables = [_dropped_by(stage, by, unnamed) for stage in stages]
         if any(tables):
@@ -178,6 +181,15 @@ def _matches(table: Mapping[str, Sequence[int]]) -> str:
     rows = [_row(_text(name), [_count(documents), _count(matches)], "") for name, (documents, matches) in table.items()]
     note = '<p class="quiet">*.matches.jsonl beside the shards lists every match: item, document, place, context.</p>'
     return _table(["benchmark", "#documents", "#matches"], rows) + note
+
+
+def _cluster(cluster: Mapping[str, Any]) -> str:
+    """One of the largest clusters: what is kept, and some of what it stands for."""
+    parts = [f"<details><summary>{_count(cluster['size'])} documents, one is kept</summary>"]
+    for document in cluster["documents"]:
+        what = "kept" if document["is_kept"] else "dropped"
+        parts.append(f'<p class="quiet">{_text(document["id"])} &ndash; {what}</p><pre>{_text(document["text"])}</pre>')
+    return "".join([*parts, "</details>"])
 
 
 def _shares(table: Mapping[str, Sequence[int]], unnamed: str) -> str:

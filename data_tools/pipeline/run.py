@@ -163,6 +163,7 @@ def stage_summary(named: NamedStage, parts: Sequence[Manifest]) -> dict[str, Any
         "shares": {part.name: part.values["share"] for part in parts if "share" in part.values},
         "epochs": {part.name: part.values["epochs"] for part in parts if "epochs" in part.values},
         "matches": _matches(parts),
+        "clusters": _clusters(parts),
         "measured": measured,
         "examples": examples,
     }
@@ -177,6 +178,17 @@ def _matches(parts: Sequence[Manifest]) -> dict[str, list[int]]:
             entry[0] += documents
             entry[1] += matches
     return dict(sorted(table.items()))
+
+
+def _clusters(parts: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """The largest clusters of near duplicates, with some documents of each, the one that is kept first."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for survivor, cluster in part.values.get("clusters", {}).items():
+            found.setdefault(survivor, {"size": cluster["size"], "documents": []})["documents"] += cluster["documents"]
+    for cluster in found.values():
+        cluster["documents"].sort(key=lambda document: not document["is_kept"])
+    return sorted(found.values(), key=lambda cluster: -cluster["size"])
 
 
 def write_stage_manifest(folder: Path, summary: dict[str, Any], parts: Sequence[Manifest]) -> None:

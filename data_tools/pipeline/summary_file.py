@@ -32,7 +32,9 @@ class StageSummary:
     epochs: dict[str, float]
     matches: dict[str, list[int]]
     examples: dict[str, list[dict[str, Any]]]
-    measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # Runs of earlier versions have none.
+    # Runs of earlier versions have none.
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    clusters: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_summary(output: Path) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def _check(stage: StageSummary, where: str) -> None:
         "a number of epochs is out of bounds": all(0 <= number <= _MOST_EPOCHS for number in stage.epochs.values()),
         "matches must be pairs of counts": all(map(_is_pair, stage.matches.values())),
         "measured must be limits and counts of bins": all(map(_is_histogram, stage.measured.values())),
+        "clusters must have a size and documents with id, text and is_kept": all(map(_is_cluster, stage.clusters)),
         "an example must have id, detail and text": all(
             {"id", "detail", "text"} <= entry.keys() for entries in stage.examples.values() for entry in entries
         ),
@@ -110,6 +113,15 @@ def check_statistics(statistics: dict[str, Any], where: str) -> None:
 
 def _is_pair(values: list[Any]) -> bool:
     return len(values) == 2 and all(map(is_count, values))
+
+
+def _is_cluster(cluster: dict[str, Any]) -> bool:
+    documents = cluster.get("documents")
+    return (
+        is_count(cluster.get("size"))
+        and isinstance(documents, list)
+        and all(isinstance(one, dict) and {"id", "text", "is_kept"} <= one.keys() for one in documents)
+    )
 
 
 def _is_histogram(rule: dict[str, Any]) -> bool:

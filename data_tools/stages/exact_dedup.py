@@ -21,7 +21,8 @@ from data_tools.io.atomic_file import atomic_output
 from data_tools.settings.records import Count, record
 from data_tools.text.normalized import normalized_hashes
 
-_ENTRY = np.dtype(
+# What is kept of a document: two hashes of its normalised text, two that choose among equal ones, its place and size.
+HASH_ENTRY = np.dtype(
     [("first", "<u8"), ("second", "<u8"), ("rank", "<u8"), ("identity", "<u8"), ("row", "<u8"), ("size", "<u8")]
 )
 _DUPLICATE = np.dtype([("part", "<u4"), ("row", "<u8"), ("survivor_part", "<u4"), ("survivor_row", "<u8")])
@@ -34,7 +35,7 @@ class ExactDedupStage:
     """Options of the stage `exact_dedup`."""
 
     bucket_documents: Count = _BUCKET_DOCUMENTS
-    """Documents grouped at once; 120 bytes of memory for each."""
+    """Documents grouped at once; about 150 bytes of memory for each."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Three phases: hash each part, group each range of hashes, rewrite each part."""
@@ -73,10 +74,10 @@ class ExactDedupStage:
 
 def hash_part(task: Task) -> TaskResult:
     """The operation `exact_dedup_hash`: hashes of one shard, sorted, to NAME.hashes."""
-    arrays = [np.empty(0, dtype=_ENTRY)]
+    arrays = [np.empty(0, dtype=HASH_ENTRY)]
     num_rows = 0
     for batch in batches(read_documents(Path(task.inputs[0].path))):
-        entries = np.empty(len(batch), dtype=_ENTRY)
+        entries = np.empty(len(batch), dtype=HASH_ENTRY)
         hashes = normalized_hashes([document.text for document in batch])
         entries["first"], entries["second"] = hashes[:, 0], hashes[:, 1]
         entries["rank"] = [_short_hash(document.text) for document in batch]
@@ -109,6 +110,7 @@ def group_bucket(task: Task) -> TaskResult:
         slices.append(entries)
         parts.append(np.full(len(entries), number, dtype=np.uint32))
     entries, part = np.concatenate(slices), np.concatenate(parts)
+    del slices, parts  # As large as all of them.
     keys = ("identity", "rank", "second", "first")
     order = np.lexsort((entries["row"], part, *(entries[key] for key in keys)))
     entries, part = entries[order], part[order]
@@ -132,8 +134,8 @@ def group_bucket(task: Task) -> TaskResult:
 
 def _slice(path: Path, low: int, high: int) -> npt.NDArray[np.void]:
     if path.stat().st_size == 0:
-        return np.empty(0, dtype=_ENTRY)
-    entries = np.memmap(path, dtype=_ENTRY, mode="r")
+        return np.empty(0, dtype=HASH_ENTRY)
+    entries = np.memmap(path, dtype=HASH_ENTRY, mode="r")
     first = int(np.searchsorted(entries["first"], np.uint64(low)))
     last = len(entries) if high == 2**64 else int(np.searchsorted(entries["first"], np.uint64(high)))
     return np.array(entries[first:last])

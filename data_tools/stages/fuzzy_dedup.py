@@ -5,35 +5,38 @@ the order of the input nor on how it is cut. Equal texts would have equal number
 survivor's `cluster_size` adds up those of its cluster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_tools.dedup.buckets import BucketWriter, group_bucket, read_edges, write_edges
-from data_tools.dedup.components import components
+from data_tools.dedup.buckets import BucketWriter, bands_file, group_bucket, write_edges
 from data_tools.dedup.minhash import MinHashConfig, signatures
 from data_tools.engine.document import (
     CLUSTER_SIZE,
+    Document,
     Drop,
     ShardWriter,
     batches,
     cluster_size,
     document_numbers,
     read_documents,
+    shortened,
 )
 from data_tools.engine.input_list import read_input_list, write_input_list
-from data_tools.engine.own_files import sweep_bucket
 from data_tools.engine.part_tasks import part_tasks
+from data_tools.engine.planning import group_neighbours
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
-from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
 from data_tools.settings.records import Count, Seed64, Share, record
+from data_tools.stages.cluster_tasks import REMOVED, SIZES, join_pairs
 from data_tools.stages.jaccard_tasks import checked_edges
 
-_REMOVED = "removed.npy"
-_SIZES = "sizes.npy"
+# Shards that are signed each for itself; every bucket reads the files of all of them.
+_MOST_SIGNED = 512
 
 
 @record
@@ -49,14 +52,14 @@ class FuzzyDedupStage:
     seed: Seed64 = 1
     """Of the hash functions."""
     bucket_documents: Count = 8_000_000
-    """Documents grouped at once; 60 bytes of memory for each."""
+    """Documents grouped or joined at once by a worker; about 100 bytes of memory for each."""
     min_jaccard: Share = 0.0
     """Pairs that are found are joined only if their shingle sets are at least this similar; 0 joins all."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
-        """Four phases: signatures of each part, groups of each bucket, components of all, each part rewritten.
+        """Four phases: signatures of each part, groups of each bucket, clusters of all, each part rewritten.
 
-        With `min_jaccard` those of `jaccard_tasks` come before the components.
+        With `min_jaccard` those of `jaccard_tasks` come before the clusters; `cluster_tasks` says how these are found.
         """
         needed = -(-sum(part.records_out for part in inputs) // self.bucket_documents)
         options = {
@@ -68,40 +71,44 @@ class FuzzyDedupStage:
         }
         shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
         buckets = folder / "buckets"
-        signed = runner.run(buckets, part_tasks("fuzzy_sign", buckets, inputs, options))
-        clusters = self._clusters(runner, folder, shards, signed)
-        found = (clusters.output(_REMOVED), clusters.output(_SIZES))
-        return runner.run(folder, part_tasks("fuzzy_apply", folder, inputs, shared=found))
+        counts = [part.records_out for part in inputs]
+        sign = [
+            Task(
+                operation="fuzzy_sign",
+                folder=str(buckets),
+                name=f"part-{number:06d}",
+                options=options,
+                inputs=tuple(shards[shard] for shard in group),
+            )
+            for number, group in enumerate(group_neighbours(counts, _MOST_SIGNED, sum(counts) // _MOST_SIGNED))
+        ]
+        signed = runner.run(buckets, sign)
+        clusters = self._clusters(runner, folder, shards, signed, options["num_parts"])
+        found = (clusters.output(REMOVED), clusters.output(SIZES))
+        shown = {"largest": clusters.values["largest"]}
+        return runner.run(folder, part_tasks("fuzzy_apply", folder, inputs, shown, shared=found))
 
     def _clusters(
-        self, runner: Runner, folder: Path, shards: Sequence[FileRange], signed: Sequence[Manifest]
+        self, runner: Runner, folder: Path, shards: Sequence[FileRange], signed: Sequence[Manifest], num_parts: int
     ) -> Manifest:
-        names = sorted({str(Path(name).parent) for part in signed for name in part.outputs if name.endswith(".bin")})
-        tasks = []
-        for name in names:
-            files = [part.output(f"{name}/{part.name}.bin") for part in signed]
-            sweep_bucket(folder / "buckets" / name, {part.name for part in signed})
-            files_list = write_input_list(folder / "lists" / f"{name}.json", files)
-            tasks.append(
-                Task(
-                    operation="fuzzy_group",
-                    folder=str(folder / "edges"),
-                    name=name,
-                    options={},
-                    inputs=(files_list,),
-                )
+        bands = [part.output(bands_file(Path(), part.name).name) for part in signed]
+        bands_list = write_input_list(folder / "lists" / "bands.json", bands)
+        tasks = [
+            Task(
+                operation="fuzzy_group",
+                folder=str(folder / "edges"),
+                name=f"band-{bucket // num_parts:03d}-part-{bucket % num_parts:04d}",
+                options={"bucket": bucket},
+                inputs=(bands_list,),
             )
+            for bucket in range(self.bands * num_parts)
+        ]
         grouped = runner.run(folder / "edges", tasks)
         if self.min_jaccard:
-            buckets = [task.inputs[0] for task in tasks]
-            grouped = checked_edges(runner, folder, shards, grouped, buckets, self.num_words, self.min_jaccard)
-        edges = write_input_list(folder / "lists" / "edges.json", [one.output(f"{one.name}.npy") for one in grouped])
-        copies = write_input_list(folder / "lists" / "copies.json", [one.output(_copies(one.name)) for one in signed])
-        joined = Task(
-            operation="fuzzy_join", folder=str(folder / "clusters"), name="clusters", options={}, inputs=(edges, copies)
-        )
-        (clusters,) = runner.run(folder / "clusters", [joined])
-        return clusters
+            grouped = checked_edges(runner, folder, shards, grouped, bands_list, self.num_words, self.min_jaccard)
+        copies = [one.output(_copies(one.name)) for one in signed]
+        of_documents = sum(part.records_out for part in signed)
+        return join_pairs(runner, folder, grouped, copies, self.bucket_documents, of_documents)
 
 
 def _copies(part: str) -> str:
@@ -109,7 +116,7 @@ def _copies(part: str) -> str:
 
 
 def sign_part(task: Task) -> TaskResult:
-    """The operation `fuzzy_sign`: band keys of one shard, sent to the buckets; cluster sizes above 1."""
+    """The operation `fuzzy_sign`: band keys of some shards, by bucket, to NAME.bands; cluster sizes above 1."""
     options = task.options
     config = MinHashConfig(
         bands=options["bands"], rows=options["rows"], num_words=options["num_words"], seed=options["seed"]
@@ -118,44 +125,30 @@ def sign_part(task: Task) -> TaskResult:
     count = 0
     copies = [np.empty((0, 2), dtype=np.uint64)]
     with BucketWriter(folder, task.name, config, options["num_parts"]) as writer:
-        for batch in batches(read_documents(Path(task.inputs[0].path))):
+        for batch in batches(chain.from_iterable(read_documents(Path(one.path)) for one in task.inputs)):
             texts = [document.text for document in batch]
             numbers = document_numbers(batch)
             writer.add(numbers, signatures(texts, config))
             sizes = np.array([cluster_size(document) for document in batch], dtype=np.uint64)
             copies.append(np.stack([numbers, sizes], axis=1)[sizes > 1])
             count += len(batch)
-    write_edges(folder / _copies(task.name), np.concatenate(copies))
-    outputs = [
-        f"band-{band:03d}-part-{part:04d}/{task.name}.bin"
-        for band in range(config.bands)
-        for part in range(options["num_parts"])
-    ]
-    return TaskResult(outputs=[*outputs, _copies(task.name)], records_in=count, records_out=count)
+    sorted_copies = np.concatenate(copies)
+    write_edges(folder / _copies(task.name), sorted_copies[np.argsort(sorted_copies[:, 0], kind="stable")])
+    outputs = [bands_file(folder, task.name).name, _copies(task.name)]
+    return TaskResult(outputs=outputs, records_in=count, records_out=count)
 
 
 def group_band(task: Task) -> TaskResult:
     """The operation `fuzzy_group`: pairs of documents that share a band key, to NAME.npy."""
-    files = read_input_list(task.inputs[0])
-    edges = group_bucket(Path(files[0].path).parent)
+    files = [Path(one.path) for one in read_input_list(task.inputs[0])]
+    edges = group_bucket(files, task.options["bucket"])
     write_edges(Path(task.folder, f"{task.name}.npy"), edges)
     return TaskResult(outputs=[f"{task.name}.npy"], values={"edges": len(edges)})
 
 
-def join_clusters(task: Task) -> TaskResult:
-    """The operation `fuzzy_join`: the documents that do not survive, and the survivors with the sizes of clusters."""
-    edges, copies = (read_edges(Path(one.path) for one in read_input_list(one)) for one in task.inputs)
-    found = components(edges)
-    survivors, sizes = found.cluster_sizes(np.concatenate([np.empty((0, 2), dtype=np.uint64), *copies]))
-    clusters = np.stack([survivors, sizes.astype(np.uint64)], axis=1)
-    for name, array in ((_REMOVED, found.removed), (_SIZES, clusters)):
-        with atomic_output(Path(task.folder, name), sync=False) as stream:
-            np.save(stream, array, allow_pickle=False)
-    return TaskResult(outputs=[_REMOVED, _SIZES], values={"clusters": len(clusters), "removed": len(found.removed)})
-
-
 def apply_clusters(task: Task) -> TaskResult:
-    """The operation `fuzzy_apply`: one shard without its near duplicates."""
+    """The operation `fuzzy_apply`: one shard without its near duplicates; those of the largest clusters are shown."""
+    shown = _ShownClusters(task.options["largest"])
     removed, clusters = (np.load(one.path, mmap_mode="r", allow_pickle=False) for one in task.inputs[1:])
     survivors = clusters[:, 0]
     records_in = 0
@@ -167,9 +160,32 @@ def apply_clusters(task: Task) -> TaskResult:
             survivor_places = np.searchsorted(survivors, numbers).tolist()
             for document, number, lost, kept in zip(batch, numbers, removed_places, survivor_places, strict=True):
                 if lost < len(removed) and removed[lost] == number:
+                    shown.look_at(int(number), document, is_kept=False)
                     writer.drop(document, Drop("near_duplicate"))
                     continue
                 if kept < len(survivors) and survivors[kept] == number:
+                    shown.look_at(int(number), document, is_kept=True)
                     document.metadata[CLUSTER_SIZE] = int(clusters[kept, 1])
                 writer.keep(document)
-    return writer.result(records_in)
+    return writer.result(records_in, values={"clusters": shown.found})
+
+
+class _ShownClusters:
+    """Collects documents of the largest clusters as examples.
+
+    Attributes:
+        found: survivor -> size of its cluster, and the documents of it that came along.
+    """
+
+    def __init__(self, largest: Sequence[Mapping[str, Any]]) -> None:
+        self._clusters = {
+            number: cluster for cluster in largest for number in (cluster["survivor"], *cluster["members"])
+        }
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def look_at(self, number: int, document: Document, *, is_kept: bool) -> None:
+        cluster = self._clusters.get(number)
+        if cluster is not None:
+            entry = {"size": cluster["size"], "documents": []}
+            documents = self.found.setdefault(str(cluster["survivor"]), entry)["documents"]
+            documents.append({**shortened(document), "is_kept": is_kept})

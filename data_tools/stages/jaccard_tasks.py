@@ -29,7 +29,7 @@ def checked_edges(
     folder: Path,
     shards: Sequence[FileRange],
     grouped: Sequence[Manifest],
-    buckets: Sequence[FileRange],
+    bands: FileRange,
     num_words: int,
     min_jaccard: float,
 ) -> list[Manifest]:
@@ -39,7 +39,7 @@ def checked_edges(
         folder: of the stage.
         shards: the documents.
         grouped: what `fuzzy_group` found, a bucket each.
-        buckets: the list of each bucket's files, in the order of ``grouped``.
+        bands: the list of the files of all shards, from which ``grouped`` was made, bucket by bucket.
         num_words: words in a shingle.
         min_jaccard: least similarity of a pair that is joined.
     Returns:
@@ -71,10 +71,10 @@ def checked_edges(
             operation="fuzzy_check",
             folder=str(folder / "checked"),
             name=one.name,
-            options={"min_jaccard": min_jaccard},
-            inputs=(bucket, sets),
+            options={"min_jaccard": min_jaccard, "bucket": bucket},
+            inputs=(bands, sets),
         )
-        for one, bucket in zip(grouped, buckets, strict=True)
+        for bucket, one in enumerate(grouped)
     ]
     return runner.run(folder / "checked", checks)
 
@@ -118,6 +118,8 @@ def check_bucket(task: Task) -> TaskResult:
         num_apart += int((~found).sum())
         return found
 
-    bucket = Path(read_input_list(task.inputs[0])[0].path).parent
-    write_edges(Path(task.folder, f"{task.name}.npy"), group_bucket(bucket, similar))
-    return TaskResult(outputs=[f"{task.name}.npy"], values={"compared": num_compared, "apart": num_apart})
+    bands = [Path(one.path) for one in read_input_list(task.inputs[0])]
+    edges = group_bucket(bands, task.options["bucket"], similar)
+    write_edges(Path(task.folder, f"{task.name}.npy"), edges)
+    values = {"compared": num_compared, "apart": num_apart, "edges": len(edges)}
+    return TaskResult(outputs=[f"{task.name}.npy"], values=values)

@@ -25,13 +25,14 @@ from data_tools.errors import DataError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree, require_plain_name
-from data_tools.io.progress import SilentProgress
 from data_tools.io.small_json import build, read_json
 from data_tools.io.streams import BROKEN
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 from data_tools.settings.records import Count, Seed64, record
-from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
+from data_tools.stages.tokenize_checksum import CHECKSUMS, take_checksums
+from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED
 from data_tools.stages.tokenize_gather import gather_runs
+from data_tools.stages.tokenize_runs import TOKENS_IN_MEMORY, RunSizes
 from data_tools.stages.tokenize_seal import seal
 
 # A line of a shard holds the text with JSON's escapes and the document's other fields.
@@ -54,7 +55,7 @@ class TokenizeStage:
     check_interval: Count = 1000
     """One record in this many is compared with tiktoken, and the first 64 of each shard."""
     tokens_in_memory: Count = TOKENS_IN_MEMORY
-    """Size of a run and of a bucket; about 4 bytes of memory for each token."""
+    """Most tokens of a run and of a bucket, about 4 bytes of a worker's memory each; small inputs take less."""
 
     def run(self, runner: Runner, folder: Path, inputs: Sequence[Manifest]) -> list[Manifest]:
         """Makes OUTPUT/corpora/SOURCE.bin and so on; what lies between is removed when the corpus is complete."""
@@ -82,7 +83,7 @@ class TokenizeStage:
         if (manifest := finished(task)) is None:
             runner.superseded_by = task
             try:
-                self._prepare(runner, folder, shards)
+                self._prepare(runner, folder, parts, shards)
             except SupersededError:
                 pass  # This array job is late: another has done the rest and taken the ranges away.
             finally:
@@ -91,14 +92,16 @@ class TokenizeStage:
         else:
             runner.tasks_skipped += 1
         if runner.is_alone:
-            for work in ("runs", "buckets"):
+            for work in ("runs", "buckets", CHECKSUMS):
                 remove_tree(folder / work, folder)
         return manifest
 
     def _encoding(self) -> dict[str, str | int]:
         return {"encoder": self.encoder, "check_interval": self.check_interval}
 
-    def _prepare(self, runner: Runner, folder: Path, shards: Sequence[FileRange]) -> None:
+    def _prepare(self, runner: Runner, folder: Path, parts: Sequence[Manifest], shards: Sequence[FileRange]) -> None:
+        text_bytes = [sum(size for _, size in part.statistics["by_source"].values()) for part in parts]
+        sizes = RunSizes.of(sum(text_bytes), self.tokens_in_memory)
         encode = [
             Task(
                 operation="tokenize_encode",
@@ -109,36 +112,45 @@ class TokenizeStage:
                     "all_checked": NUM_FIRST_CHECKED,
                     "text_key": "text",
                     "max_line_bytes": _LONGEST_LINE,
-                    "files": [number],
+                    "files": [*files],
                     "seed": self.seed,
                     "shuffle": self.shuffle,
-                    "run_tokens": self.tokens_in_memory,
+                    "run_tokens": sizes.run_tokens,
+                    "num_ranges": sizes.num_ranges,
                 },
-                inputs=(shard,),
+                inputs=tuple(shards[file] for file in files),
             )
-            for number, shard in enumerate(shards)
+            for number, files in enumerate(sizes.groups(text_bytes))
         ]
         encoded = runner.run(folder / "runs", encode)
-        for shard, manifest in zip(shards, encoded, strict=True):
+        for task, manifest in zip(encode, encoded, strict=True):
             if any(manifest.rejected.get(reason) for reason in BROKEN):
-                raise DataError(f"{shard.path}: the shard is damaged; delete it and run the pipeline again")
+                paths = ", ".join(shard.path for shard in task.inputs)
+                raise DataError(f"{paths}: the shard is damaged; delete it and run the pipeline again")
         if not any(manifest.records_out for manifest in encoded):
             raise DataError(f"{folder.name}: the encoder refuses all documents; {folder / 'runs'} lists why")
         write_quarantine(folder / QUARANTINE_FILE, encoded)
-        target, gathered = gather_runs(runner, folder, encoded, self.tokens_in_memory, shuffle=self.shuffle)
+        target, gathered = gather_runs(runner, folder, encoded, sizes, shuffle=self.shuffle)
+        segments = take_checksums(runner, folder, target, gathered)
         rejected: Counter[str] = Counter()
         for manifest in encoded:
             rejected.update(manifest.rejected)
-        plan = {"target": target.name, "buckets": [one.name for one in gathered], "rejected": rejected}
+        plan = {
+            "target": target.name,
+            "buckets": [one.name for one in gathered],
+            "segments": [one.name for one in segments],
+            "rejected": rejected,
+        }
         write_atomically(folder / _SEAL_PLAN, orjson.dumps(plan))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SealPlan:
-    """The ranges, the file they were gathered in, and what was rejected before."""
+    """The ranges, the file they were gathered in, the tasks that took its checksums, and what was rejected before."""
 
     target: str
     buckets: list[str]
+    segments: list[str]
     rejected: dict[str, int]
 
 
@@ -148,6 +160,7 @@ def seal_corpus(task: Task) -> TaskResult:
     plan = build(_SealPlan, read_json(work / _SEAL_PLAN), str(work / _SEAL_PLAN))
     target = work / require_plain_name(plan.target, f"{work / _SEAL_PLAN}: target")
     gathered = [read_manifest(work / "buckets", name) for name in plan.buckets]
+    segments = [read_manifest(work / CHECKSUMS, name) for name in plan.segments]
     inputs = []
     for shard in read_input_list(task.inputs[0]):
         status = Path(shard.path).stat()
@@ -156,7 +169,7 @@ def seal_corpus(task: Task) -> TaskResult:
         publish_list(work / QUARANTINE_FILE, rejected_path(prefix))
         seed = task.options["seed"] if task.options["shuffle"] else None
         rejected = Counter(plan.rejected)
-        sidecar = seal(prefix, target, gathered, rejected, inputs, seed, SilentProgress())
+        sidecar = seal(prefix, target, gathered, segments, rejected, inputs, seed)
     digests = {"bin": sidecar.bin, "idx": sidecar.idx, "crc": sidecar.crc}
     return TaskResult(
         outputs=[f"{task.name}.{suffix}" for suffix in (*digests, "json")],

@@ -21,14 +21,12 @@ from data_tools.readers.jsonl import Line, RejectedRecordError
 from data_tools.readers.jsonl_records import LineRange
 from data_tools.readers.line_blocks import read_blocks
 from data_tools.readers.record import BadRecord
+from data_tools.stages.tokenize_runs import ENTRY, index_content
 from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, Place, Sample
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
 # The first records are all compared with the reference encoder, later ones by sample.
 NUM_FIRST_CHECKED = 64
-# Size of a run and of a bucket unless told otherwise; 128 MiB.
-TOKENS_IN_MEMORY = 32 * 1024 * 1024
-ENTRY = np.dtype([("key", "<u8"), ("file", "<u4"), ("offset", "<u8"), ("length", "<i4")])
 # Characters of samples that may wait for the reference.
 _CHECKED_AT_ONCE = 1024 * 1024
 # What an entry of the index takes while it is sorted, in tokens.
@@ -45,7 +43,8 @@ def encode_part(task: Task) -> TaskResult:
     """The operation `tokenize_encode`: ranges of files to NAME.run-NNNN.tokens and .index, and NAME.bad.jsonl.
 
     The options are text_key, encoder, check_interval, all_checked (how many first records are all compared with the
-    reference), max_line_bytes, run_tokens, seed, shuffle, and files: the numbers of the inputs among all files.
+    reference), max_line_bytes, run_tokens, num_ranges (of keys in an index), seed, shuffle, and files: the numbers of
+    the inputs among all files.
     """
     options = task.options
     encoder = _encoder(
@@ -131,6 +130,7 @@ class RunWriter:
         self._name = name
         self._seed: int = options["seed"]
         self._shuffle: bool = options["shuffle"]
+        self._num_ranges: int = options["num_ranges"]
         self._buffer = np.empty(options["run_tokens"], dtype=np.int32)
         self._held_tokens = 0
         self._held_documents = 0
@@ -212,7 +212,7 @@ class RunWriter:
         return entries
 
     def _write_index(self, name: str, entries: npt.NDArray[Any]) -> None:
-        content = entries.tobytes()
+        content = index_content(entries, self._num_ranges)
         with atomic_output(self._folder / f"{name}.index", sync=False) as stream:
             stream.write(content)
         self.digests[f"{name}.index"] = (len(content), hashlib.sha256(content).hexdigest())

@@ -28,10 +28,10 @@ from data_tools.errors import DataError, PathError, RefusedError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree
-from data_tools.io.progress import progress_bar
 from data_tools.readers.files import check_unchanged
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
-from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED, TOKENS_IN_MEMORY
+from data_tools.stages.tokenize_checksum import take_checksums
+from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED
 from data_tools.stages.tokenize_gather import gather_runs
 from data_tools.stages.tokenize_inputs import (
     JSONL,
@@ -41,19 +41,16 @@ from data_tools.stages.tokenize_inputs import (
     find_segments,
     read_tasks,
 )
+from data_tools.stages.tokenize_runs import TOKENS_IN_MEMORY, RunSizes
 from data_tools.stages.tokenize_seal import seal
 from data_tools.stages.user_files import content_of, require_own_work
 from data_tools.tokenizer.encoder import ENCODERS
 
-# Parts that the input is cut into: enough to share among many workers, each large enough to be worth a file.
-_PARTS = 1024
-_SMALLEST_PART_BYTES = 16 * 1024 * 1024
-_LARGEST_PART_BYTES = 256 * 1024 * 1024
 _PUBLISHING = "publishing"
 FORMATS = ("auto", "jsonl", "parquet", "warc", "text")
 # What a folder .NAME.work holds.
 _OWN_WORK = re.compile(
-    r"read|runs|buckets|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
+    r"read|runs|buckets|checksums|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
     r"|tokens-[0-9a-f]{64}\.bin"
 )
 
@@ -74,6 +71,7 @@ class TokenizeOptions:
         max_document_bytes: a longer line is rejected.
         overwrite: replace a corpus that is there.
         rejected: where rejected records are listed; None: PREFIX.rejected.jsonl.
+        tokens_in_memory: most tokens of a run and of a bucket, 4 bytes of memory each; small inputs take less.
     """
 
     text_key: str = "text"
@@ -86,6 +84,7 @@ class TokenizeOptions:
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     overwrite: bool = False
     rejected: Path | None = None
+    tokens_in_memory: int = TOKENS_IN_MEMORY
 
     def __post_init__(self) -> None:
         """Raises DataError naming the first option that is out of range."""
@@ -93,6 +92,8 @@ class TokenizeOptions:
             raise DataError(f"seed={self.seed} is out of range, use 0 to 2^64 - 1")
         if self.workers < 1:
             raise DataError(f"workers={self.workers} must be at least 1")
+        if self.tokens_in_memory < 1:
+            raise DataError(f"tokens_in_memory={self.tokens_in_memory} must be at least 1")
         if self.check_interval < 1:
             raise DataError(f"check_interval={self.check_interval} must be at least 1")
         if not 1 <= self.max_document_bytes <= LARGEST_DOCUMENT_BYTES:
@@ -144,13 +145,13 @@ class _Plan:
     Attributes:
         segments: the files of the user's.
         reading: for each segment the tasks that make JSON Lines of it.
-        split_bytes: size of a part.
+        sizes: of runs, buckets and parts.
         key: hash of everything that the corpus depends on.
     """
 
     segments: Sequence[Segment]
     reading: Sequence[Sequence[Task]]
-    split_bytes: int
+    sizes: RunSizes
     key: bytes
 
     @property
@@ -160,13 +161,13 @@ class _Plan:
 
 def _plan(segments: Sequence[Segment], work: Path, options: TokenizeOptions) -> _Plan:
     total = sum(file.size_bytes for segment in segments for file in segment.files)
-    split_bytes = min(max(total // _PARTS, _SMALLEST_PART_BYTES), _LARGEST_PART_BYTES)
-    reading = read_tasks(work / "read", segments, split_bytes, options.text_key, options.max_document_bytes)
+    sizes = RunSizes.of(total, options.tokens_in_memory)
+    reading = read_tasks(work / "read", segments, sizes.part_bytes, options.text_key, options.max_document_bytes)
     # As if everything were JSON Lines: the key depends on all files and options then.
     files = [EncodeInput(file, options.text_key) for segment in segments for file in segment.files]
-    tasks = [*(task for some in reading for task in some), *_encode_tasks(work / "runs", [files], split_bytes, options)]
+    tasks = [*(task for some in reading for task in some), *_encode_tasks(work / "runs", [files], sizes, options)]
     key = hashlib.sha256("".join(task.key() for task in tasks).encode()).hexdigest().encode()
-    return _Plan(segments, reading, split_bytes, key)
+    return _Plan(segments, reading, sizes, key)
 
 
 def _tokenize(segments: Sequence[Segment], prefix: Path, options: TokenizeOptions) -> Sidecar:
@@ -206,7 +207,7 @@ def _run(
         for segment, manifests in zip(plan.segments, read, strict=True)
     ]
     runner.title = "tokenizing"
-    encoded = runner.run(work / "runs", _encode_tasks(work / "runs", inputs, plan.split_bytes, options))
+    encoded = runner.run(work / "runs", _encode_tasks(work / "runs", inputs, plan.sizes, options))
     for file in plan.files:
         check_unchanged(file)
     done = [*(manifest for some in read for manifest in some), *encoded]
@@ -220,12 +221,13 @@ def _run(
         remove_tree(work, prefix.parent)
         raise DataError(_no_documents(plan.files, rejected, list_path))
     runner.title = "shuffling"
-    target, gathered = gather_runs(runner, work, encoded, TOKENS_IN_MEMORY, shuffle=options.shuffle)
+    target, gathered = gather_runs(runner, work, encoded, plan.sizes, shuffle=options.shuffle)
+    runner.title = "sealing"
+    segments = take_checksums(runner, work, target, gathered)
     seed = options.seed if options.shuffle else None
     write_atomically(work / _PUBLISHING, plan.key)
     input_files = [InputFile(path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns) for file in plan.files]
-    with progress_bar("sealing", target.stat().st_size) as progress:
-        return seal(prefix, target, gathered, rejected, input_files, seed, progress)
+    return seal(prefix, target, gathered, segments, rejected, input_files, seed)
 
 
 def _read(work: Path, plan: _Plan, workers: int) -> list[list[Manifest]]:
@@ -245,14 +247,14 @@ def _read(work: Path, plan: _Plan, workers: int) -> list[list[Manifest]]:
 
 
 def _encode_tasks(
-    folder: Path, segments: Sequence[Sequence[EncodeInput]], split_bytes: int, options: TokenizeOptions
+    folder: Path, segments: Sequence[Sequence[EncodeInput]], sizes: RunSizes, options: TokenizeOptions
 ) -> list[Task]:
     """Ranges of large plain files, and small files put together; the cut does not depend on the workers."""
     tasks: list[Task] = []
     file_number = -1
     for inputs in segments:
         keys = {one.file.path: one.text_key for one in inputs}
-        for part in plan_parts([one.file for one in inputs], JSONL, split_bytes):
+        for part in plan_parts([one.file for one in inputs], JSONL, sizes.part_bytes):
             numbers = []
             for one in part:
                 file_number += one.start == 0
@@ -266,7 +268,8 @@ def _encode_tasks(
                 "files": numbers,
                 "seed": options.seed,
                 "shuffle": options.shuffle,
-                "run_tokens": TOKENS_IN_MEMORY,
+                "run_tokens": sizes.run_tokens,
+                "num_ranges": sizes.num_ranges,
             }
             name = f"part-{len(tasks):06d}"
             tasks.append(

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from qwen_megatron.alignment.experience import pieces
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.protocol import BatchShape
-from qwen_megatron.model.heads import HeadRequest, Output
+from qwen_megatron.model.builder import unwrapped
+from qwen_megatron.model.heads import LOGITS, HeadRequest, Output
+from qwen_megatron.train.micro_batches import StageBatch
 from qwen_megatron.train.step import through_schedule
 from qwen_megatron.train.trainable import Trainable
 
@@ -61,15 +63,15 @@ def ask(trainable: Trainable, request: Request, rows: Batch, *, micro_batch_size
 
 
 def asking_step(
-    batches: Iterator[Batch], model: torch.nn.Module, *, request: Request
+    batches: Iterator[StageBatch], model: torch.nn.Module, *, request: Request
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Megatron's forward step whose report is the answer itself."""
-    batch = next(batches)
-    device = next(model.parameters()).device
-    output = model(batch.tokens_bs.to(device), batch.position_ids_bs.to(device), None, request(batch).to(device))
+    batch = next(batches).batch
+    asked = request(batch) if unwrapped(model).post_process else LOGITS
+    output = model(batch.tokens_bs, None, None, asked)
 
     def report(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        nothing = torch.zeros((), dtype=torch.int32, device=device)
+        nothing = torch.zeros((), dtype=torch.int32, device=output.device)
         return nothing.float(), nothing, output.float()
 
     return output, report

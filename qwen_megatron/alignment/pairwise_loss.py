@@ -35,12 +35,12 @@ class PairwiseLoss(Objective):
         return HeadRequest(output=Output.SCALARS)
 
     def measure(self, output: torch.Tensor, batch: Batch) -> Sums:
-        ends_b = batch.extras[END_INDEX].to(output.device)
+        ends_b = batch.extras[END_INDEX]
         counts_p = (ends_b[0::2] >= 0).float()
         margin_p = pair_margins(rewards_at(output, ends_b)) * counts_p
         right_p = ((margin_p > 0).float() + 0.5 * (margin_p == 0).float()) * counts_p
         metrics = {"accuracy": right_p.sum(), "margin": margin_p.sum()}
-        corpora_p = batch.extras[CORPUS].to(output.device)[0::2]
+        corpora_p = batch.extras[CORPUS][0::2]
         for corpus in range(self.num_corpora):
             here_p = counts_p * (corpora_p == corpus)
             metrics |= {f"right/{corpus}": (right_p * here_p).sum(), f"pairs/{corpus}": here_p.sum()}

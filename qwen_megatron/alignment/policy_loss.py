@@ -41,15 +41,15 @@ class PolicyLoss(Objective):
         return actions_of(batch)
 
     def measure(self, output: torch.Tensor, batch: Batch) -> Sums:
-        mask_bs = batch.loss_mask_bs.to(output.device)
+        mask_bs = batch.loss_mask_bs
         nothing = torch.zeros((), device=output.device)
         if is_pretraining(batch):
             total = (output * mask_bs).sum()
             metrics = dict.fromkeys(self.metric_names, nothing)
             metrics["pretraining_loss"] = total / self.pretraining_coefficient
             return Sums(total=total, count=nothing.to(torch.int32), metrics=metrics)
-        old_bs = batch.extras["log_probabilities_bs"].to(output.device)
-        advantages_bs = batch.extras["advantages_bs"].to(output.device)
+        old_bs = batch.extras["log_probabilities_bs"]
+        advantages_bs = batch.extras["advantages_bs"]
         # Both are 0 at other positions, and so is the advantage.
         difference_bs = output - old_bs
         ratio_bs = difference_bs.exp()

@@ -32,8 +32,8 @@ class ValueLoss(Objective):
         return HeadRequest(output=Output.SCALARS)
 
     def measure(self, output: torch.Tensor, batch: Batch) -> Sums:
-        mask_bs = batch.loss_mask_bs.to(output.device)
-        old_bs, returns_bs = (batch.extras[name].to(output.device) for name in ("values_bs", "returns_bs"))
+        mask_bs = batch.loss_mask_bs
+        old_bs, returns_bs = (batch.extras[name] for name in ("values_bs", "returns_bs"))
         near_bs = torch.clamp(output, old_bs - self.clip_range, old_bs + self.clip_range)
         distance_bs, clipped_bs = (output - returns_bs).square(), (near_bs - returns_bs).square()
         return Sums(

@@ -66,6 +66,11 @@ class ResolvedConfig:
         """Tokens of an optimizer step of the full batch over all processes."""
         return self.training.global_batch_size * self.shape.rows_per_sample * self.training.seq_length
 
+    @property
+    def rows_per_micro_batch(self) -> int:
+        """Sequences that a process computes at a time."""
+        return self.training.micro_batch_size * self.shape.rows_per_sample
+
     def microbatches_of(self, batch_size: int) -> int:
         """Micro-batches of each data-parallel rank in a step of `batch_size` samples."""
         return batch_size // (self.training.micro_batch_size * self.data_parallel_size)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from qwen_megatron.data.protocol import Needs
 from qwen_megatron.parallel.context import take_slices
 
 
@@ -44,6 +45,21 @@ class Batch:
         if per_sample == 1:
             return self.samples
         return tuple(f"{sample}.{row}" for sample in self.samples for row in range(per_sample))
+
+    def keeping(self, needs: Needs) -> Batch:
+        """What a pipeline stage looks at; zeros that take no memory stand in place of the rest."""
+        if needs == Needs():
+            return self
+        zeros_bs = torch.zeros((), dtype=torch.int64).expand(self.tokens_bs.shape)
+        return Batch(
+            tokens_bs=self.tokens_bs if needs.tokens else zeros_bs,
+            labels_bs=self.labels_bs if needs.targets else zeros_bs,
+            loss_mask_bs=self.loss_mask_bs if needs.targets else torch.zeros(()).expand(self.tokens_bs.shape),
+            position_ids_bs=self.position_ids_bs if needs.tokens else zeros_bs,
+            document_ids_bs=self.document_ids_bs,
+            samples=self.samples,
+            extras=self.extras if needs.targets else {},
+        )
 
     @property
     def size_bytes(self) -> int:

@@ -6,18 +6,18 @@ and how the others get what they need: docs/design/010-data-reading.md.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from qwen_megatron.data.batch import Batch
-from qwen_megatron.data.protocol import BatchShape, Dataset
-from qwen_megatron.data.sharing import READER, SharedBatches
+from qwen_megatron.data.batch import Batch, blank_batch
+from qwen_megatron.data.protocol import BatchShape, Dataset, Needs
+from qwen_megatron.data.sharing import ALL, READER, SharedBatches
 
 # What one stream may hold of batches that were read and not yet asked for.
 READ_AHEAD_BYTES = 256 * 2**20
@@ -39,10 +39,10 @@ class Loader:
             pipeline needs.
         read_ahead: Micro-batches that may be read before they are asked for, such as those of a step; never more than
             `READ_AHEAD_BYTES` of them. None for two a thread.
-        group: Ranks that take the same micro-batches in the same order; its first rank reads and sends. None: this rank
-            reads for itself.
-        device: Where the group's tensors must lie.
-        needs_tokens: Whether this rank's pipeline stage sees tokens or labels; the same on all ranks of the group.
+        group: Ranks that take the same micro-batches in the same order, for tensors of the host; its first rank reads
+            and sends. None: this rank reads for itself.
+        needs: What this rank's pipeline stage looks at; the same on all ranks of the group. The rest of a batch is
+            zeros.
     """
 
     def __init__(
@@ -56,8 +56,7 @@ class Loader:
         microbatch_multiple: int = 1,
         read_ahead: int | None = None,
         group: dist.ProcessGroup | None = None,
-        device: torch.device | None = None,
-        needs_tokens: bool = True,
+        needs: Needs = ALL,
     ):
         self.dataset = dataset
         self.micro_batch_size = micro_batch_size
@@ -65,8 +64,7 @@ class Loader:
         self.data_parallel_size = data_parallel_size
         self.microbatch_multiple = microbatch_multiple
         self.group = None if group is None or group.size() == 1 else group
-        self.device = device or torch.device("cpu")
-        self.needs_tokens = needs_tokens
+        self.needs = needs
         reads = self.group is None or self.group.rank() == READER
         # Threads start with their first work: a rank that never reads has none.
         self.workers = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers and reads else None
@@ -116,7 +114,7 @@ class Loader:
         Raises:
             DataError: if a file is damaged, on the rank that reads it; `ReaderDataError` on those it reads for.
         """
-        if not self.needs_tokens:
+        if self.needs.nothing:
             first = next(ids, None)
             if first is None:
                 return
@@ -127,7 +125,9 @@ class Loader:
         if self.group is None:
             yield from self.read_ahead(ids)
             return
-        shared = SharedBatches(self.group, self.device)
+        rows, length = self.dataset.rows_per_sample, self.dataset.seq_length
+        blank = functools.partial(blank_batch, seq_length=length, rows_per_sample=rows)
+        shared = SharedBatches(self.group, blank, self.needs)
         if self.group.rank() == READER:
             yield from shared.send(self.read_ahead(ids))
         else:
@@ -140,16 +140,20 @@ class Loader:
             assert batch is not None, "whether a stage without tokens needs to read may not depend on the samples"
             yield batch
 
+    def read(self, ids: list[Any | None]) -> Batch:
+        """What this rank's stage looks at of a micro-batch."""
+        return self.dataset.batch(ids).keeping(self.needs)
+
     def read_ahead(self, ids: Iterator[list[Any | None]]) -> Iterator[Batch]:
         """The micro-batches of these ids in their order, read by the workers before they are asked for."""
         if self.workers is None:
-            yield from map(self.dataset.batch, ids)
+            yield from map(self.read, ids)
             return
         pending: deque[Future[Batch]] = deque()
         # How large a batch is, is known from the first one.
         limit = min(self.ahead, self.first_ahead)
         for group in ids:
-            pending.append(self.workers.submit(self.dataset.batch, group))
+            pending.append(self.workers.submit(self.read, group))
             while len(pending) > limit:
                 batch = pending.popleft().result()
                 limit = min(self.ahead, max(1, READ_AHEAD_BYTES // max(1, batch.size_bytes)))

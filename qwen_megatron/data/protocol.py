@@ -24,6 +24,24 @@ class BatchShape:
     seq_length: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a pipeline stage looks at of a micro-batch, besides the documents.
+
+    Attributes:
+        tokens: Tokens and positions, as the first stage.
+        targets: Labels, loss mask and extra fields, as the last.
+    """
+
+    tokens: bool = True
+    targets: bool = True
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it is a stage in the middle."""
+        return not (self.tokens or self.targets)
+
+
 class Dataset(abc.ABC):
     """Samples by their numbers: number -> id -> row of a batch.
 
@@ -60,7 +78,7 @@ class Dataset(abc.ABC):
 
         Returns:
             A batch of the right shapes with zeros in place of what is read; None, the default, if such a stage needs
-            something of it, as the numbers of documents or an extra field. It may not depend on the samples which.
+            the numbers of documents. It may not depend on the samples which.
         """
         return None
 

@@ -10,9 +10,10 @@ is another one, or the reader has failed, the header says so and a text follows:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ import torch
 import torch.distributed as dist
 
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.protocol import Needs
 from qwen_megatron.errors import DataError, ReaderDataError, ReaderFailed
 from qwen_megatron.parallel.objects import MAX_BYTES, decode, dict_of, encode, list_of, of_type, refuse
 from qwen_megatron.platforms.comm_timer import comm_timer
 
 READER = 0
+ALL = Needs()
 HEADER_BYTES = 16
 # Every tensor begins where any type may.
 ALIGNMENT = 16
@@ -48,7 +51,7 @@ DTYPES = {
         torch.float64,
     )
 }
-FIELDS = ("tokens_bs", "labels_bs", "loss_mask_bs", "position_ids_bs", "document_ids_bs")
+TOKENS, TARGETS, DOCUMENTS = ("tokens_bs", "position_ids_bs"), ("labels_bs", "loss_mask_bs"), "document_ids_bs"
 EXTRA = "extras."
 
 
@@ -89,33 +92,35 @@ def size_of(layout: Layout) -> int:
     return layout[-1].stop if layout else 0
 
 
-def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
-    """Everything in a batch but where its samples come from, which every rank knows."""
-    present = {name: getattr(batch, name) for name in FIELDS if getattr(batch, name) is not None}
-    return present | {f"{EXTRA}{name}": tensor for name, tensor in batch.extras.items()}
+def tensors_of(batch: Batch, needs: Needs = ALL) -> dict[str, torch.Tensor]:
+    """What a pipeline stage looks at in a batch, but where its samples come from, which every rank knows."""
+    names = (*(TOKENS if needs.tokens else ()), *(TARGETS if needs.targets else ()), DOCUMENTS)
+    present = {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
+    extras = batch.extras if needs.targets else {}
+    return present | {f"{EXTRA}{name}": tensor for name, tensor in extras.items()}
 
 
-def batch_of(tensors: Mapping[str, torch.Tensor], samples: Sequence[object | None]) -> Batch:
-    """The inverse of `tensors_of`."""
-    return Batch(
-        **{name: tensors[name] for name in FIELDS[:-1]},
-        document_ids_bs=tensors.get(FIELDS[-1]),
-        samples=tuple(samples),
-        extras={name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)},
-    )
+def batch_of(blank: Batch, tensors: Mapping[str, torch.Tensor]) -> Batch:
+    """The inverse of `tensors_of`; what is not among the tensors is as in the other batch."""
+    fields: dict[str, Any] = {name: tensors[name] for name in (*TOKENS, *TARGETS, DOCUMENTS) if name in tensors}
+    extras = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
+    return dataclasses.replace(blank, **fields, extras=extras)
 
 
 class SharedBatches:
     """One stream of micro-batches over a group; made on all its ranks, which take as many of it as each other.
 
     Args:
-        group: Ranks that take the same micro-batches; the first of them reads.
-        device: Where the group's tensors must lie.
+        group: Ranks that take the same micro-batches; the first of them reads. It sends tensors of the host: what the
+            others look at would otherwise have to come back from a device, for which the host would wait.
+        blank: Makes a batch of zeros of samples.
+        needs: What their pipeline stage looks at; the rest is not sent.
     """
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device):
+    def __init__(self, group: dist.ProcessGroup, blank: Callable[[Sequence[object | None]], Batch], needs: Needs = ALL):
         self.group = group
-        self.device = device
+        self.blank = blank
+        self.needs = needs
         self.layout: Layout = ()
 
     def send(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -135,7 +140,7 @@ class SharedBatches:
 
     def send_one(self, batch: Batch) -> None:
         """Sends a micro-batch, and before it how it is laid out, if that has changed."""
-        tensors = tensors_of(batch)
+        tensors = tensors_of(batch, self.needs)
         named = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()]
         layout = layout_of(named)
         if layout != self.layout:
@@ -146,15 +151,15 @@ class SharedBatches:
         content = message[HEADER_BYTES:]
         for slot in layout:
             content[slot.start : slot.stop] = tensors[slot.name].contiguous().flatten().view(torch.uint8)
-        self.broadcast(message.to(self.device))
+        self.broadcast(message)
 
     def tell(self, status: int, value: Any) -> None:
         """Sends a text in place of a batch."""
         text = torch.frombuffer(bytearray(encode(value)), dtype=torch.uint8)
         message = torch.zeros(HEADER_BYTES + size_of(self.layout), dtype=torch.uint8)
         message[:HEADER_BYTES] = torch.tensor([status, len(text)]).view(torch.uint8)
-        self.broadcast(message.to(self.device))
-        self.broadcast(text.to(self.device))
+        self.broadcast(message)
+        self.broadcast(text)
 
     def receive(self, ids: Iterator[Sequence[object | None]]) -> Iterator[Batch]:
         """The batches that the reader sends.
@@ -166,7 +171,7 @@ class SharedBatches:
             PlatformError: if something else arrives.
         """
         for samples in ids:
-            yield batch_of(self.receive_one(), samples)
+            yield batch_of(self.blank(samples), self.receive_one())
 
     def receive_one(self) -> dict[str, torch.Tensor]:
         """Receives the tensors of a micro-batch, by name; an error of the reader is raised here too."""
@@ -178,7 +183,7 @@ class SharedBatches:
                 break
             if status not in (CHANGED, FAILED) or not 0 < length <= MAX_BYTES:
                 refuse(source, f"a micro-batch with a header of {status}, {length}")
-            text = self.broadcast(torch.empty(length, dtype=torch.uint8)).cpu().numpy().tobytes()
+            text = self.broadcast(torch.empty(length, dtype=torch.uint8)).numpy().tobytes()
             if status == FAILED:
                 raise decode(text, functools.partial(failure_of, source), source)
             self.layout = decode(text, parse_layout, source)
@@ -189,7 +194,6 @@ class SharedBatches:
 
     def broadcast(self, message: torch.Tensor) -> torch.Tensor:
         """Sends or receives one message of the reader."""
-        message = message.to(self.device)
         with comm_timer():
             dist.broadcast(message, group_src=READER, group=self.group)
         return message

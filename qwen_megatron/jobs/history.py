@@ -46,6 +46,7 @@ def record_start(run: Run) -> None:
         "config": config_sections(run.job.config),
         "data": {name: {key: source[key] for key in ("fingerprint", "tokenizer")} for name, source in sources.items()},
         "corpora": run.job.corpora(run.state),
+        "loss_title": run.job.loss_title,
     }
     with writing(run.directory / STARTS):
         append_line(run.directory / STARTS, json.dumps(row))

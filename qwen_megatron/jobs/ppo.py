@@ -22,6 +22,7 @@ from qwen_megatron.alignment.rollout import Query
 from qwen_megatron.alignment.samples import SamplesHook
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.protocol import Needs
 from qwen_megatron.inference.sampling import Sampling
 from qwen_megatron.inference.vocabulary import vocabulary_of_sources
 from qwen_megatron.jobs.frozen import check_same_content
@@ -53,13 +54,15 @@ class Ppo(Job):
         DataError: if a corpus is missing, damaged, too small or of another kind.
     """
 
+    loss_title = "Loss of the policy; held out: mean score, its sign turned"
+
     def __init__(self, config: ResolvedConfig, groups: Groups, models: Models, contents: Mapping[str, str]):
         self.config, self.groups = config, groups
         self.models, self.contents = models, contents
         self.learner, self.scores = Learner(config, models), RunningMoments()
         self.dataset, self.pretraining = open_queries(config), open_pretraining(config)
         # Every stage generates, and so needs the queries.
-        self.loader = loader_of(self.dataset, config, groups, needs_tokens=True)
+        self.loader = loader_of(self.dataset, config, groups, needs=Needs())
         self.text_loader = None if self.pretraining is None else loader_of(self.pretraining, config, groups)
         self.queries: Iterator[Batch] | None = None
         self.texts: Iterator[Batch] | None = None

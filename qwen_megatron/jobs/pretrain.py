@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.data.pretraining.plan import corpus_plans
-from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.data.protocol import Dataset, Needs
 from qwen_megatron.jobs.blend import open_blend
 from qwen_megatron.jobs.held_out import data_plan, open_held_out
 from qwen_megatron.jobs.hooks import configured_hooks
@@ -33,6 +34,11 @@ from qwen_megatron.train.step_timers import StepTimers
 from qwen_megatron.train.trainable import MAIN, build_trainable
 
 log = logging.getLogger(__name__)
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats a token; infinite, and no error, where floats end."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 class Pretraining(Job):
@@ -111,14 +117,16 @@ class Pretraining(Job):
         return [*([None] if self.dataset.eval_ids else []), *self.held_out]
 
     def evaluate(self, run: Run, corpus: str | None = None) -> tuple[float, Mapping[str, float]]:
+        """Mean loss of a token, and `perplexity`, its exponential."""
         loader = self.loader if corpus is None else self.held_out[corpus]
-        return evaluate(
+        loss, means = evaluate(
             run.trainables[MAIN],
             self.objective,
             loader.evaluation(),
             shape=loader.shape,
             num_microbatches=loader.num_evaluation_microbatches,
         )
+        return loss, {"perplexity": perplexity(loss), **means}
 
     def sources(self, state: TrainState) -> dict[str, dict[str, Any]]:
         return self.dataset.sources(state.consumed_samples)
@@ -141,14 +149,14 @@ class Pretraining(Job):
             loader.close()
 
 
-def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs_tokens: bool = False) -> Loader:
+def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs: Needs | None = None) -> Loader:
     """This rank's way to the samples of a dataset.
 
     Args:
         dataset: Samples.
         config: Of the run.
         groups: Layout.
-        needs_tokens: Every pipeline stage needs them; otherwise the first and the last.
+        needs: What every pipeline stage looks at; None for tokens on the first, labels and loss mask on the last.
     """
     return Loader(
         dataset,
@@ -160,9 +168,8 @@ def loader_of(dataset: Dataset, config: ResolvedConfig, groups: Groups, *, needs
             groups.pp.size() if config.parallel.virtual_pipeline_model_parallel_size is not None else 1
         ),
         read_ahead=config.num_microbatches,
-        group=groups.tp_cp,
-        device=groups.device,
-        needs_tokens=needs_tokens or groups.is_first_stage or groups.is_last_stage,
+        group=groups.readers,
+        needs=needs or Needs(tokens=groups.is_first_stage, targets=groups.is_last_stage),
     )
 
 

@@ -28,6 +28,8 @@ class RewardTraining(Pretraining):
         DataError: if a corpus is missing, damaged, of another kind or too small.
     """
 
+    loss_title = "Loss, nats a pair"
+
     def __init__(self, config: ResolvedConfig, groups: Groups):
         super().__init__(
             config,

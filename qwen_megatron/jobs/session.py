@@ -119,7 +119,9 @@ def session(config: ResolvedConfig) -> Iterator[Session]:
     torch.set_num_threads(num_threads(config, launch))
     platform = get_platform(config.parallel.platform, config.parallel.backend)
     for line in platform.configure(
-        tensor_parallel=config.parallel.tensor_model_parallel_size > 1, deterministic=config.training.deterministic
+        tensor_parallel=config.parallel.tensor_model_parallel_size > 1,
+        deterministic=config.training.deterministic,
+        cuda_graphs=config.parallel.cuda_graph_impl != "none",
     ):
         log.info("set: %s", line)
     shims = platform.prepare()

@@ -70,7 +70,7 @@ class AttentionContext(PackedSeqParams):
     def documents(self) -> Documents | None:
         """Where documents begin and end; None if tokens see all tokens before them."""
         ids_bs = self.document_ids_bs
-        return None if ids_bs is None else self.once("documents", lambda: Documents.of(ids_bs).to(ids_bs.device))
+        return None if ids_bs is None else self.once("documents", lambda: documents_where(ids_bs))
 
     @property
     def host_keys(self) -> tuple[int, ...]:
@@ -78,24 +78,24 @@ class AttentionContext(PackedSeqParams):
         keys_b = self.dropout_keys_b
         return () if keys_b is None else self.once("host_keys", lambda: tuple(keys_b.tolist()))
 
-    def to(self, device: torch.device) -> AttentionContext:
-        """The same with its tensors on a device; what layers need on the host is read before."""
-        moved = self.with_tensors_on(device)
-        if self.documents is not None:
-            moved.shared["documents"] = self.documents.to(device)
-        if self.host_keys:
-            moved.shared["host_keys"] = self.host_keys
-        return moved
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> AttentionContext:
+        """The same with its tensors where `move` takes them; what layers need on the host is read before.
 
-    def with_tensors_on(self, device: torch.device) -> AttentionContext:
-        """The same on a device, without what layers have made of it."""
-        return AttentionContext(
-            document_ids_bs=None if self.document_ids_bs is None else self.document_ids_bs.to(device),
-            dropout_keys_b=None if self.dropout_keys_b is None else self.dropout_keys_b.to(device),
+        Args:
+            move: Copies a tensor of the host to a device.
+        """
+        there = AttentionContext(
+            document_ids_bs=None if self.document_ids_bs is None else move(self.document_ids_bs),
+            dropout_keys_b=None if self.dropout_keys_b is None else move(self.dropout_keys_b),
             cache=self.cache,
             offsets=self.offsets,
             text_lengths=self.text_lengths,
         )
+        if self.documents is not None:
+            there.shared["documents"] = self.documents.moved(move)
+        if self.host_keys:
+            there.shared["host_keys"] = self.host_keys
+        return there
 
     def check(self, rows: int, length: int) -> None:
         """Holds the context against the micro-batch it came with.
@@ -132,6 +132,11 @@ class AttentionContext(PackedSeqParams):
             raise ValueError(f"{kernel} would ignore that documents do not see each other; use the torch kernels")
         if self.cache is not None and "cache" not in takes:
             raise ValueError(f"{kernel} would ignore the key/value cache; use the torch kernels")
+
+
+def documents_where(ids_bs: torch.Tensor) -> Documents:
+    """The documents of [b, s] numbers, their boundaries on the device that these are on."""
+    return Documents.of(ids_bs).moved(lambda boundaries: boundaries.to(ids_bs.device))
 
 
 NO_CONTEXT = AttentionContext()

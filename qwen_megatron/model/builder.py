@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
+from data_tools.settings.words import show
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.dropout import EMBEDDING, HiddenDropout
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
 from qwen_megatron.model.init import initialize_weights
-from qwen_megatron.model.layer_spec import block_spec, select_kernels
+from qwen_megatron.model.layer_spec import Kernels, block_spec, select_kernels
 from qwen_megatron.model.megatron_config import transformer_config
 from qwen_megatron.model.output_layer import HAS_APEX_GRADIENTS
 from qwen_megatron.model.qwen_model import QwenModel
@@ -33,6 +35,24 @@ def rotary_settings(model: ModelConfig) -> RotarySettings:
     )
 
 
+def refuse_beyond(kernels: Kernels, wanted: Mapping[str, tuple[object, object]]) -> None:
+    """Refuses settings that the kernels in use would ignore.
+
+    Args:
+        kernels: As from `select_kernels`.
+        wanted: By setting its value, and the one that asks for nothing.
+    Raises:
+        PlatformError: naming the first.
+    """
+    for setting, (value, nothing) in wanted.items():
+        if value != nothing and setting not in kernels.offers:
+            shown, off = show(value), show(nothing)
+            raise PlatformError(
+                f"{setting}={shown}: only Transformer Engine's kernels do it, and torch's are in use; install the gpu "
+                f"extra on a machine with a GPU, or use {setting}={off}"
+            )
+
+
 def build_model(
     model: ModelConfig,
     groups: Groups,
@@ -49,6 +69,8 @@ def build_model(
     deterministic: bool = False,
     fp8: str = "none",
     fp8_first_last_layers_bf16: bool = False,
+    cuda_graph_impl: str = "none",
+    tp_comm_overlap: bool = False,
 ) -> torch.nn.Module:
     """This rank's pipeline stage and tensor-parallel share of the model.
 
@@ -66,18 +88,23 @@ def build_model(
         deterministic: Kernels that give the same bits each time.
         fp8: Recipe of the layers' products, or `none`.
         fp8_first_last_layers_bf16: The first and the last layer of the model do without.
+        cuda_graph_impl: How the kernels of layers are recorded: `none` or `local`.
+        tp_comm_overlap: Products run while tensor-parallel ranks send, through `user_buffers` that are there.
     Returns:
         A `QwenModel`, in a Float16Module for bf16.
     Raises:
         PlatformError: if the implementation cannot run here, or cannot do what the model asks for.
     """
-    start_tracker(groups)
     kernels = select_kernels(model.implementation, groups.device)
-    if fp8 != "none" and not kernels.has_fp8:
-        raise PlatformError(
-            f"training.fp8={fp8}: only Transformer Engine's kernels compute in FP8, and torch's are in use; install "
-            "the gpu extra on a machine with a GPU, or use training.fp8=none"
-        )
+    refuse_beyond(
+        kernels,
+        {
+            "training.fp8": (fp8, "none"),
+            "parallel.cuda_graph_impl": (cuda_graph_impl, "none"),
+            "parallel.tp_comm_overlap": (tp_comm_overlap, False),
+        },
+    )
+    start_tracker(groups, for_graphs=cuda_graph_impl != "none")
     config = transformer_config(
         model,
         groups,
@@ -90,6 +117,8 @@ def build_model(
         deterministic=deterministic,
         fp8=fp8,
         fp8_first_last_layers_bf16=fp8_first_last_layers_bf16,
+        cuda_graph_impl=cuda_graph_impl,
+        tp_comm_overlap=tp_comm_overlap,
         # torch's linears are Megatron-Core's, which need NVIDIA apex for it.
         fuses_weight_gradients=groups.device.type != "cpu" and (kernels.fuses_weight_gradients or HAS_APEX_GRADIENTS),
     )

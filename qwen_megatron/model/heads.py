@@ -65,15 +65,6 @@ class HeadRequest:
         if missing:
             raise ValueError(f"{self.output.value} need {' and '.join(missing)}")
 
-    def to(self, device: torch.device) -> HeadRequest:
-        """The same with its tensors on a device."""
-        return HeadRequest(
-            output=self.output,
-            labels_bs=None if self.labels_bs is None else self.labels_bs.to(device),
-            loss_mask_bs=None if self.loss_mask_bs is None else self.loss_mask_bs.to(device),
-            positions_bs=None if self.positions_bs is None else self.positions_bs.to(device),
-        )
-
 
 LOGITS = HeadRequest(output=Output.LOGITS)
 

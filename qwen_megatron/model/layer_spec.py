@@ -39,7 +39,7 @@ class Kernels:
         attention: Core attention without positions.
         attention_takes: What it takes: of an `AttentionContext` `documents`, `dropout`, `cache`; and `windows`.
         fuses_weight_gradients: On a GPU its linears can add to the fp32 buffer of a weight's gradient themselves.
-        has_fp8: Its linears can compute in FP8.
+        offers: Settings that have an effect with these modules only.
     """
 
     norm: type
@@ -49,7 +49,7 @@ class Kernels:
     attention: Callable[..., torch.nn.Module]
     attention_takes: frozenset[str]
     fuses_weight_gradients: bool = False
-    has_fp8: bool = False
+    offers: frozenset[str] = frozenset()
 
 
 # Transformer Engine's linear owns the norm before it; checkpoints carry its names.
@@ -96,7 +96,7 @@ def select_kernels(implementation: str, device: torch.device) -> Kernels:
         attention=functools.partial(EngineAttention, kernel=te.TEDotProductAttention),
         attention_takes=frozenset({"documents", "dropout"}),
         fuses_weight_gradients=True,
-        has_fp8=True,
+        offers=frozenset({"training.fp8", "parallel.cuda_graph_impl", "parallel.tp_comm_overlap"}),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen_megatron.config.sections.model import ModelConfig
@@ -36,6 +37,8 @@ def transformer_config(
     deterministic: bool = False,
     fp8: str = "none",
     fp8_first_last_layers_bf16: bool = False,
+    cuda_graph_impl: str = "none",
+    tp_comm_overlap: bool = False,
     fuses_weight_gradients: bool = False,
 ) -> TransformerConfig:
     """The architecture and layout in Megatron-Core's terms.
@@ -51,10 +54,13 @@ def transformer_config(
         deterministic: The same layout gives the same bits.
         fp8: Recipe, or `none`.
         fp8_first_last_layers_bf16: The first and the last layer of the model do without.
+        cuda_graph_impl: How the kernels of layers are recorded: `none` or `local`.
+        tp_comm_overlap: Products run while tensor-parallel ranks send.
         fuses_weight_gradients: The layers' linears add the gradients of their weights to the fp32 buffer themselves.
     """
     dtype = DTYPES[precision]
     on_cpu = groups.device.type == "cpu"
+    sends_by_nccl = dist.get_backend(groups.pp) == "nccl"
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -90,8 +96,8 @@ def transformer_config(
         # Gradients are sums over tokens, divided once by the tokens of the whole batch: independent of the layout.
         calculate_per_token_loss=True,
         # gloo still reads a sent tensor when the schedule would already have freed it, and has no batched send.
-        deallocate_pipeline_outputs=not on_cpu,
-        batch_p2p_comm=not on_cpu and num_virtual_stages is None,
+        deallocate_pipeline_outputs=sends_by_nccl,
+        batch_p2p_comm=sends_by_nccl and num_virtual_stages is None,
         overlap_p2p_comm=num_virtual_stages is not None,
         # A wait of the host after every transfer, for a fault of old torch; from 2.8 on, which we need, there is none.
         batch_p2p_sync=False,
@@ -107,4 +113,8 @@ def transformer_config(
         gradient_accumulation_fusion=fuses_weight_gradients,
         **({} if fp8 == "none" else {"fp8": "hybrid", "fp8_recipe": fp8}),
         first_last_layers_bf16=fp8_first_last_layers_bf16,
+        cuda_graph_impl=cuda_graph_impl,
+        # Whole layers.
+        cuda_graph_scope=[],
+        tp_comm_overlap=tp_comm_overlap,
     )

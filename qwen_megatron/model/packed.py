@@ -5,6 +5,7 @@ Legend: t tokens of all rows, s sequence, b micro-batch, d documents of all rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +36,9 @@ class Documents:
             longest=max(max(row, default=0) for row in lengths),
         )
 
-    def to(self, device: torch.device) -> Documents:
-        """The same with its tensor on a device."""
-        return Documents(lengths=self.lengths, boundaries=self.boundaries.to(device), longest=self.longest)
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Documents:
+        """The same with its tensor where `move` takes it."""
+        return Documents(lengths=self.lengths, boundaries=move(self.boundaries), longest=self.longest)
 
 
 def packed(x_sbnd: torch.Tensor) -> torch.Tensor:

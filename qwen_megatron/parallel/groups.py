@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,12 +23,15 @@ class Groups:
 
     Attributes:
         collection: Megatron-Core's groups (tp, pp, dp, dp_cp, embd, ...).
+        readers: Ranks of one pipeline stage and one replica (tp_cp), which run the same micro-batches in one order:
+            one of them reads for all. Takes tensors of the host.
         rank: Number of this process in the whole job.
         world_size: Processes in the whole job.
         device: Where this rank's tensors live.
     """
 
     collection: ProcessGroupCollection
+    readers: dist.ProcessGroup
     rank: int
     world_size: int
     device: torch.device
@@ -56,11 +60,6 @@ class Groups:
     def dp_cp(self) -> dist.ProcessGroup:
         """Ranks that hold the same weights: replicas, and the parts of a sequence within each."""
         return self.collection.dp_cp
-
-    @property
-    def tp_cp(self) -> dist.ProcessGroup:
-        """Ranks of one pipeline stage and one replica: they run the same micro-batches in the same order."""
-        return self.collection.tp_cp
 
     @property
     def is_first_stage(self) -> bool:
@@ -149,12 +148,28 @@ def build_groups(
                 # Minutes to Megatron-Core, which makes a timedelta of them: fractions count.
                 distributed_timeout_minutes=timeout_seconds / 60,
             )
+    collection = ProcessGroupCollection.use_mpu_process_groups()
     return Groups(
-        collection=ProcessGroupCollection.use_mpu_process_groups(),
+        collection=collection,
+        readers=on_the_host(collection.tp_cp, timeout_seconds),
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
     )
+
+
+@functools.cache
+def on_the_host(group: dist.ProcessGroup, timeout_seconds: float) -> dist.ProcessGroup:
+    """A group of the same ranks that sends tensors of the host: itself, but for NCCL; collective over the group."""
+    if group.size() == 1 or dist.get_backend(group) != "nccl":
+        return group
+    made: dist.ProcessGroup = dist.new_group(
+        dist.get_process_group_ranks(group),
+        backend="gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        use_local_synchronization=True,
+    )
+    return made
 
 
 def present_layout() -> dict[str, int | None]:
@@ -174,6 +189,7 @@ def described(layout: dict[str, int | None]) -> str:
 
 def destroy_groups() -> None:
     """Gives up the groups without talking to anybody: peers may be gone already."""
+    on_the_host.cache_clear()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():

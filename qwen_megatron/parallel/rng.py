@@ -15,10 +15,22 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
 
 
-def start_tracker(groups: Groups) -> None:
-    """Gives Megatron-Core's tracker its generators, if it has none: its layers enter them while they are built."""
-    if not megatron_random.get_cuda_rng_tracker().is_initialized():
-        megatron_random.model_parallel_cuda_manual_seed(0, tp_rank=groups.tp.rank(), ep_rank=0, etp_rank=0)
+def start_tracker(groups: Groups, *, for_graphs: bool = False) -> None:
+    """Gives Megatron-Core's tracker its generators, if it has none: its layers enter them while they are built.
+
+    Args:
+        groups: Layout.
+        for_graphs: Generators that CUDA graphs may hold, Transformer Engine's; others are given up for them.
+    """
+    if for_graphs or not megatron_random.get_cuda_rng_tracker().is_initialized():
+        megatron_random.model_parallel_cuda_manual_seed(
+            0,
+            te_rng_tracker=for_graphs,
+            tp_rank=groups.tp.rank(),
+            ep_rank=0,
+            etp_rank=0,
+            force_reset_rng=for_graphs,
+        )
 
 
 def seed_tracker(seed: int) -> None:

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.io.atomic_file import write_atomically
+from qwen_megatron.config.arithmetic.memory import rank_memory
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import ResolvedConfig, resolve
 from qwen_megatron.convert.available_memory import available_bytes
@@ -41,6 +42,7 @@ TIMEOUT_SECONDS = 120.0
 CPU_EDGES, GPU_EDGES = (32, 128, 384, 1024), (256, 1024, 2048, 4096, 8192)
 # Of the tensor whose bytes are moved, and of the largest collective.
 MOVED_BYTES, COLLECTIVE_BYTES = 1 << 27, 1 << 24
+# A step that is nearly all host, and one that is nearly all kernels.
 NARROW = ("model.hidden_size=64", "model.ffn_hidden_size=176", "model.num_layers=4", "model.vocab_size=64")
 WIDE = ("model.hidden_size=512", "model.ffn_hidden_size=1408", "model.num_layers=2", "model.vocab_size=64")
 STEP = ("model.preset=tiny", "model.num_attention_heads=4", "model.num_query_groups=4", "training.global_batch_size=2")
@@ -57,7 +59,13 @@ def calibrate(platform: Platform, base: Machine, seconds: float = 1.0) -> Machin
     platform.prepare()
     is_cpu = platform.name == "cpu"
     device = platform.device(0)
-    reserved = platform.peak_memory_bytes() if is_cpu else base.reserved_bytes
+    # First, because a process' peak never falls: the others hold larger tensors.
+    narrow, wide = step_config(platform, NARROW), step_config(platform, WIDE)
+    narrow_seconds = step_seconds(narrow, platform, seconds)
+    if is_cpu:
+        reserved = platform.peak_memory_bytes() - max(stage.total for stage in rank_memory(narrow))
+    else:
+        reserved = base.reserved_bytes
     rates = product_rates(device, platform, CPU_EDGES if is_cpu else GPU_EDGES, seconds)
     peak = max(rates.values())
     link, latency = collective_rate() if is_cpu else (base.link_gb_per_second * base.link_efficiency, base.latency_us)
@@ -78,35 +86,28 @@ def calibrate(platform: Platform, base: Machine, seconds: float = 1.0) -> Machin
         kernels="cpu" if is_cpu else base.kernels,
         pass_factor=1.0,
     )
-    return with_steps(measured, platform, seconds)
+    return with_steps(measured, (narrow, narrow_seconds), (wide, step_seconds(wide, platform, seconds)))
 
 
-def with_steps(machine: Machine, platform: Platform, seconds: float) -> Machine:
-    """The machine with the host's work and the bytes of torch's kernels, from real steps."""
-    precision = "fp32" if machine.kernels == "cpu" else "bf16"
-    narrow, wide = (
-        resolve(
-            load_config(
-                None,
-                [
-                    *STEP,
-                    *shape,
-                    f"training.precision={precision}",
-                    f"parallel.platform={platform.name}",
-                    "training.seq_length=256",
-                ],
-            )
-        )
-        for shape in (NARROW, WIDE)
-    )
-    times = [step_seconds(config, platform, seconds) for config in (narrow, wide)]
+def step_config(platform: Platform, shape: Sequence[str]) -> ResolvedConfig:
+    """A training step of one process, in the precision that the platform trains in."""
+    precision = "fp32" if platform.name == "cpu" else "bf16"
+    chosen = (f"training.precision={precision}", f"parallel.platform={platform.name}", "training.seq_length=256")
+    return resolve(load_config(None, [*STEP, *shape, *chosen]))
+
+
+def with_steps(
+    machine: Machine, narrow_step: tuple[ResolvedConfig, float], wide_step: tuple[ResolvedConfig, float]
+) -> Machine:
+    """The machine with the host's work and the bytes of torch's kernels, from two real steps and their seconds."""
+    (narrow, narrow_seconds), (wide, wide_seconds) = narrow_step, wide_step
     # Two unknowns, each nearly alone in one of the steps: a few rounds settle both.
     for _ in range(20):
         rest = without(step_time(narrow, machine), "launches")
         launches = narrow.num_microbatches * narrow.model.num_layers * OURS.launches
-        machine = dataclasses.replace(machine, launch_us=max(0.1, (times[0] - rest) / launches * 1e6))
+        machine = dataclasses.replace(machine, launch_us=max(0.1, (narrow_seconds - rest) / launches * 1e6))
         planned = step_time(wide, machine)
-        share = (times[1] - without(planned, "memory")) / planned.memory
+        share = (wide_seconds - without(planned, "memory")) / planned.memory
         machine = dataclasses.replace(machine, pass_factor=max(0.2, machine.pass_factor * share))
     return machine
 
@@ -199,8 +200,8 @@ def collective_rate() -> tuple[float, float]:
             process.join()
         content: list[float] = json.loads(Path(folder, "times.json").read_text(encoding="utf-8"))
     large, small = content
-    # A ring of two sends half of the tensor twice.
-    return COLLECTIVE_BYTES / max(large - small, 1e-9) / 1e9, small * 1e6
+    # Each of the two sends half of the tensor.
+    return COLLECTIVE_BYTES / 2 / max(large - small, 1e-9) / 1e9, small * 1e6
 
 
 def time_collectives(rank: int, folder: str) -> None:
@@ -209,14 +210,16 @@ def time_collectives(rank: int, folder: str) -> None:
     store = dist.FileStore(str(Path(folder, "store")), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT_SECONDS))
     times = []
-    for size in (COLLECTIVE_BYTES, 4):
-        tensor = torch.zeros(size // 4)
+    for size in (COLLECTIVE_BYTES, 8):
+        half, whole = torch.zeros(size // 8), torch.zeros(size // 4)
         found = []
         for _ in range(8):
             dist.barrier()
             start = time.perf_counter()
-            dist.all_reduce(tensor)
-            found.append(time.perf_counter() - start)
+            # What sequence parallelism and the distributed optimizer send; gloo's all-reduce is faster than the two.
+            dist.all_gather_into_tensor(whole, half)
+            dist.reduce_scatter_tensor(half, whole)
+            found.append((time.perf_counter() - start) / 2)
         times.append(min(found))
     if rank == 0:
         Path(folder, "times.json").write_text(json.dumps(times), encoding="utf-8")

@@ -16,7 +16,7 @@ DAY_SECONDS = 86_400
 GIB = 2.0**30
 # What the numbers do not know; printed with them.
 LEFT_OUT = (
-    f"memory: fragmentation (a headroom of {HEADROOM:.0%} is kept), tensors of the data loader",
+    f"memory: fragmentation and blocks that an allocator keeps (a headroom of {HEADROOM:.0%} is left), the data loader",
     "time: reading of data, evaluation, saves, stragglers, contention of the network, power limits",
     "links, prices and shares of the peaks are assumed where the hardware file says so; measure them with --calibrate",
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from qwen_megatron.platforms.transfer import Copies
+
 
 class Platform(abc.ABC):
     """One kind of accelerator: its collectives, its device and its clocks.
@@ -20,12 +22,15 @@ class Platform(abc.ABC):
     name: str
     backend: str
 
-    def configure(self, *, tensor_parallel: bool, deterministic: bool) -> list[str]:
+    def configure(
+        self, *, tensor_parallel: bool = False, deterministic: bool = False, cuda_graphs: bool = False
+    ) -> list[str]:
         """Sets the process up for a configuration, before its device is touched.
 
         Args:
             tensor_parallel: Products of layers are split over ranks.
             deterministic: The same layout gives the same bits.
+            cuda_graphs: Kernels of layers are recorded.
         Returns:
             One line per setting, for the log; none where the machine needs none.
         Raises:
@@ -54,6 +59,10 @@ class Platform(abc.ABC):
     def products(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
         """A context for forward and backward passes whose matrices are of `dtype`."""
         return contextlib.nullcontext()
+
+    def copies(self, device: torch.device) -> Copies:
+        """How micro-batches come to a rank's device."""
+        return Copies()
 
     @abc.abstractmethod
     def synchronize(self) -> None:

@@ -37,6 +37,11 @@ ONE_QUEUE = Variable(
     value="1",
     reason="tensor-parallel communication is launched before the products that hide it",
 )
+FIXED_BUFFERS = Variable(
+    name="NCCL_GRAPH_REGISTER",
+    value="0",
+    reason="NCCL registers no buffers of CUDA graphs, which torch may move (PYTORCH_CUDA_ALLOC_CONF)",
+)
 # Megatron-Core's list for its deterministic mode, and cuBLAS's from its documentation.
 DETERMINISTIC = (
     Variable(
@@ -62,9 +67,15 @@ DETERMINISTIC = (
 )
 
 
-def cuda_variables(*, tensor_parallel: bool, deterministic: bool) -> list[Variable]:
+def cuda_variables(
+    *, tensor_parallel: bool = False, deterministic: bool = False, cuda_graphs: bool = False
+) -> list[Variable]:
     """What a configuration needs."""
-    return [*([ONE_QUEUE] if tensor_parallel else []), *(DETERMINISTIC if deterministic else ())]
+    return [
+        *([ONE_QUEUE] if tensor_parallel else []),
+        *([FIXED_BUFFERS] if cuda_graphs else []),
+        *(DETERMINISTIC if deterministic else ()),
+    ]
 
 
 def set_variables(variables: Sequence[Variable]) -> list[str]:

@@ -7,10 +7,7 @@ import torch
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.platforms.base import Platform
 from qwen_megatron.platforms.cpu import CpuPlatform
-from qwen_megatron.platforms.cuda import CudaPlatform
-
-# `parallel.backend` to torch's name: gloo on GPUs is slow, and only asked for by its full name.
-TESTING = "gloo_for_testing"
+from qwen_megatron.platforms.cuda import TESTING, CudaPlatform
 
 
 def get_platform(name: str, backend: str = "auto") -> Platform:
@@ -30,7 +27,7 @@ def get_platform(name: str, backend: str = "auto") -> Platform:
                 "parallel.backend=gloo: gloo copies every tensor of a GPU through the host; use nccl, or "
                 f"{TESTING} to run several ranks on one GPU in a test"
             )
-        return CudaPlatform("gloo" if backend == TESTING else "nccl")
+        return CudaPlatform(TESTING if backend == TESTING else "nccl")
     if backend == "nccl":
         raise PlatformError("parallel.backend=nccl: NCCL needs GPUs; use parallel.backend=gloo on the CPU")
     return CpuPlatform()

@@ -111,7 +111,10 @@ def loss_chart(runs: Sequence[RunFiles], names: Sequence[str], clocks: Sequence[
             # Of several runs the colour tells the run.
             color = place if len(runs) > 1 else count
             lines.append(line(f"{before}{corpus}", points, clock, color=color, held_out=True))
-    return Chart(name="loss", title="Loss, nats a token", unit="nats", lines=lines)
+    # Runs before version 0.1 do not say what their losses are.
+    titles = {str(start.get("loss_title", "Loss, nats a token")) for run in runs for start in run.starts[-1:]}
+    title = titles.pop() if len(titles) == 1 else "Loss"
+    return Chart(name="loss", title=title, unit="nats" if "nats" in title else "", lines=lines)
 
 
 def time_split(run: RunFiles, clock: Clock) -> Chart:

@@ -46,9 +46,11 @@ class Job(abc.ABC):
 
     Attributes:
         config: Resolved configuration.
+        loss_title: What its losses are, over their curves.
     """
 
     config: ResolvedConfig
+    loss_title = "Loss, nats a token"
 
     @abc.abstractmethod
     def num_steps(self, state: TrainState) -> int:

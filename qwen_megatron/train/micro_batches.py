@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from qwen_megatron.data.batch import Batch
+from qwen_megatron.model.attention_context import AttentionContext
+from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.platforms.transfer import Move
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBatch:
+    """A micro-batch as a pipeline stage works on it.
+
+    Attributes:
+        batch: This rank's part of the sequences. What the stage looks at is on its device, the rest where it was read.
+        context: What the layers get to know of it, on the device; None where there is nothing to know.
+    """
+
+    batch: Batch
+    context: AttentionContext | None
+
+
+def on_stage(batch: Batch, context: AttentionContext | None, groups: Groups, move: Move) -> StageBatch:
+    """Moves what a rank's stage looks at to its device: tokens to the first, labels, loss mask and extras to the last.
+
+    Args:
+        batch, context: Of the host.
+        groups: Layout.
+        move: Copies a tensor.
+    """
+    if groups.is_first_stage:
+        # Qwen's positions enter in the attention: the model does not look at those of the batch.
+        batch = dataclasses.replace(batch, tokens_bs=move(batch.tokens_bs))
+    if groups.is_last_stage:
+        batch = dataclasses.replace(
+            batch,
+            labels_bs=move(batch.labels_bs),
+            loss_mask_bs=move(batch.loss_mask_bs),
+            extras={name: move(tensor) for name, tensor in batch.extras.items()},
+        )
+    return StageBatch(batch=batch, context=None if context is None else context.moved(move))
 
 
 class StepBatches:

@@ -40,7 +40,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def request(self, batch: Batch) -> HeadRequest:
-        """What the model's last stage is to return for a micro-batch."""
+        """What the model's last stage is to return for a micro-batch; asked there, with what `measure` gets."""
 
     @abc.abstractmethod
     def measure(self, output: torch.Tensor, batch: Batch) -> Sums:
@@ -48,7 +48,7 @@ class Objective(abc.ABC):
 
         Args:
             output: What was asked for; the same on all tensor-parallel ranks, and of this rank's part of the sequence.
-            batch: Its tensors may be on another device.
+            batch: With labels, loss mask and extras on the output's device.
         """
 
 
@@ -60,5 +60,5 @@ class NextTokenLoss(Objective):
         return HeadRequest(output=Output.TOKEN_LOSSES, labels_bs=batch.labels_bs, loss_mask_bs=batch.loss_mask_bs)
 
     def measure(self, output: torch.Tensor, batch: Batch) -> Sums:
-        total, count = summed_loss(output, batch.loss_mask_bs.to(output.device))
+        total, count = summed_loss(output, batch.loss_mask_bs)
         return Sums(total=total, count=count)

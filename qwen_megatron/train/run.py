@@ -61,8 +61,7 @@ class EvaluationRecord:
 
     Attributes:
         step: Steps trained before it.
-        eval_loss: Mean loss, nats a token in pretraining.
-        perplexity: exp(eval_loss).
+        eval_loss: Mean loss, in the unit of the job (`Job.loss_title`).
         eval_seconds: Wall time.
         metrics: What else the job measured, by name.
         corpus: Name of the samples in `data.eval_blend`; None for those that `data.eval_samples` holds out.
@@ -70,7 +69,6 @@ class EvaluationRecord:
 
     step: int
     eval_loss: float
-    perplexity: float
     eval_seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     corpus: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +16,12 @@ from qwen_megatron.data.batch import Batch, split_sequence
 from qwen_megatron.data.protocol import BatchShape
 from qwen_megatron.errors import TrainingError
 from qwen_megatron.model.attention_context import AttentionContext
+from qwen_megatron.model.builder import unwrapped
 from qwen_megatron.model.dropout import row_keys
+from qwen_megatron.model.heads import LOGITS
 from qwen_megatron.parallel.groups import Groups
-from qwen_megatron.platforms.transfer import to_device
-from qwen_megatron.train.micro_batches import StepBatches, fanned_out
+from qwen_megatron.platforms.transfer import begun_ahead
+from qwen_megatron.train.micro_batches import StageBatch, StepBatches, fanned_out, on_stage
 from qwen_megatron.train.objective import Objective
 from qwen_megatron.train.optimizer import squared_gradient_norm, update
 from qwen_megatron.train.step_guard import Measured, StepGuard, Verdict, agreed
@@ -185,13 +186,20 @@ def forward_backward(
     Returns:
         On the last stage, for each micro-batch, fp64 [2 + metrics]: total, count, sums of the metrics.
     """
-    step_function = functools.partial(
-        forward_step, objective=objective, context=functools.partial(attention_context, trainable, step)
-    )
     outputs: list[torch.Tensor] = through_schedule(
-        trainable, step_function, batches, shape=shape, num_microbatches=num_microbatches, forward_only=forward_only
+        trainable,
+        functools.partial(forward_step, objective=objective),
+        batches,
+        shape=shape,
+        num_microbatches=num_microbatches,
+        forward_only=forward_only,
+        context=functools.partial(attention_context, trainable, step),
     )
     return outputs
+
+
+def nothing_to_know(batch: Batch) -> None:
+    """The context of layers that need nothing of a micro-batch but its hidden states."""
 
 
 def through_schedule(
@@ -202,15 +210,20 @@ def through_schedule(
     shape: BatchShape,
     num_microbatches: int,
     forward_only: bool,
+    context: Callable[[Batch], AttentionContext | None] = nothing_to_know,
 ) -> list[Any]:
     """Sends micro-batches through Megatron's schedule with any forward step of Megatron's form.
 
+    Args:
+        trainable, batches, shape, num_microbatches, forward_only: As for `forward_backward`.
+        step_function: Takes `StageBatch`es.
+        context: What the layers get to know of a micro-batch.
     Returns:
         On the last stage, for each micro-batch, what the loss function of the step reports.
     """
     groups = trainable.groups
     # Every model chunk of an interleaved pipeline goes through the same micro-batches at its own pace.
-    streams = fanned_out(own_parts(trainable, batches, num_microbatches), len(trainable.model_chunks))
+    streams = fanned_out(own_parts(trainable, batches, num_microbatches, context), len(trainable.model_chunks))
     schedule = get_forward_backward_func(
         pp_size=groups.pp.size(), vp_size=trainable.models[0].config.virtual_pipeline_model_parallel_size
     )
@@ -229,8 +242,25 @@ def through_schedule(
     return reported
 
 
-def own_parts(trainable: Trainable, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """What this rank works on of each of the next `count` micro-batches; waiting for one is a phase of its own."""
+def own_parts(
+    trainable: Trainable, batches: Iterator[Batch], count: int, context: Callable[[Batch], AttentionContext | None]
+) -> Iterator[StageBatch]:
+    """What this rank works on of each of the next `count` micro-batches, on its device.
+
+    Where copies run beside the computations, those of a micro-batch begin before the one before it is handed out.
+    """
+    copies = trainable.copies
+
+    def begin(part: Batch) -> Callable[[], StageBatch]:
+        # Made of what is still on the host.
+        known = context(part)
+        return copies.begin(functools.partial(on_stage, part, known, trainable.groups))
+
+    return begun_ahead(host_parts(trainable, batches, count), begin, copies.ahead)
+
+
+def host_parts(trainable: Trainable, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """This rank's part of each of the next micro-batches; waiting for one is a phase of its own."""
     for _ in range(count):
         with trainable.timers.enter("data"):
             batch = next(batches, None)
@@ -242,30 +272,13 @@ def own_parts(trainable: Trainable, batches: Iterator[Batch], count: int) -> Ite
 
 
 def forward_step(
-    batches: Iterator[Batch],
-    model: torch.nn.Module,
-    *,
-    objective: Objective,
-    context: Callable[[Batch], AttentionContext | None],
+    batches: Iterator[StageBatch], model: torch.nn.Module, *, objective: Objective
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Megatron's forward step: one micro-batch through this rank's stage."""
-    batch = next(batches)
-    device = next(model.parameters()).device
-    # Made of what is still on the host.
-    rows = context(batch)
-    batch = dataclasses.replace(
-        batch,
-        tokens_bs=to_device(batch.tokens_bs, device),
-        labels_bs=to_device(batch.labels_bs, device),
-        loss_mask_bs=to_device(batch.loss_mask_bs, device),
-        position_ids_bs=to_device(batch.position_ids_bs, device),
-    )
-    output = model(
-        batch.tokens_bs,
-        batch.position_ids_bs,
-        None if rows is None else rows.to(device),
-        objective.request(batch).to(device),
-    )
+    part = next(batches)
+    batch = part.batch
+    request = objective.request(batch) if unwrapped(model).post_process else LOGITS
+    output = model(batch.tokens_bs, None, part.context, request)
 
     def loss(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         sums = objective.measure(output, batch)

@@ -19,10 +19,13 @@ from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.config.sections.optimizer import OptimizerConfig
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.head_kinds import LANGUAGE_MODEL
+from qwen_megatron.model.megatron_config import DTYPES
 from qwen_megatron.model.qwen_model import QwenModel
+from qwen_megatron.model.user_buffers import start_user_buffers
 from qwen_megatron.parallel.groups import Groups
 from qwen_megatron.platforms import Platform
 from qwen_megatron.platforms.comm_timer import report_comm_to
+from qwen_megatron.platforms.transfer import Copies
 from qwen_megatron.train.names import MAIN, NAME
 from qwen_megatron.train.optimizer import build_optimizer
 from qwen_megatron.train.step_timers import StepTimers
@@ -78,6 +81,11 @@ class Trainable:
         """Sends between the stages of this model's pipeline."""
         return P2PCommunicator(pp_group=self.groups.pp, config=self.models[0].config)
 
+    @functools.cached_property
+    def copies(self) -> Copies:
+        """How micro-batches come to this rank's device."""
+        return self.platform.copies(self.groups.device)
+
     def timed(self) -> AbstractContextManager[None]:
         """While it is open, this thread's communication counts for this model's timers."""
         return report_comm_to(functools.partial(self.timers.enter, "communication"))
@@ -121,6 +129,15 @@ def build_trainable(
     seed = config.training.seed if seed is None else seed
     timers = timers or StepTimers()
     num_virtual_stages = parallel.virtual_pipeline_model_parallel_size
+    if parallel.tp_comm_overlap:
+        start_user_buffers(
+            config.training.seq_length * config.rows_per_micro_batch // groups.cp.size(),
+            model.hidden_size,
+            groups.tp.size(),
+            DTYPES[config.training.precision],
+            fp8=config.training.fp8 != "none",
+            outer_layers_bf16=config.training.fp8_first_last_layers_bf16,
+        )
     model_chunks = [
         build_model(
             model,
@@ -137,6 +154,8 @@ def build_trainable(
             deterministic=config.training.deterministic,
             fp8=config.training.fp8,
             fp8_first_last_layers_bf16=config.training.fp8_first_last_layers_bf16,
+            cuda_graph_impl=parallel.cuda_graph_impl if is_trained else "none",
+            tp_comm_overlap=parallel.tp_comm_overlap,
         )
         for stage in (range(num_virtual_stages) if num_virtual_stages else (None,))
     ]

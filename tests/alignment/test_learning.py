@@ -50,9 +50,17 @@ def learning_job(overrides: list[str]) -> list[tuple[float, float]]:
 
 
 def learned(
-    ranks: RankPool, folder: Path, *, seed: int, steps: int, warm_up: int, reward_steps: int, price: float = 0.04
+    ranks: RankPool,
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    warm_up: int,
+    reward_steps: int,
+    price: float = 0.04,
+    normalization: str = "mean",
 ) -> tuple[float, float, float]:
-    """Worth of responses at the start (mean of the warm-up) and at the end (of the last five steps), and divergence."""
+    """Worth of responses at the start (mean of the warm-up) and at the end (last 5 steps), and divergence (last 20)."""
     policy, reward, accuracy = save_models(ranks, folder, seed=seed, reward_steps=reward_steps)
     assert accuracy > 0.8
     overrides = ppo_settings(
@@ -65,10 +73,11 @@ def learned(
         f"ppo.value_warmup_iters={warm_up}",
         f"training.seed={seed}",
         f"ppo.kl_coefficient={price}",
+        f"ppo.reward_normalization={normalization}",
     )
     (found,) = ranks.run(1, learning_job, overrides=overrides)
     worths, divergences = zip(*found, strict=True)
-    return sum(worths[:warm_up]) / warm_up, sum(worths[-5:]) / 5, sum(divergences[-5:]) / 5
+    return sum(worths[:warm_up]) / warm_up, sum(worths[-5:]) / 5, sum(divergences[-20:]) / 20
 
 
 def test_a_planted_reward_is_learned_through_a_learned_reward_model(ranks: RankPool, tmp_path: Path) -> None:
@@ -86,8 +95,19 @@ def test_every_seed_learns_it(ranks: RankPool, tmp_path: Path, seed: int) -> Non
 
 @pytest.mark.align
 def test_a_higher_price_keeps_the_policy_nearer(ranks: RankPool, tmp_path: Path) -> None:
+    # In units of the rewards' deviation: how far the scores of a reward model lie apart, and how much divergence they
+    # are worth at a price, grows with its training.
     divergences = {
-        price: learned(ranks, tmp_path / str(price), seed=1, steps=70, warm_up=10, reward_steps=150, price=price)[2]
+        price: learned(
+            ranks,
+            tmp_path / str(price),
+            seed=1,
+            steps=70,
+            warm_up=10,
+            reward_steps=150,
+            price=price,
+            normalization="mean_std",
+        )[2]
         for price in (0.04, 0.5)
     }
     assert 0 < divergences[0.5] < divergences[0.04] / 4

@@ -16,6 +16,8 @@ TINY = (
     "training.seq_length=256",
 )
 PP2 = "parallel.pipeline_model_parallel_size=2"
+TP2SP = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+GRAPHS, OVERLAP = "parallel.cuda_graph_impl=local", "parallel.tp_comm_overlap=true"
 
 
 def resolved_config(*overrides: str) -> ResolvedConfig:
@@ -97,13 +99,6 @@ def resolved_config(*overrides: str) -> ResolvedConfig:
             "training.fp8=delayed: needs Transformer Engine on a GPU, but parallel.platform=cpu; use none",
         ),
         (
-            ("parallel.backend=gloo_for_testing", PP2, "parallel.platform=cuda"),
-            (
-                "parallel.pipeline_model_parallel_size=2: must be 1 with parallel.backend=gloo_for_testing, gloo sends "
-                "no tensors of a GPU; use 1"
-            ),
-        ),
-        (
             ("training.fp8=tensorwise", "model.implementation=torch"),
             "training.fp8=tensorwise: needs Transformer Engine on a GPU, but model.implementation=torch; use none",
         ),
@@ -116,6 +111,78 @@ def resolved_config(*overrides: str) -> ResolvedConfig:
             (
                 "training.seq_length=40: makes 40 tokens a micro-batch with training.micro_batch_size(1), "
                 "training.fp8 needs a multiple of 16; use 32 or 48"
+            ),
+        ),
+        (
+            (GRAPHS, "parallel.platform=cpu"),
+            "parallel.cuda_graph_impl=local: needs Transformer Engine on a GPU, but parallel.platform=cpu; use none",
+        ),
+        (
+            (GRAPHS, "model.implementation=torch"),
+            (
+                "parallel.cuda_graph_impl=local: needs Transformer Engine on a GPU, but model.implementation=torch; "
+                "use none"
+            ),
+        ),
+        (
+            (GRAPHS, "parallel.recompute_granularity=full"),
+            (
+                "parallel.cuda_graph_impl=local: does not go with parallel.recompute_granularity=full, Megatron-Core "
+                "records no layer that is run twice; use none"
+            ),
+        ),
+        (
+            (GRAPHS, "data.mask_documents=true"),
+            (
+                "parallel.cuda_graph_impl=local: does not go with data.mask_documents, the lengths of documents change "
+                "with the micro-batch; use none"
+            ),
+        ),
+        (
+            (GRAPHS, "model.attention_dropout=0.1", "model.implementation=transformer_engine"),
+            (
+                "parallel.cuda_graph_impl=local: does not go with model.attention_dropout, whose masks follow from "
+                "the samples of the micro-batch; use none"
+            ),
+        ),
+        (
+            (GRAPHS, PP2),
+            (
+                "parallel.cuda_graph_impl=local: does not go with parallel.pipeline_model_parallel_size(2): "
+                "Megatron-Core makes a graph for each micro-batch of the first step, and an evaluation has another "
+                "number; use none"
+            ),
+        ),
+        (
+            (GRAPHS, "parallel.backend=gloo_for_testing"),
+            (
+                "parallel.cuda_graph_impl=local: does not go with parallel.backend=gloo_for_testing, which sends "
+                "through the host; use none"
+            ),
+        ),
+        (
+            (*TP2SP, OVERLAP, "parallel.platform=cpu"),
+            "parallel.tp_comm_overlap=true: needs Transformer Engine on a GPU, but parallel.platform=cpu; use false",
+        ),
+        (
+            (OVERLAP,),
+            (
+                "parallel.tp_comm_overlap=true: overlaps what tensor-parallel processes send, but "
+                "parallel.tensor_model_parallel_size is 1; use false"
+            ),
+        ),
+        (
+            (TP2SP[0], OVERLAP),
+            (
+                "parallel.tp_comm_overlap=true: needs parallel.sequence_parallel, whose gathers and scatters are what "
+                "is overlapped; use false"
+            ),
+        ),
+        (
+            (*TP2SP, OVERLAP, "parallel.backend=gloo_for_testing"),
+            (
+                "parallel.tp_comm_overlap=true: does not go with parallel.backend=gloo_for_testing, its buffers lie on "
+                "GPUs of their own; use false"
             ),
         ),
         (
@@ -142,6 +209,26 @@ def test_a_broken_rule_names_key_value_and_nearest_good_value(overrides: tuple[s
     with pytest.raises(ConfigError) as raised:
         resolved_config(*overrides)
     assert raised.value.problems == [problem]
+
+
+def test_all_reasons_against_graphs_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolved_config(GRAPHS, PP2, "data.mask_documents=true", "model.hidden_dropout=0.1")
+    assert len(raised.value.problems) == 3
+    assert all(problem.startswith("parallel.cuda_graph_impl=local: ") for problem in raised.value.problems)
+
+
+def test_graphs_and_overlap_go_with_what_they_can() -> None:
+    layout = (
+        *TP2SP,
+        "parallel.world_size=4",
+        "parallel.overlap_grad_reduce=true",
+        "parallel.overlap_param_gather=true",
+    )
+    more = ("training.fp8=tensorwise", "parallel.recompute_granularity=selective", "training.deterministic=true")
+    more += ("model.ffn_hidden_size=192",)
+    parallel = resolved_config(GRAPHS, OVERLAP, *layout, *more).parallel
+    assert (parallel.cuda_graph_impl, parallel.tp_comm_overlap) == ("local", True)
 
 
 def test_context_parallel_ranks_share_samples() -> None:

@@ -32,6 +32,15 @@ def prepared(*overrides: str, world_size: int | None = None) -> ResolvedConfig:
             ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
             "parallel.overlap_param_gather=true: is not for ppo",
         ),
+        (["parallel.cuda_graph_impl=local"], "parallel.cuda_graph_impl=local: is not for ppo"),
+        (
+            [
+                "parallel.tensor_model_parallel_size=2",
+                "parallel.sequence_parallel=true",
+                "parallel.tp_comm_overlap=true",
+            ],
+            "parallel.tp_comm_overlap=true: is not for ppo",
+        ),
         (["model.hidden_dropout=0.1"], "model.hidden_dropout=0.1: must be 0 in ppo"),
         (
             ["model.implementation=torch", "model.attention_dropout=0.1"],

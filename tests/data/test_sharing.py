@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from qwen_megatron.data.batch import Batch, make_batch
+from qwen_megatron.data.batch import Batch, blank_batch, make_batch
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.data.pretraining.dataset import open_dataset
-from qwen_megatron.data.protocol import Dataset
-from qwen_megatron.data.sharing import batch_of, layout_of, parse_layout, size_of, tensors_of
+from qwen_megatron.data.protocol import Dataset, Needs
+from qwen_megatron.data.sharing import ALL, batch_of, layout_of, parse_layout, size_of, tensors_of
 from qwen_megatron.errors import DataError, ReaderDataError, ReaderFailed
-from qwen_megatron.parallel.groups import Groups
+from qwen_megatron.parallel.groups import Groups, on_the_host
 from tests.support.ranks import RankPool
 from tests.support.trainables import groups_of
 
@@ -55,12 +55,14 @@ class CountedDataset(Dataset):
         return dataclasses.replace(batch, extras={"odd": flags, "weights": torch.full((len(ids), 3), 0.1).bfloat16()})
 
     def batch_without_tokens(self, ids: Sequence[int | None]) -> Batch | None:
-        from qwen_megatron.data.batch import blank_batch
-
         return None if self.mask_documents else blank_batch(ids, LENGTH)
 
     def sources(self, consumed_samples: int) -> dict[str, dict[str, Any]]:
         return {}
+
+
+def needs_of(stage: int, pipeline: int) -> Needs:
+    return Needs(tokens=stage == 0, targets=stage == pipeline - 1)
 
 
 def loader_of(dataset: Dataset, groups: Groups | None = None, workers: int = 2) -> Loader:
@@ -72,9 +74,8 @@ def loader_of(dataset: Dataset, groups: Groups | None = None, workers: int = 2) 
         data_parallel_rank=groups.dp.rank(),
         data_parallel_size=groups.dp.size(),
         num_workers=workers,
-        group=groups.tp_cp,
-        device=groups.device,
-        needs_tokens=groups.is_first_stage or groups.is_last_stage,
+        group=groups.readers,
+        needs=needs_of(groups.pp.rank(), groups.pp.size()),
     )
 
 
@@ -114,9 +115,8 @@ def test_every_rank_gets_what_one_reads(ranks: RankPool, sizes: tuple[int, int, 
     for stage, read, batches in results:
         rows[stage] += read
         assert [batch.samples for batch in batches] == [batch.samples for batch in expected]
-        if mask_documents or stage in (0, pipeline - 1):
-            for one, other in zip(batches, expected, strict=True):
-                assert_equal(one, other)
+        for one, other in zip(batches, expected, strict=True):
+            assert_equal(one, other.keeping(needs_of(stage, pipeline)))
     # Six micro-batches of two, and seven held-out samples in four: each read once a stage that needs it.
     assert rows == {stage: 20 if mask_documents or stage in (0, pipeline - 1) else 0 for stage in range(pipeline)}
 
@@ -187,7 +187,45 @@ def test_a_file_cut_while_open_is_named_on_all_ranks(ranks: RankPool, byte_corpu
 def test_a_batch_survives_its_tensors() -> None:
     for number in (None, 3, 4):
         batch = CountedDataset(mask_documents=True).batch([number, 7])
-        assert_equal(batch_of(tensors_of(batch), batch.samples), batch)
+        blank = blank_batch(batch.samples, LENGTH)
+        assert_equal(batch_of(blank, tensors_of(batch)), batch)
+        for needs in (Needs(tokens=False), Needs(targets=False), Needs(tokens=False, targets=False)):
+            assert_equal(batch_of(blank, tensors_of(batch, needs)), batch.keeping(needs))
+
+
+@pytest.mark.parametrize(("needs", "most"), [(ALL, 36), (Needs(targets=False), 24), (Needs(tokens=False), 20)])
+def test_a_stage_is_sent_what_it_looks_at(needs: Needs, most: int) -> None:
+    batch = CountedDataset(mask_documents=True).batch([1, 7])
+    tensors = tensors_of(batch, needs)
+    assert sum(tensor.nbytes for tensor in tensors.values()) == most * 2 * LENGTH
+    kept = batch.keeping(needs)
+    looked_at = {"tokens_bs": needs.tokens, "labels_bs": needs.targets, "loss_mask_bs": needs.targets}
+    for name, needed in looked_at.items():
+        assert (getattr(kept, name) is getattr(batch, name)) == needed
+        assert needed or getattr(kept, name).untyped_storage().nbytes() <= 8
+
+
+def apart_job() -> list[list[int]]:
+    """Batches over a group of the host beside one that pretends to send tensors of GPUs only."""
+    with groups_of(tensor_size=2) as groups:
+        pretended = dist.get_backend
+        dist.get_backend = lambda group=None: "nccl" if group is groups.collection.tp_cp else pretended(group)  # type: ignore[assignment]
+        try:
+            host = on_the_host(groups.collection.tp_cp, 30.0)
+            assert host is on_the_host(groups.collection.tp_cp, 30.0)
+        finally:
+            dist.get_backend = pretended
+        assert host is not groups.collection.tp_cp
+        assert pretended(host) == "gloo"
+        assert dist.get_process_group_ranks(host) == dist.get_process_group_ranks(groups.collection.tp_cp)
+        loader = loader_of(CountedDataset(), dataclasses.replace(groups, readers=host), workers=0)
+        return [batch.tokens_bs.tolist() for batch in islice(loader.training(0), 2)]
+
+
+def test_micro_batches_of_gpus_are_shared_on_the_host(ranks: RankPool) -> None:
+    mine, theirs = ranks.run(2, apart_job)
+    assert mine == theirs
+    assert mine[0] != mine[1]
 
 
 def test_tensors_lie_apart_where_any_type_may_begin() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.corpora import write_byte_corpus
+from tests.support.corpora import write_byte_corpus, write_formula_corpus
 from tests.support.training import SMALL, rows
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,13 @@ STEPS = 8
 TORCH, ENGINE = "model.implementation=torch", "model.implementation=transformer_engine"
 FP32, BF16 = "training.precision=fp32", "training.precision=bf16"
 DETERMINISTIC = "training.deterministic=true"
+# Of a recipe of several.
+ONE_PROCESS = (
+    "parallel.world_size=1",
+    "parallel.tensor_model_parallel_size=1",
+    "parallel.pipeline_model_parallel_size=1",
+    "parallel.sequence_parallel=false",
+)
 
 needs_engine = pytest.mark.skipif(
     importlib.util.find_spec("transformer_engine") is None, reason="Transformer Engine is not installed"
@@ -43,10 +50,15 @@ def command(*arguments: str, processes: int = 1) -> str:
     start = ["-m", "qwen_megatron"]
     if processes > 1:
         start = ["-m", "qwen_megatron.parallel.loopback", "--nproc-per-node", str(processes), *start]
+    return module(*start, *arguments)
+
+
+def module(*arguments: str) -> str:
+    """The output of `python ...`; a failure shows it."""
     # fp32 products are not rounded to TF32: losses are compared to five digits.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4", "NVIDIA_TF32_OVERRIDE": "0"}
     done = subprocess.run(
-        [sys.executable, *start, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -67,6 +79,18 @@ def trained(*settings: str, name: str = "", processes: int = 1) -> tuple[Path, t
     more = ("model.hidden_size=128", "model.num_attention_heads=4", "model.ffn_hidden_size=256", "model.num_layers=2")
     command("pretrain", *SMALL, *more, "data.eval_samples=0", *run, *platform, *settings, processes=processes)
     return directory, tuple(row for row in rows(directory) if "loss" in row)
+
+
+def golden_steps(*settings: str) -> list[tuple[float, float]]:
+    """Loss and gradient norm of the first steps of the demo's recipe on one process, on the corpus of its goldens."""
+    formula = folder() / "formula"
+    if not formula.with_suffix(".bin").exists():
+        write_formula_corpus(formula, 200)
+    directory = folder() / f"golden-{len(list(folder().iterdir()))}"
+    run = (f"data.blend=[{formula}]", f"checkpoint.directory={directory}", "training.exit_iter=4")
+    more = ("data.eval_samples=0", "logging.tensorboard=false", "parallel.platform=cuda")
+    command("pretrain", "examples/demo.yaml", *ONE_PROCESS, *more, *run, *settings)
+    return [(row["loss"], row["grad_norm"]) for row in rows(directory) if "loss" in row]
 
 
 def losses(*settings: str, **options: Any) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.gpu.commands import (
@@ -13,10 +15,13 @@ from tests.gpu.commands import (
     TORCH,
     bits,
     command,
+    golden_steps,
     losses,
+    module,
     needs_engine,
     trained,
 )
+from tests.train.test_golden import read_golden
 
 pytestmark = pytest.mark.gpu
 
@@ -92,7 +97,66 @@ def test_fp8_goes_on_from_a_checkpoint() -> None:
     assert bits(*settings, name="fp8-halves") == bits(*settings)
 
 
-def test_ranks_on_one_gpu_give_the_losses_of_one() -> None:
-    layout = ("parallel.backend=gloo_for_testing", "parallel.tensor_model_parallel_size=2")
-    layout += ("parallel.sequence_parallel=true",)
-    assert losses(FP32, TORCH, *layout, processes=2) == pytest.approx(losses(FP32, CPU), rel=SAME)
+# How far loss and gradient norm may lie from those of the CPU in fp32. The first was measured; those of bf16 are the
+# CPU's own, and those of FP8 are a guess that no run has confirmed.
+BANDS = {
+    "fp32": ((FP32,), (1e-5, 1e-4)),
+    "bf16": ((BF16,), (1e-3, 2e-2)),
+    "fp8": ((BF16, "training.fp8=tensorwise"), (2e-3, 1e-1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kernels", "band"),
+    [
+        (TORCH, "fp32"),
+        (TORCH, "bf16"),
+        *(pytest.param(ENGINE, band, marks=needs_engine) for band in BANDS),
+    ],
+)
+def test_the_recipe_gives_its_golden_losses_within_a_band(kernels: str, band: str) -> None:
+    settings, tolerances = BANDS[band]
+    golden = read_golden()[1]["fp32, one process"]
+    found = golden_steps(kernels, *settings)
+    assert len(found) == len(golden) == 4
+    for step, (values, expected) in enumerate(zip(found, golden, strict=True), start=1):
+        for value, reference, tolerance in zip(values, expected, tolerances, strict=True):
+            assert value == pytest.approx(reference, rel=tolerance), f"step {step}"
+
+
+TP2SP = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+PP2 = ("parallel.pipeline_model_parallel_size=2",)
+DP2 = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+LAYOUTS = {
+    "TP2SP": (2, TP2SP),
+    "PP2": (2, PP2),
+    "DP2 overlapped": (2, DP2),
+    "all": (8, (*TP2SP, *PP2, *DP2)),
+}
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_on_one_gpu_give_the_losses_of_one(kernels: str, layout: str) -> None:
+    processes, settings = LAYOUTS[layout]
+    shared = ("parallel.backend=gloo_for_testing", *settings)
+    assert losses(FP32, kernels, *shared, processes=processes) == pytest.approx(losses(FP32, CPU), rel=SAME)
+
+
+@needs_engine
+def test_fp8_on_ranks_of_one_gpu_is_near() -> None:
+    processes, settings = LAYOUTS["all"]
+    shared = ("parallel.backend=gloo_for_testing", *settings, "training.fp8=tensorwise")
+    assert losses(BF16, ENGINE, *shared, processes=processes) == pytest.approx(losses(FP32, CPU), rel=2 * ROUNDED)
+
+
+@needs_engine
+def test_graphs_launch_the_same_kernels() -> None:
+    assert losses(BF16, ENGINE, "parallel.cuda_graph_impl=local") == pytest.approx(losses(BF16, ENGINE), rel=SAME)
+
+
+@pytest.mark.parametrize("settings", [(), ("data.mask_documents=true",)], ids=["plain", "documents"])
+def test_the_host_waits_once_a_step(settings: tuple[str, ...]) -> None:
+    waits = json.loads(module("-m", "tests.gpu.count_waits", "cuda", *settings).splitlines()[-1])
+    # For what was measured, and whether it is sound.
+    assert sum(waits.values()) <= 1, waits

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_tools.corpus.import_corpus import import_corpus
+from qwen_megatron.jobs.pretrain import perplexity
 from qwen_megatron.report.numbers import numbers
 from qwen_megatron.report.run_files import read_run
 from tests.support.corpora import END_OF_BYTES
@@ -15,6 +17,10 @@ from tests.support.ranks import RankPool
 from tests.support.training import pretrain_on_ranks, rows
 
 TWO_STEPS = ("training.exit_iter=2", "training.eval_interval=2")
+
+
+def test_perplexity_beyond_all_floats_is_infinite() -> None:
+    assert (perplexity(2.0), perplexity(800.0)) == (math.exp(2.0), math.inf)
 
 
 def write_words(prefix: Path, word: bytes) -> Path:

@@ -73,6 +73,7 @@ def test_a_planted_preference_is_learned_and_told_of_each_corpus(ranks: RankPool
     before, after = evaluations(tmp_path / "run")
     assert before["accuracy"] < 0.75
     assert after["accuracy"] >= 0.95
+    assert "perplexity" not in after, "a loss of pairs has none"
     assert after["pairs"] == 300
     assert after["margin"] > 1
     assert [after["pairs/planted"], after["pairs/other"]] == [200, 100]

@@ -143,6 +143,9 @@ def test_packed_rows_need_kernels_that_tell_dialogues_apart(
     divided = ["parallel.world_size=2", "parallel.context_parallel_size=2"]
     assert main(["sft", *settings, *divided, "parallel.platform=cuda", "--dry-run"]) == 2
     assert "model.implementation=auto: must be torch to fine-tune (dialogues share rows)" in capsys.readouterr().err
+    recorded = ["parallel.platform=cuda", "parallel.cuda_graph_impl=local"]
+    assert main(["sft", *settings, *recorded, "--dry-run"]) == 2
+    assert "cuda_graph_impl=local: must be none to fine-tune (dialogues share rows)" in capsys.readouterr().err
 
 
 def test_a_reward_model_is_no_language_model(

@@ -16,6 +16,7 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.inference.loading import single_process
+from qwen_megatron.model import builder
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.dropout import row_keys
@@ -24,7 +25,10 @@ from qwen_megatron.model.heads import HeadRequest, Output
 from qwen_megatron.model.layer_spec import TORCH
 from qwen_megatron.model.packed import Documents, packed, unpacked
 from qwen_megatron.model.qwen_model import QwenModel
+from qwen_megatron.model.torch_attention import TorchAttention
 from qwen_megatron.parallel.groups import Groups
+from tests.support.ranks import RankPool
+from tests.support.trainables import random_batches, take_step, tiny_trainable
 
 MODEL = ModelConfig(
     num_layers=2,
@@ -145,7 +149,7 @@ def test_documents_are_found_once_and_layers_read_nothing_back(
     kernel: type | None, groups: Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built(groups, monkeypatch, kernel)
-    context = AttentionContext(document_ids_bs=IDS_BS).to(torch.device("cpu"))
+    context = AttentionContext(document_ids_bs=IDS_BS).moved(torch.clone)
     read: list[str] = []
     for name in ("tolist", "item", "unique_consecutive", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name, **__: read.append(name))
@@ -191,6 +195,29 @@ def test_documents_and_a_ring_are_refused(groups: Groups, monkeypatch: pytest.Mo
     query, key = torch.ones(6, 2, 4, 8), torch.ones(6, 2, 2, 8)
     with pytest.raises(ValueError, match=r"needs model\.implementation=torch"):
         attention(query, key, key, packed_seq_params=AttentionContext(document_ids_bs=IDS_BS))
+
+
+def ring_job(overrides: list[str], behind: bool) -> tuple[float, float]:
+    """Loss and gradient norm of a step on the torch kernels, or with their attention behind the engine's interface.
+
+    They take a rank's slices of a sequence in the order that Transformer Engine's ring takes them.
+    """
+    original = builder.select_kernels
+    attention = functools.partial(EngineAttention, kernel=TorchAttention)
+    kernels = dataclasses.replace(TORCH, attention=attention, attention_takes=frozenset({"documents", "dropout"}))
+    builder.select_kernels = lambda *_: kernels if behind else TORCH
+    try:
+        with tiny_trainable(*overrides) as trainable:
+            result = take_step(trainable, random_batches(trainable, 161))
+            return result.loss, result.grad_norm
+    finally:
+        builder.select_kernels = original
+
+
+def test_a_ring_gets_the_slices_of_its_rank(ranks: RankPool) -> None:
+    (expected,) = ranks.run(1, ring_job, overrides=[], behind=False)
+    for measured in ranks.run(2, ring_job, overrides=["parallel.context_parallel_size=2"], behind=True):
+        assert measured == pytest.approx(expected, rel=1e-6)
 
 
 def test_torch_attention_takes_one_kernel_a_layer_where_there_is_one(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from qwen_megatron.config.load import load_config
-from qwen_megatron.config.resolve import resolve
 from qwen_megatron.jobs.kinds.table import PRETRAIN
 from qwen_megatron.planning import calibration
 from qwen_megatron.planning.machine import load_machine
@@ -32,26 +31,31 @@ def test_a_measured_machine_can_be_planned_with(tmp_path: Path, monkeypatch: pyt
     assert (machine.kernels, machine.link_gb_per_second, machine.latency_us) == ("cpu", 1.5, 40.0)
     assert max(machine.product_efficiency.values()) == pytest.approx(1.0)
     assert machine.launch_us == pytest.approx(measured.launch_us, rel=1e-4)
+    # No more of times of milliseconds: beside other work the two steps do not fit each other.
     assert machine.launch_us is not None
-    assert 1 < machine.launch_us < 10_000
-    assert 0.1 < machine.pass_factor < 1000
+    assert machine.launch_us > 0
+    assert machine.pass_factor > 0
+    # A process that has imported torch and trained, without what it trained.
+    assert 1e8 < machine.reserved_bytes < 4e9
     found = search(load_config(["recipe:demo"]), 2, machine, PRETRAIN)
     assert found.layouts
     assert {layout.config.parallel.platform for layout in found.layouts} == {"cpu"}
 
 
-def test_steps_that_are_explained_by_the_file_that_they_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_are_explained_by_the_file_that_they_made() -> None:
     """What is solved for gives back the seconds that were measured."""
-    monkeypatch.setattr(calibration, "step_seconds", lambda config, *_: {64: 0.5, 512: 2.0}[config.model.hidden_size])
     base = load_machine("h100-80gb")
     flat = {1e3: 1.0, 1e12: 1.0}
     machine = dataclasses.replace(
         base, kernels="cpu", peak_tflops=0.05, memory_gb_per_second=10.0, product_efficiency=flat, launch_us=0.0
     )
-    solved = calibration.with_steps(machine, get_platform("cpu"), 0.0)
-    for shape, seconds in ((calibration.NARROW, 0.5), (calibration.WIDE, 2.0)):
-        settings = [*calibration.STEP, *shape, "training.precision=fp32", "parallel.platform=cpu"]
-        config = resolve(load_config(None, [*settings, "training.seq_length=256"]))
+    shapes = (calibration.NARROW, calibration.WIDE)
+    narrow, wide = (
+        (calibration.step_config(get_platform("cpu"), shape), seconds)
+        for shape, seconds in zip(shapes, (0.5, 2.0), strict=True)
+    )
+    solved = calibration.with_steps(machine, narrow, wide)
+    for config, seconds in (narrow, wide):
         assert step_time(config, solved).total == pytest.approx(seconds, rel=0.01)
 
 

@@ -14,7 +14,7 @@ from qwen_megatron.errors import PlatformError
 from qwen_megatron.parallel.groups import start_process_group
 from qwen_megatron.parallel.rendezvous import Member
 from qwen_megatron.platforms import get_platform
-from qwen_megatron.platforms.environment import DETERMINISTIC, ONE_QUEUE, cuda_variables, set_variables
+from qwen_megatron.platforms.environment import DETERMINISTIC, FIXED_BUFFERS, ONE_QUEUE, cuda_variables, set_variables
 from qwen_megatron.platforms.rows import add_rows
 from qwen_megatron.platforms.shims.cuda import cuda_shims
 from qwen_megatron.platforms.shims.fused_adam import FusedAdam
@@ -23,7 +23,7 @@ from qwen_megatron.platforms.shims.fused_adam import FusedAdam
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the variables is set, before and after."""
-    for variable in (ONE_QUEUE, *DETERMINISTIC):
+    for variable in (ONE_QUEUE, FIXED_BUFFERS, *DETERMINISTIC):
         # Set first: what the test sets is then taken back.
         monkeypatch.setenv(variable.name, "")
         monkeypatch.delenv(variable.name)
@@ -45,6 +45,14 @@ def test_only_what_is_asked_for_is_set(clean: None) -> None:
     assert len(lines) == 1
     assert lines[0].startswith("CUDA_DEVICE_MAX_CONNECTIONS=1: ")
     assert "NCCL_ALGO" not in os.environ
+
+
+def test_graphs_hold_buffers_where_they_are(clean: None, pretended: None) -> None:
+    assert get_platform("cuda").configure() == []
+    (line,) = get_platform("cuda").configure(cuda_graphs=True)
+    assert line.startswith("NCCL_GRAPH_REGISTER=0: ")
+    assert os.environ["NCCL_GRAPH_REGISTER"] == "0"
+    assert get_platform("cpu").configure(cuda_graphs=True) == []
 
 
 def test_what_the_user_set_is_kept_or_refused(clean: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +101,7 @@ def test_nccl_is_told_its_device(pretended: None, monkeypatch: pytest.MonkeyPatc
         platform = get_platform(name, backend)
         member = Member(rank=0, world_size=1, device=platform.device(0), store=dist.HashStore())
         start_process_group(platform, 1.0, member)
-    assert [options["to"] for options in started] == ["nccl", "gloo", "gloo"]
+    assert [options["to"] for options in started] == ["nccl", "gloo_for_testing", "gloo"]
     assert [options.get("device_id") for options in started] == [torch.device("cuda", 0), None, None]
 
 

@@ -79,4 +79,4 @@ def record(step: int, **others: Any) -> StepRecord:
 
 
 def evaluation(step: int, loss: float = 2.5) -> EvaluationRecord:
-    return EvaluationRecord(step=step, eval_loss=loss, perplexity=math.exp(loss), eval_seconds=0.75)
+    return EvaluationRecord(step=step, eval_loss=loss, eval_seconds=0.75, metrics={"perplexity": math.exp(loss)})

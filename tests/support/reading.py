@@ -20,7 +20,8 @@ from qwen_megatron.data import sharing
 from qwen_megatron.data.batch import Batch
 from qwen_megatron.data.loader import Loader
 from qwen_megatron.data.pretraining.dataset import BlendedDataset, open_dataset
-from qwen_megatron.data.protocol import Dataset
+from qwen_megatron.data.protocol import Dataset, Needs
+from qwen_megatron.data.sharing import ALL
 
 SEQ = 2048
 
@@ -127,7 +128,7 @@ def bytes_of_a_step(
                     data_parallel_size=1,
                     num_workers=0,
                     group=group,
-                    needs_tokens=everyone_reads or stage in (0, layout.pipeline - 1),
+                    needs=ALL if everyone_reads else Needs(tokens=stage == 0, targets=stage == layout.pipeline - 1),
                 )
                 with counted_reads() as reads:
                     deque(islice(loader.training(0), samples), maxlen=0)

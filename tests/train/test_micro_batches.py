@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from qwen_megatron.data.batch import Batch
+from qwen_megatron.data.batch import Batch, make_batch
+from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.train import step as step_module
-from qwen_megatron.train.micro_batches import StepBatches, fanned_out
+from qwen_megatron.train.micro_batches import StepBatches, fanned_out, on_stage
 from qwen_megatron.train.step_guard import FEWEST, StepGuard
 from tests.support.ranks import RankPool
 from tests.support.trainables import held_out_loss, random_batches, take_step, tiny_trainable
@@ -124,3 +129,35 @@ def test_the_first_forward_of_an_interleaved_pipeline_waits_for_one(ranks: RankP
             assert seen[-1] == number
             assert seen[2] == 2
             assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (True, True, {"tokens_bs", "labels_bs", "loss_mask_bs", "weights"}),
+        (True, False, {"tokens_bs"}),
+        (False, False, set()),
+        (False, True, {"labels_bs", "loss_mask_bs", "weights"}),
+    ],
+    ids=["one stage", "first", "middle", "last"],
+)
+def test_a_stage_gets_on_its_device_what_it_looks_at(first: bool, last: bool, expected: set[str]) -> None:
+    batch = make_batch([np.arange(5)], ["a"], 4, 9, mask_documents=True)
+    batch = dataclasses.replace(batch, extras={"weights": torch.ones(1)})
+    groups: Any = SimpleNamespace(is_first_stage=first, is_last_stage=last)
+    context = AttentionContext(document_ids_bs=batch.document_ids_bs, dropout_keys_b=torch.tensor([3]))
+    meta = torch.device("meta")
+    part = on_stage(batch, context, groups, lambda tensor: tensor.to(meta))
+    tensors = {"weights": part.batch.extras["weights"]} | {
+        name: getattr(part.batch, name) for name in ("tokens_bs", "labels_bs", "loss_mask_bs", "position_ids_bs")
+    }
+    assert {name for name, tensor in tensors.items() if tensor.is_meta} == expected
+    # What the layers look at goes to every stage; what they need as numbers was read on the host.
+    assert part.context is not None
+    assert part.context.document_ids_bs is not None
+    assert part.context.document_ids_bs.is_meta
+    assert part.context.documents is not None
+    assert part.context.documents.boundaries.is_meta
+    assert part.context.documents.lengths == ((4,),)
+    assert part.context.host_keys == (3,)
+    assert on_stage(batch, None, groups, torch.clone).context is None

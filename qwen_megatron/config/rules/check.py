@@ -9,6 +9,7 @@ from data_tools.settings.problems import Problems, nearest_divisors, nearest_mul
 from data_tools.settings.words import closest, show
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.rules.batch import RAMP, check_batch
+from qwen_megatron.config.rules.engine import check_engine
 from qwen_megatron.config.rules.fp8 import check_fp8
 from qwen_megatron.config.rules.stages import check_stages
 from qwen_megatron.config.sections.logging import numbers_in
@@ -27,6 +28,7 @@ def check_sections(sections: Sections, problems: Problems) -> None:
     check_stages(sections, problems)
     check_overlap(sections, problems)
     check_fp8(sections, problems)
+    check_engine(sections, problems)
     check_sequence(sections, problems)
     check_batch(sections, problems)
     check_schedule(sections, problems)
@@ -69,14 +71,6 @@ def check_layout(sections: Sections, problems: Problems) -> None:
         context = f" x {CONTEXT}({parallel.context_parallel_size})" if parallel.context_parallel_size > 1 else ""
         rule = f"must be a multiple of {TENSOR}({tensor}) x {PIPELINE}({pipeline}){context} = {replica}"
         problems.add(WORLD, parallel.world_size, f"{rule}; {nearest_multiples(replica, parallel.world_size)}")
-    if (
-        parallel.backend == "gloo_for_testing"
-        and parallel.platform != "cpu"
-        and pipeline > 1
-        and problems.usable(PIPELINE)
-    ):
-        rule = "must be 1 with parallel.backend=gloo_for_testing, gloo sends no tensors of a GPU; use 1"
-        problems.add(PIPELINE, pipeline, rule)
     if parallel.platform == "cpu" and model.implementation == "transformer_engine":
         rule = "needs a CUDA device, but parallel.platform is cpu; use torch"
         problems.add("model.implementation", model.implementation, rule)

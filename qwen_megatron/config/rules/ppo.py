@@ -48,6 +48,14 @@ def check_layout(sections: Sections, problems: Problems) -> None:
             parallel.overlap_param_gather,
             "generation would see weights from before the update; use false",
         ),
+        "cuda_graph_impl": (
+            parallel.cuda_graph_impl != "none",
+            "Megatron-Core keeps one record of graphs, and there are four models; use none",
+        ),
+        "tp_comm_overlap": (
+            parallel.tp_comm_overlap,
+            "generation sends other sizes than the buffers are made for; use false",
+        ),
     }
     for name, (is_broken, reason) in refused.items():
         if is_broken and problems.usable(f"parallel.{name}"):

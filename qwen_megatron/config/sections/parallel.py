@@ -42,6 +42,12 @@ class ParallelConfig:
     gradient_bucket_size: Annotated[int, Interval(ge=1, le=1 << 40)] | None = None
     """Weights whose gradients are reduced together with `overlap_grad_reduce`: larger buckets use a fast network
     better, smaller ones begin earlier. Default: 40 million, or a million for each replica if that is more."""
+    tp_comm_overlap: bool = False
+    """Run products while their operands and results are sent between tensor-parallel processes, by Transformer Engine's
+    user buffers; needs `sequence_parallel`, and the processes on one machine. Never run so far."""
+    cuda_graph_impl: Literal["none", "local"] = "none"
+    """Record the kernels of every layer in the first step and launch them together from then on (`local`:
+    Megatron-Core's CUDA graphs): less work for the host, more memory. Needs Transformer Engine. Never run so far."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     """What is computed again in the backward pass instead of being kept: `none`, the core attention (`selective`),
     or whole layers (`full`)."""

@@ -7,6 +7,7 @@ from data_tools.settings.problems import Problems
 from qwen_megatron.config.fill import Sections
 from qwen_megatron.config.resolve import ResolvedConfig
 from qwen_megatron.config.rules.check import check_document_mask
+from qwen_megatron.config.rules.engine import check_graphs_of_documents
 from qwen_megatron.data.blended import BlendedSamples
 from qwen_megatron.data.sft.dataset import open_dialogues
 from qwen_megatron.jobs.dialogues import check_dialogues, open_packed
@@ -37,7 +38,9 @@ class Sft(BlendedJob):
 
     def check_settings(self, sections: Sections, problems: Problems) -> None:
         """Dialogues in a row do not see each other, which not all kernels can do on all layouts."""
-        check_document_mask(sections, problems, "to fine-tune (dialogues share rows)")
+        reason = "to fine-tune (dialogues share rows)"
+        check_document_mask(sections, problems, reason)
+        check_graphs_of_documents(sections, problems, reason)
 
     def check_data(self, sections: Sections, problems: Problems) -> list[str]:
         return check_dialogues(sections, problems, DIALOGUES, open_dialogues)

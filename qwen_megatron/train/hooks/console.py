@@ -66,7 +66,7 @@ class ConsoleHook(Hook):
         if run.is_main:
             words = [place("eval", record.step, run.last_step), *([] if record.corpus is None else [record.corpus])]
             words += [f"loss {record.eval_loss:.4f}"]
-            words += metric_words(record.metrics) or [f"perplexity {record.perplexity:,.1f}"]
+            words += metric_words(record.metrics)
             self.print(SEPARATOR.join([*words, f"{record.eval_seconds:.2f} s"]))
 
     def time_left(self, run: Run, record: StepRecord) -> float:
@@ -121,6 +121,8 @@ def metric_words(metrics: Mapping[str, float]) -> list[str]:
         if None not in bounds:
             count = metrics.get(f"pairs/{of}" if of else "pairs", 0.0)
             words.append(f"{name} {value:.1%} ({bounds[0]:.1%} to {bounds[1]:.1%} of {count:.0f})")
+        elif name == "perplexity":
+            words.append(f"{name} {value:,.1f}")
         elif not base.endswith(("_low", "_high")) and base != "pairs":
             words.append(f"{name} {value:.4g}")
     return words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from qwen_megatron.train.finite import check_evaluation
@@ -47,8 +46,6 @@ class EvaluationHook(Hook):
         record = EvaluationRecord(
             step=run.state.iteration,
             eval_loss=loss,
-            # exp overflows for a loss beyond 709: that is a perplexity of infinity, not an error.
-            perplexity=math.exp(loss) if loss < 700 else math.inf,
             eval_seconds=time.perf_counter() - started,
             metrics=metrics,
             corpus=corpus,

@@ -71,7 +71,7 @@ class WandbHook(Hook):
 
     def on_evaluation(self, run: Run, record: EvaluationRecord) -> None:
         if self.run is not None:
-            measured = {"loss": record.eval_loss, "perplexity": record.perplexity, **record.metrics}
+            measured = {"loss": record.eval_loss, **record.metrics}
             of = "" if record.corpus is None else f"{record.corpus}/"
             self.run.log({"step": record.step, **{f"eval/{of}{name}": value for name, value in measured.items()}})
 

@@ -176,7 +176,7 @@ def test_missing_sidecar_names_the_way_out(large: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2 of the format is not 1"),
+        ({"version": 3}, "version 3 of the format is neither 1 nor 2"),
         ({"format": "other"}, "field format must be 'qwen-megatron-corpus', found 'other'"),
         ({"num_tokens": "many"}, "field num_tokens must be an integer, found 'many'"),
         ({"num_tokens": True}, "field num_tokens must be an integer, found True"),

@@ -150,15 +150,16 @@ def planted(generator: random.Random) -> tuple[list[str], dict[int, int]]:
 def survivors(
     folder: Path, documents: Sequence[str], shards: Sequence[Sequence[int]], num_parts: int = 1
 ) -> npt.NDArray[np.uint64]:
+    folder.mkdir()
     for number, shard in enumerate(shards):
         with BucketWriter(folder, f"shard-{number}", num_parts=num_parts, buffer_bytes=4096) as writer:
             for start in range(0, len(shard), 16):
                 batch = shard[start : start + 16]
                 writer.add(np.array(batch, dtype=np.uint64), signatures([documents[index] for index in batch]))
     paths = []
-    for bucket in sorted(folder.iterdir()):
-        paths.append(folder.parent / f"{folder.name}-{bucket.name}.npy")
-        write_edges(paths[-1], group_bucket(bucket))
+    for bucket in range(14 * num_parts):
+        paths.append(folder.parent / f"{folder.name}-{bucket}.npy")
+        write_edges(paths[-1], group_bucket(sorted(folder.iterdir()), bucket))
     return components(read_edges(paths)).removed
 
 
@@ -194,13 +195,13 @@ def test_the_exact_check_splits_a_bucket_into_its_clusters(tmp_path: Path) -> No
         calls.append(pairs.tolist())
         return (pairs[:, 0] - pairs[:, 1]) % 2 == 0
 
-    (bucket,) = tmp_path.iterdir()
-    assert group_bucket(bucket).tolist() == [[10, 11], [10, 12], [10, 13], [10, 14], [10, 15]]
-    assert group_bucket(bucket, same_parity).tolist() == [[10, 12], [10, 14], [11, 13], [11, 15]]
+    files = [tmp_path / "a.bands"]
+    assert group_bucket(files, 0).tolist() == [[10, 11], [10, 12], [10, 13], [10, 14], [10, 15]]
+    assert group_bucket(files, 0, same_parity).tolist() == [[10, 12], [10, 14], [11, 13], [11, 15]]
     assert calls[1] == [[11, 13], [11, 15]]
 
 
-def test_a_failed_shard_leaves_no_bucket_file(tmp_path: Path) -> None:
+def test_a_failed_shard_leaves_no_file(tmp_path: Path) -> None:
     def fail() -> None:
         with BucketWriter(tmp_path, "a", num_parts=2) as writer:
             writer.add(np.array([1], dtype=np.uint64), signatures(["some words"]))
@@ -212,10 +213,9 @@ def test_a_failed_shard_leaves_no_bucket_file(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "bucket").mkdir()
-    (tmp_path / "bucket" / "a.bin").write_bytes(b"x" * 17)
-    with pytest.raises(DataError, match=r"a\.bin: 17 bytes are no number of 16-byte records"):
-        group_bucket(tmp_path / "bucket")
+    (tmp_path / "a.bands").write_bytes(b"x" * 17)
+    with pytest.raises(DataError, match=r"a\.bands: 17 bytes are no file of"):
+        group_bucket([tmp_path / "a.bands"], 0)
     (tmp_path / "e.npy").write_bytes(b"no numpy file")
     with pytest.raises(DataError, match=r"e\.npy: not a file of edges"):
         read_edges([tmp_path / "e.npy"])

@@ -22,7 +22,9 @@ from data_tools.engine.runner import Runner, Share
 from data_tools.engine.task import Task, read_manifest
 from data_tools.errors import DataError
 from data_tools.pipeline.pipeline_file import load_pipeline
+from data_tools.pipeline.report import write_report
 from data_tools.pipeline.run import RunSummary, run_pipeline
+from data_tools.stages import fuzzy_dedup
 from data_tools.stages import tokenize as tokenize_stage
 from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
@@ -375,7 +377,9 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
         load_pipeline(path)
 
 
-def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+def test_near_duplicates_do_not_depend_on_order_or_cut(
+    tmp_path: Path, write_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def words(number: int) -> str:
         return " ".join(f"w{random.Random(number * 1000 + place).randrange(10**6)}" for place in range(80))
 
@@ -385,10 +389,12 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
     # Exact copies count too: five clusters of three documents, five of four, five of two.
     texts += [words(number).upper() for number in range(5, 15)]
     stages = STAGES + "  - {kind: fuzzy_dedup, bucket_documents: 40}\n"
-    survivors, sizes = [], []
+    survivors, sizes, shown = [], [], []
     for number, split_bytes in enumerate((10**8, 9000, 4000)):
         random.Random(number).shuffle(texts)
         write_input(tmp_path / "web.jsonl", texts)
+        # As if there were too many parts, in the last run.
+        monkeypatch.setattr(fuzzy_dedup, "_MOST_SIGNED", 3 if number == 2 else 512)
         # One output: buckets of parts that are no more must not be taken for present ones.
         summary = run(write_pipeline(stages, split_bytes=split_bytes))
         assert summary.stages[-1]["rejected"] == {"near_duplicate": 20}
@@ -396,10 +402,28 @@ def test_near_duplicates_do_not_depend_on_order_or_cut(tmp_path: Path, write_pip
         documents = [document for shard in shards for document in read_documents(shard)]
         survivors.append(sorted(document.text for document in documents))
         sizes.append(sorted((document.text, cluster_size(document)) for document in documents))
+        shown.append(
+            [
+                (cluster["size"], [(one["is_kept"], one["text"].lower()) for one in cluster["documents"]])
+                for cluster in summary.stages[-1]["clusters"]
+            ]
+        )
+    signed = len(list((tmp_path / "out/stages/04-fuzzy_dedup/buckets").glob("*.manifest.json")))
+    assert 3 <= signed < len(list((tmp_path / "out/stages/04-fuzzy_dedup").glob("*.manifest.json")))
     assert survivors[0] == survivors[1] == survivors[2]
     assert sizes[0] == sizes[1] == sizes[2]
     assert len(survivors[0]) == 40
     assert sorted(size for _, size in sizes[0]) == [1] * 25 + [2] * 5 + [3] * 5 + [4] * 5
+    # The largest clusters with what is kept and some of the others, the same ones however the input is cut.
+    assert len(shown[0]) == 5
+    for size, examples in shown[0]:
+        assert size == 4
+        assert [is_kept for is_kept, _ in examples] == [True, False, False]
+        assert len({text.lower().removeprefix("other ")[:200] for _, text in examples}) == 1
+    assert sorted(sorted(examples) for _, examples in shown[0]) == sorted(sorted(examples) for _, examples in shown[2])
+    page = write_report(tmp_path / "out").read_text("utf-8")
+    assert "Near duplicates found by fuzzy_dedup" in page
+    assert page.count("4 documents, one is kept") == 5
 
 
 def test_fuzzy_needs_exact_first(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:

@@ -1,6 +1,10 @@
 """A whole pipeline over English, Chinese and code: every stage, every count, every executor."""
 
+import contextlib
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,11 +142,48 @@ def run(path: Path, executor: Executor) -> RunSummary:
         executor.close()
 
 
-def test_in_this_process_and_on_ray(tmp_path: Path, write_corpus: Callable[[str], Path]) -> None:
+def busy_workers() -> list[int]:
+    """Processes of the Ray cluster below this process that are at one of our tasks."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+
+    def is_ours(process: int) -> bool:
+        while process in parents and process != os.getpid():
+            process = parents[process]
+        return process == os.getpid()
+
+    return [one for one, name in names.items() if name.startswith(b"ray::_perform") and is_ours(one)]
+
+
+def kill_workers(killed: list[int], count: int, is_over: threading.Event) -> None:
+    """Kills ``count`` workers at work, one after the other."""
+    while len(killed) < count and not is_over.wait(0.02):
+        for process in busy_workers()[:1]:
+            if process not in killed:
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+
+
+def test_in_this_process_and_on_ray_whose_workers_are_killed(
+    tmp_path: Path, write_corpus: Callable[[str], Path]
+) -> None:
     from data_tools.engine.ray_executor import RayExecutor
 
     check(run(write_corpus("here"), InProcessExecutor()), tmp_path / "here")
-    check(run(write_corpus("ray"), RayExecutor("local")), tmp_path / "ray")
+    killed: list[int] = []
+    is_over = threading.Event()
+    executor = RayExecutor("local")
+    killer = threading.Thread(target=kill_workers, args=(killed, 2, is_over))
+    killer.start()
+    try:
+        check(run(write_corpus("ray"), executor), tmp_path / "ray")
+    finally:
+        is_over.set()
+        killer.join()
+    assert len(killed) == 2
     for path in (tmp_path / "here/corpora").glob("*.bin"):
         assert path.read_bytes() == (tmp_path / "ray/corpora" / path.name).read_bytes()
 

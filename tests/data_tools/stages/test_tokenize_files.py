@@ -94,6 +94,8 @@ def test_same_bytes_for_any_packing_and_number_of_workers(tmp_path: Path, write_
     tokenize(packed, tmp_path / "two", TokenizeOptions(workers=2))
     tokenize([first, second], tmp_path / "reference", TokenizeOptions(encoder="tiktoken"))
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two") == files_of(tmp_path / "reference")
+    tokenize([first, second], tmp_path / "little", TokenizeOptions(tokens_in_memory=50_000))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "little")
     tokenize([first, second], tmp_path / "seed", TokenizeOptions(seed=1))
     assert files_of(tmp_path / "one") != files_of(tmp_path / "seed")
     assert sorted(documents_of(tmp_path / "one")) == sorted(documents_of(tmp_path / "seed"))
@@ -238,6 +240,7 @@ def test_input_that_changes_while_it_is_read_is_refused(
         ({"seed": -1}, "seed=-1 is out of range"),
         ({"seed": 2**64}, "out of range"),
         ({"workers": 0}, "workers=0"),
+        ({"tokens_in_memory": 0}, "tokens_in_memory=0 must be at least 1"),
         ({"check_interval": 0}, "check_interval=0"),
         ({"max_document_bytes": 2**30}, "max_document_bytes=1073741824 must be 1 to 536870912"),
         ({"encoder": "fast"}, "encoder='fast' is unknown, use one of native, tiktoken"),
