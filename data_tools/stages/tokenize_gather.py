@@ -101,7 +101,8 @@ def gather_runs(
 
 
 def _range_tokens(runs: Runs, run: int, num_ranges: int) -> npt.NDArray[np.int64]:
-    return np.diff(runs.places(run, 0, num_ranges)["token"].astype(np.int64))
+    tokens = runs.places(run, 0, num_ranges)["token"].astype(np.int64)
+    return tokens[1:] - tokens[:-1]
 
 
 def _borders(ends: Sequence[int], bucket_tokens: int) -> list[int]:
