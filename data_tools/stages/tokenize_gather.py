@@ -101,7 +101,7 @@ def gather_runs(
 
 
 def _range_tokens(runs: Runs, run: int, num_ranges: int) -> npt.NDArray[np.int64]:
-    tokens: npt.NDArray[np.int64] = runs.places(run, 0, num_ranges)["token"].astype(np.int64)
+    tokens = runs.places(run, 0, num_ranges)["token"].astype(np.int64)
     return tokens[1:] - tokens[:-1]
 
 
