@@ -36,7 +36,7 @@ def format_stages(output: Path) -> str:
 def format_unfinished(output: Path) -> str:
     """Of a run that is under way or has stopped: one line a stage that has begun, and the tasks that failed."""
     lines = [f"{output}: not finished; the same command goes on from here"]
-    for folder in sorted((output / "stages").iterdir()):
+    for folder in sorted(path for path in (output / "stages").iterdir() if path.is_dir()):
         done = sum(1 for _ in folder.rglob("*.manifest.json"))
         state = "finished" if (folder / STAGE_FILE).is_file() else "under way"
         lines.append(f"{folder.name.partition('-')[2]:<16} {done:>12,} tasks done, {state}")

@@ -150,7 +150,8 @@ def apply_clusters(task: Task) -> TaskResult:
     """The operation `fuzzy_apply`: one shard without its near duplicates; those of the largest clusters are shown."""
     shown = _ShownClusters(task.options["largest"])
     removed, clusters = (np.load(one.path, mmap_mode="r", allow_pickle=False) for one in task.inputs[1:])
-    survivors = clusters[:, 0]
+    # A column of a table would be copied anew for each batch that is looked up.
+    survivors = np.ascontiguousarray(clusters[:, 0])
     records_in = 0
     with ShardWriter(Path(task.folder), task.name) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):

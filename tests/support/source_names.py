@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,12 @@ def sources() -> Iterator[Source]:
             yield Source(module, ast.parse(path.read_text(encoding="utf-8"), str(path)), path)
 
 
+@cache
+def all_sources() -> list[Source]:
+    """The same as a list, parsed once for all rules."""
+    return list(sources())
+
+
 Finding = tuple[int, str]
 Rule = Callable[[Source], Iterator[Finding]]
 
@@ -68,6 +74,14 @@ def all_findings(rule: Rule, files: list[Source]) -> str:
         for source in files
         for line, problem in rule(source)
     )
+
+
+def require_kept(rule: Rule) -> None:
+    """Fails with every place in both packages that breaks a rule."""
+    files = all_sources()
+    assert len(files) > 50
+    found = all_findings(rule, files)
+    assert not found, found
 
 
 def findings(rule: Rule, module: str, text: str) -> list[Finding]:
