@@ -222,17 +222,23 @@ def verify_share(view: View) -> None:
     folder, files = view.folder, view.files
     try:
         with failing_together():
-            for name in READ_BY_ALL:
-                if name not in files:
-                    raise CheckpointError(
-                        f"{folder}: its manifest does not list {name}; the checkpoint cannot be trusted"
-                    )
-            # Small, and every rank will read it: odd content is damage like any other, to be passed over.
-            CheckpointState.read(folder)
-            check_format(folder)
+            check_read_by_all(folder, files)
             verify_files(folder, files, view.share)
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
+
+
+def check_read_by_all(folder: Path, files: Collection[str]) -> None:
+    """Looks at the small files that every rank will read: odd content is damage like any other.
+
+    Raises:
+        CheckpointError: if the manifest does not list one of them, or one is not what it should be.
+    """
+    for name in READ_BY_ALL:
+        if name not in files:
+            raise CheckpointError(f"{folder}: its manifest does not list {name}; the checkpoint cannot be trusted")
+    CheckpointState.read(folder)
+    check_format(folder)
 
 
 def manifest_hash(folder: Path) -> str:

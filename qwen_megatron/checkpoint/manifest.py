@@ -146,11 +146,17 @@ def verify_files(folder: Path, files: dict[str, FileEntry], names: Iterable[str]
     """
     for name in names:
         with (folder / name).open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        if actual != files[name].sha256:
-            raise CheckpointError(
-                f"{folder / name}: sha256 is {actual}, the manifest says {files[name].sha256}; the file is damaged"
-            )
+            check_sha256(folder / name, hashlib.file_digest(stream, "sha256").hexdigest(), files[name])
+
+
+def check_sha256(path: Path, actual: str, entry: FileEntry) -> None:
+    """Compares a file's sha256 with the manifest.
+
+    Raises:
+        CheckpointError: naming the file, with both hashes.
+    """
+    if actual != entry.sha256:
+        raise CheckpointError(f"{path}: sha256 is {actual}, the manifest says {entry.sha256}; the file is damaged")
 
 
 def write_synced(path: Path, content: bytes) -> FileEntry:

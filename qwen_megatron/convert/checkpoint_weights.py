@@ -62,6 +62,7 @@ class CheckpointWeights:
     Args:
         folder: An `iter_NNNNNNN` folder.
         name: Of the model, where it holds several; None for the only one.
+        is_verified: Whether somebody else verifies its bytes (`verified_beside`).
     Attributes:
         model: The architecture it was trained with; `seq_length` is the context it knows, see `with_trained_context`.
         configured_context: `model.seq_length` as the run had it.
@@ -74,8 +75,9 @@ class CheckpointWeights:
 
     model: ModelConfig
 
-    def __init__(self, folder: Path, name: str | None = None):
-        verify_checkpoint(folder)
+    def __init__(self, folder: Path, name: str | None = None, *, is_verified: bool = False):
+        if not is_verified:
+            verify_checkpoint(folder)
         state = CheckpointState.read(folder)
         name = name or only_model(state, folder)
         head = state.model(name, folder).head

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,18 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, cre
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from data_tools.io.progress import Progress, progress_bar
+from data_tools.io.progress import progress_bar
+from data_tools.io.read_ahead import read_ahead
 from qwen_megatron.checkpoint.environment import environment
 from qwen_megatron.checkpoint.load import existing
 from qwen_megatron.checkpoint.manifest import FileEntry, hashed, write_manifest, write_synced
 from qwen_megatron.checkpoint.state import STATE, CheckpointState, ModelState
-from qwen_megatron.checkpoint.storage import METADATA_JSON, FinalFileWriter, HashingFileSystem
+from qwen_megatron.checkpoint.storage import (
+    METADATA_JSON,
+    FinalFileWriter,
+    HashingFileSystem,
+    without_zip_checksums,
+)
 from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, parts
@@ -35,7 +42,7 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False, allow_nonfinite
     """Writes a checkpoint with the weights of a Hugging Face folder, in their dtype.
 
     It can be loaded at any layout (`checkpoint.init_from`); a run cannot go on from it, it has no optimizer state.
-    The model is not built; one layer's weight is in memory at a time. Nothing in the folder is run.
+    The model is not built; while one layer's weight is written the next two are read. Nothing in the folder is run.
 
     Args:
         folder: safetensors and config.json of a qwen1, qwen2 or qwen3 model.
@@ -88,8 +95,12 @@ def write_tensors(source: WeightSource, folder: Path, title: str) -> dict[str, F
     plan = writer.prepare_local_plan(SavePlan([piece.write_item() for piece in pieces]))
     plans, metadata = create_default_global_save_plan([plan])
     (plan,) = writer.prepare_global_plan(plans)
-    with progress_bar(title, sum(piece.size_bytes for piece in pieces)) as progress:
-        results = writer.write_data(plan, StreamingPlanner(source, pieces, progress)).wait()
+    with (
+        progress_bar(title, sum(piece.size_bytes for piece in pieces)) as progress,
+        contextlib.closing(read_ahead(pieces_read(source, pieces), 1)) as tensors,
+        without_zip_checksums(),
+    ):
+        results = writer.write_data(plan, StreamingPlanner(tensors, progress.advance)).wait()
     writer.finish(metadata, [results])
     return files.written
 
@@ -164,16 +175,28 @@ def pieces_of(part: Part, source: WeightSource) -> Iterator[Piece]:
         )
 
 
-class StreamingPlanner(DefaultSavePlanner):
-    """Reads each piece when the writer comes to it."""
+def pieces_read(source: WeightSource, pieces: Iterable[Piece]) -> Iterator[tuple[MetadataIndex, torch.Tensor]]:
+    """Reads pieces, each with its name in the checkpoint's metadata."""
+    for piece in pieces:
+        yield piece.index, source.read(piece.part, piece.rows).reshape(piece.sizes)
 
-    def __init__(self, source: WeightSource, pieces: Iterable[Piece], progress: Progress):
+
+class StreamingPlanner(DefaultSavePlanner):
+    """Hands out pieces that come in the order in which the writer asks for them.
+
+    Args:
+        tensors: The pieces.
+        advance: Told the bytes of each.
+    """
+
+    def __init__(self, tensors: Iterator[tuple[MetadataIndex, torch.Tensor]], advance: Callable[[int], None]):
         super().__init__()
-        self.source = source
-        self.pieces = {piece.index: piece for piece in pieces}
-        self.progress = progress
+        self.tensors = tensors
+        self.advance = advance
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        piece = self.pieces[write_item.index]
-        self.progress.advance(piece.size_bytes)
-        return self.source.read(piece.part, piece.rows).reshape(piece.sizes)
+        index, tensor = next(self.tensors)
+        if index != write_item.index:
+            raise RuntimeError(f"{index} came where {write_item.index} was planned")
+        self.advance(tensor.nbytes)
+        return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import torch
 
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.progress import Progress, progress_bar
+from data_tools.io.read_ahead import read_ahead
 from data_tools.tokenizer.qwen import NUM_TOKENS
 from qwen_megatron.checkpoint.load import checkpoint_in
+from qwen_megatron.checkpoint.verified_beside import verified_beside
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.checkpoint_weights import CheckpointWeights
 from qwen_megatron.convert.hf_config import fitting_format, write_config, write_generation_config
@@ -43,11 +46,11 @@ def to_hf(
 ) -> Format:
     """Writes a Hugging Face folder: weights, configuration, model card and, for Qwen's tokens, the tokenizer.
 
-    One layer's weight, or one matrix outside of the layers, is in memory at a time.
+    While one layer's weight, or one matrix outside of the layers, is written, the next two are read, and every byte of
+    the checkpoint is verified; if one is wrong, there will be no folder.
 
     Args:
-        checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken; every byte is
-            verified first.
+        checkpoint: An `iter_NNNNNNN` folder, or a run's folder, whose newest checkpoint is taken.
         out: The folder to make.
         hf_format: Format to write; None for the one that fits the architecture (`fitting_format`).
         dtype: `bf16`: the model's weights; `fp32`: the master weights of the optimizer where the checkpoint has them;
@@ -64,36 +67,53 @@ def to_hf(
     """
     check_replaceable(out, overwrite=overwrite)
     checkpoint = checkpoint_in(checkpoint)
-    stored = CheckpointWeights(checkpoint, name)
-    hf_format = hf_format or fitting_format(stored.model)
-    if dtype == "fp32" and stored.has_masters:
-        stored = stored.masters()
-    source: WeightSource = stored if allow_nonfinite else FiniteWeights(stored, checkpoint)
-    target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])
-    has_qwen_tokens = stored.has_qwen_tokens
-    config = write_config(source.model, hf_format, target, has_qwen_tokens=has_qwen_tokens)
-    warn_of_loss(source.model, hf_format)
-    if source.model.seq_length != stored.configured_context:
-        log.warning(
-            "max_position_embeddings is %d, the context it was trained on; model.seq_length was %d",
-            source.model.seq_length,
-            stored.configured_context,
-        )
-    planned = planned_tensors(source, hf_format, target if dtype is not None else None)
-    shards = plan_shards(planned, max_shard_bytes)
-    with output_folder(out, overwrite=overwrite) as folder:
-        total = sum(tensor.size_bytes for tensor in planned.values())
-        with progress_bar(f"writing {out.name}", total) as progress:
-            write_shards(folder, shards, planned, converted_tensors(source, hf_format, planned, progress))
-        write_index(folder, shards, planned)
-        write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", write_generation_config(has_qwen_tokens=has_qwen_tokens))
-        write_atomically(folder / CARD, model_card(checkpoint, out.name, source.model, hf_format).encode())
-        if has_qwen_tokens:
-            write_tokenizer(folder, source.model, hf_format)
+    with verified_beside(checkpoint) as finish_verifying:
+        stored = CheckpointWeights(checkpoint, name, is_verified=True)
+        hf_format = hf_format or fitting_format(stored.model)
+        if dtype == "fp32" and stored.has_masters:
+            stored = stored.masters()
+        source: WeightSource = stored if allow_nonfinite else FiniteWeights(stored, checkpoint)
+        target = DTYPES[dtype] if dtype is not None else source.dtype(TABLE[0])
+        has_qwen_tokens = stored.has_qwen_tokens
+        config = write_config(source.model, hf_format, target, has_qwen_tokens=has_qwen_tokens)
+        warn_of_loss(source.model, hf_format)
+        if source.model.seq_length != stored.configured_context:
+            log.warning(
+                "max_position_embeddings is %d, the context it was trained on; model.seq_length was %d",
+                source.model.seq_length,
+                stored.configured_context,
+            )
+        planned = planned_tensors(source, hf_format, target if dtype is not None else None)
+        shards = plan_shards(planned, max_shard_bytes)
+        with output_folder(out, overwrite=overwrite) as folder:
+            write_weights(folder, source, hf_format, planned, shards, f"writing {out.name}")
+            write_index(folder, shards, planned)
+            write_json(folder / "config.json", config)
+            write_json(folder / "generation_config.json", write_generation_config(has_qwen_tokens=has_qwen_tokens))
+            write_atomically(folder / CARD, model_card(checkpoint, out.name, source.model, hf_format).encode())
+            if has_qwen_tokens:
+                write_tokenizer(folder, source.model, hf_format)
+            # Before the folder gets its name.
+            finish_verifying()
     if not has_qwen_tokens:
         warn_of_tokenizer(source.model)
     return hf_format
+
+
+def write_weights(
+    folder: Path,
+    source: WeightSource,
+    hf_format: Format,
+    planned: dict[str, PlannedTensor],
+    shards: dict[str, list[str]],
+    title: str,
+) -> None:
+    """Writes the weights, read and converted ahead, with a progress bar."""
+    with (
+        progress_bar(title, sum(tensor.size_bytes for tensor in planned.values())) as progress,
+        contextlib.closing(read_ahead(converted_tensors(source, hf_format, planned, progress), 1)) as tensors,
+    ):
+        write_shards(folder, shards, planned, tensors)
 
 
 def warn_of_loss(model: ModelConfig, hf_format: Format) -> None:

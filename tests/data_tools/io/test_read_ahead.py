@@ -1,6 +1,7 @@
 """Reading ahead: the same pieces, the same error behind them, and a thread that ends."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,18 @@ def test_no_more_than_a_few_are_taken_and_none_after_closing() -> None:
     before = threading.active_count()
     pieces = read_ahead(counted(1000, taken))
     assert next(pieces) == b"0"
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert threading.active_count() == before
     assert len(taken) < 25
+
+
+def test_large_pieces_wait_one_at_a_time() -> None:
+    """One in use, one that waits, one that is made: no more, however long the reader takes."""
+    taken: list[int] = []
+    pieces = read_ahead(counted(1000, taken), 1)
+    assert next(pieces) == b"0"
+    while len(taken) < 3:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert len(taken) == 3
+    pieces.close()
