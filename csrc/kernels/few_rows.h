@@ -9,11 +9,8 @@ namespace qwen_kernels {
 // Numbers that a matrix is stored as.
 enum class Stored { fp32, bf16 };
 
-// Rows that one pass over the matrix serves.
-constexpr std::size_t kMostRows = 8;
-
-// out[r, o] = sum over i of rows[r, i] * matrix[o, i], for `count` rows, in fp32; the matrix is read once for every
-// kMostRows rows, by `threads` threads.
+// out[r, o] = sum over i of rows[r, i] * matrix[o, i], for `count` rows, in fp32; the matrix is read from memory
+// once, by `threads` threads.
 //
 // All are dense and row-major: rows [count, width] and out [count, height] in fp32, matrix [height, width] as `stored`
 // says. The sums are taken in the same order whatever the threads.

@@ -27,11 +27,17 @@ inline void block(const float* rows, const Number* matrix, float* out, std::size
             sums[r][h] = Lanes::zero();
         }
     }
+    // The next rows of the matrix are asked for beforehand: those of a narrow one are too short for the processor to find
+    // out that it should.
+    constexpr bool kAsksAhead = sizeof(Number) < sizeof(float);
     std::size_t i = 0;
     for (; i + Lanes::kCount <= width; i += Lanes::kCount) {
         typename Lanes::Value loaded[kHeight];
         for (int h = 0; h < kHeight; ++h) {
             loaded[h] = Lanes::load(matrix + h * width + i);
+            if (kAsksAhead) {
+                __builtin_prefetch(matrix + (kHeight + h) * width + i);
+            }
         }
         for (int r = 0; r < kRows; ++r) {
             const auto row = Lanes::load(rows + r * width + i);
@@ -51,11 +57,41 @@ inline void block(const float* rows, const Number* matrix, float* out, std::size
     }
 }
 
+// Rows [first, last) of the matrix with one row. They are taken one after the other, as they lie in memory: all of the time
+// is reading, and several at once are read at two thirds of the speed.
+template <typename Lanes, typename Number>
+void stripe_of_one(const float* row, const Number* matrix, float* out, std::size_t width, std::size_t first,
+                   std::size_t last) {
+    constexpr std::size_t kSums = 4;
+    constexpr std::size_t kAtOnce = kSums * Lanes::kCount;
+    for (std::size_t h = first; h < last; ++h) {
+        const Number* const numbers = matrix + h * width;
+        typename Lanes::Value sums[kSums];
+        for (std::size_t k = 0; k < kSums; ++k) {
+            sums[k] = Lanes::zero();
+        }
+        std::size_t i = 0;
+        for (; i + kAtOnce <= width; i += kAtOnce) {
+            for (std::size_t k = 0; k < kSums; ++k) {
+                const std::size_t at = i + k * Lanes::kCount;
+                sums[k] = Lanes::multiply_add(Lanes::load(row + at), Lanes::load(numbers + at), sums[k]);
+            }
+        }
+        float sum = (Lanes::sum(sums[0]) + Lanes::sum(sums[1])) + (Lanes::sum(sums[2]) + Lanes::sum(sums[3]));
+        for (; i < width; ++i) {
+            sum += row[i] * widened(numbers[i]);
+        }
+        out[h] = sum;
+    }
+}
+
 // Rows [first, last) of the matrix with kRows rows.
 template <typename Lanes, typename Number, int kRows>
 void stripe(const float* rows, const Number* matrix, float* out, std::size_t height, std::size_t width,
             std::size_t first, std::size_t last) {
-    constexpr int kHeight = kRows == 1 ? 4 : kRows <= 4 ? 2 : 1;
+    // As many sums as there are registers for: the more of the matrix is at hand, the less often are the rows loaded,
+    // which are longer together than the first cache.
+    constexpr int kHeight = kRows <= 2 ? 4 : 3;
     std::size_t h = first;
     for (; h + kHeight <= last; h += kHeight) {
         block<Lanes, Number, kRows, kHeight>(rows, matrix + h * width, out + h, height, width);
@@ -69,13 +105,20 @@ template <typename Lanes, typename Number>
 void stripes(const float* rows, const Number* matrix, float* out, std::size_t count, std::size_t height,
              std::size_t width, std::size_t first, std::size_t last) {
     using Stripe = void (*)(const float*, const Number*, float*, std::size_t, std::size_t, std::size_t, std::size_t);
-    constexpr Stripe kStripes[kMostRows] = {
-        stripe<Lanes, Number, 1>, stripe<Lanes, Number, 2>, stripe<Lanes, Number, 3>, stripe<Lanes, Number, 4>,
-        stripe<Lanes, Number, 5>, stripe<Lanes, Number, 6>, stripe<Lanes, Number, 7>, stripe<Lanes, Number, 8>,
-    };
-    for (std::size_t row = 0; row < count; row += kMostRows) {
-        const std::size_t together = count - row < kMostRows ? count - row : kMostRows;
-        kStripes[together - 1](rows + row * width, matrix, out + row * height, height, width, first, last);
+    constexpr std::size_t kTogether = 4;
+    constexpr Stripe kStripes[kTogether] = {stripe<Lanes, Number, 1>, stripe<Lanes, Number, 2>,
+                                            stripe<Lanes, Number, 3>, stripe<Lanes, Number, 4>};
+    if (count == 1) {
+        return stripe_of_one<Lanes>(rows, matrix, out, width, first, last);
+    }
+    // A few rows of the matrix at a time, which the second four rows find in the cache.
+    constexpr std::size_t kStep = 12;
+    for (std::size_t h = first; h < last; h += kStep) {
+        const std::size_t end = h + kStep < last ? h + kStep : last;
+        for (std::size_t row = 0; row < count; row += kTogether) {
+            const std::size_t together = count - row < kTogether ? count - row : kTogether;
+            kStripes[together - 1](rows + row * width, matrix, out + row * height, height, width, h, end);
+        }
     }
 }
 

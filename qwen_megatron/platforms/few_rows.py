@@ -36,8 +36,6 @@ def few_rows_linear(
         or weight.dtype not in (torch.float32, torch.bfloat16)
         or input_.dtype != weight.dtype
         or not weight.is_contiguous()
-        # torch reads bf16 as fast for one row, without converting what goes in and comes out.
-        or (weight.dtype == torch.bfloat16 and input_.numel() == width)
     ):
         return None
     rows = input_.reshape(-1, width).float().contiguous()
