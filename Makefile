@@ -53,6 +53,8 @@ demo-align: setup ## from the model of `make demo` to an aligned one: dialogues,
 # One worker has the tests that need the pool of ranks, the other launches and the rest (tests/conftest.py). WORKERS=0 runs one test after the other in this process.
 WORKERS ?= 2
 
+# Processes by the hundred import the same sources: what is compiled is kept, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup ## the whole test suite on two cores; WORKERS=0 for one test after the other
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -46,6 +46,15 @@ def scope_of(path: Path) -> str:
     return "pool" if "RankPool" in text else str(path)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """As commands do, and for the same reason."""
+    from qwen_megatron.libraries import without_reporters
+
+    with without_reporters():
+        return (yield)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Among several workers the pool comes first, launches second: they are the longest parts."""
     if hasattr(config, "workerinput"):

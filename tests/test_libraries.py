@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -28,6 +29,13 @@ def test_first_imports_are_not_searched_for_garbage(frozen: list[str]) -> None:
         assert frozen == []
     assert gc.isenabled()
     assert frozen == ["frozen"]
+
+
+def test_reporters_are_left_out_and_come_back(frozen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with libraries.first_imports(), pytest.raises(ImportError, match="left out"):
+        find_spec("wandb")
+    assert find_spec("wandb") is not None
 
 
 def test_what_was_made_with_torch_may_be_garbage(frozen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,12 +67,12 @@ def test_later_imports_change_nothing(there: str, frozen: list[str], monkeypatch
     assert frozen == []
 
 
-def what_is_loaded() -> tuple[str | None, bool, bool]:
-    """The variable that the compiler goes by; whether Megatron-Core and the compiler are imported."""
-    loaded = ("megatron.core.transformer" in sys.modules, "torch._inductor.compile_fx" in sys.modules)
-    return (os.environ.get("TORCHDYNAMO_DISABLE"), *loaded)
+def what_is_loaded() -> tuple[str | None, list[bool]]:
+    """The variable that the compiler goes by; whether Megatron-Core, the compiler and a reporter are imported."""
+    modules = ("megatron.core.transformer", "torch._inductor.compile_fx", "wandb")
+    return os.environ.get("TORCHDYNAMO_DISABLE"), [module in sys.modules for module in modules]
 
 
-def test_without_the_compiler_megatron_core_does_not_load_it(ranks: RankPool) -> None:
+def test_megatron_core_loads_neither_the_compiler_nor_reporters(ranks: RankPool) -> None:
     """A rank has imported what runs need, and nothing else, under the variable that tests/conftest.py sets."""
-    assert ranks.run(1, what_is_loaded) == [("1", True, False)]
+    assert ranks.run(1, what_is_loaded) == [("1", [True, False, False])]

@@ -4,6 +4,12 @@ Each worker has a pipe of its own and at most one task at work; while the disk t
 begins the next. A worker that dies closes its pipe, so the parent never waits
 for it in vain (concurrent.futures can: its queue thread stays blocked in a large write to a worker that was killed); a
 worker whose parent dies ends.
+
+Workers are forked from a fork server, a process that has imported what operations need and has no threads: a worker
+starts in milliseconds and shares that memory. Forked from this process, one could hang, as Rust and Arrow have threads
+here. The server, one a process, starts with the first worker and ends with this process; environment and umask of
+workers are those of that moment. As with spawned processes, a script that uses them guards its main part by
+``if __name__ == "__main__":``.
 """
 
 import multiprocessing
@@ -24,6 +30,9 @@ from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
 
 _T = TypeVar("_T")
+
+# What a fork server imports for its workers.
+_PRELOAD = ["data_tools.engine.preload"]
 
 
 class Executor(Protocol):
@@ -92,12 +101,12 @@ class ProcessExecutor:
 
 class _Worker:
     def __init__(self) -> None:
-        # Spawned, not forked: a forked child of a process with Rust or Arrow threads may hang.
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs,), daemon=True)
-        # Ctrl-C reaches the whole process group; the parent alone decides what it means. The mask is inherited; the
-        # tracker is started first because starting it unblocks the signal.
+        # Ctrl-C reaches the whole process group; the parent alone decides what it means. The server inherits the mask,
+        # and workers from it; the tracker is started first because starting it unblocks the signal.
         resource_tracker.ensure_running()
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -158,6 +167,8 @@ class _Worker:
 def _work(connection: Connection) -> None:
     from data_tools.engine.operations import begin
 
+    # A server that somebody else in the parent has started need not have blocked it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     finisher = ThreadPoolExecutor(1)
     before: Future[None] | None = None

@@ -1,6 +1,6 @@
 """The Slurm array of a data pipeline, with stand-ins for srun and the command: shares and wrong numbers.
 
-That shares together are the whole is shown by tests/data_tools/pipeline/test_pipeline_run.py.
+That shares together are the whole is shown by tests/data_tools/pipeline/test_killed_and_shared_runs.py.
 """
 
 import os

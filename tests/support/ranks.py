@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import time
 import traceback
@@ -19,13 +20,24 @@ from typing import Any
 import torch.distributed as dist
 
 PRELOAD = ["tests.support.preload"]
+# Process number of the fork server that has imported it.
+SERVERS: set[int | None] = set()
 
 
 def forkserver() -> Any:
-    """Forks processes from one parent that imports everything once, before it has any thread or process group."""
+    """Forks processes from one parent that imports everything once, before it has any thread or process group.
+
+    A process has one fork server; workers of data_tools are forked from it too. One that they have started before has
+    imported less, and makes room for ours.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid not in SERVERS:
+        server._stop()
+        context.set_forkserver_preload(PRELOAD)
+        multiprocessing.forkserver.ensure_running()
+        SERVERS.add(server._forkserver_pid)
     return context
 
 

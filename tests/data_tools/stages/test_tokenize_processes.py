@@ -100,10 +100,11 @@ def test_killed_worker_is_an_error(tmp_path: Path, write_jsonl: Callable[..., Pa
         "from data_tools.cli import main\n"
         "def kill_first_worker():\n"
         "    while True:\n"
-        "        children = [c for c in psutil.Process().children() if 'spawn_main' in ' '.join(c.cmdline())]\n"
-        "        if children:\n"
+        "        servers = [c for c in psutil.Process().children() if 'forkserver' in ' '.join(c.cmdline())]\n"
+        "        workers = [worker for server in servers for worker in server.children()]\n"
+        "        if workers:\n"
         "            time.sleep(float(sys.argv[3]))\n"
-        "            return children[0].kill()\n"
+        "            return workers[0].kill()\n"
         "        time.sleep(0.01)\n"
         "if __name__ == '__main__':\n"
         "    threading.Thread(target=kill_first_worker, daemon=True).start()\n"
@@ -132,8 +133,9 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         + ["--workers", "2", "--encoder", "tiktoken"]
     )
     wait_until_at_work(tmp_path)
-    children = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-    assert len(children) == 2
+    (server,) = [one for one in psutil.Process(process.pid).children() if "forkserver" in " ".join(one.cmdline())]
+    workers = server.children()
+    assert len(workers) == 2
     process.kill()
     process.wait(30)
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert psutil.wait_procs([server, *workers], timeout=30)[1] == []
