@@ -322,9 +322,10 @@ def whole_table(run: RunCost) -> Iterator[str]:
             f"{one.processor:,.0f} | {speed} | {one.peak_mib:,.0f} | {one.disk_bytes / GB:.2f} |"
         )
     wall, processor = (sum(getattr(one, name) for one in run.stages) for name in ("wall", "processor"))
+    documents = f"{run.stages[0].documents:,} | {run.stages[-1].records_out:,}"
     yield (
-        f"| **all** | {run.stages[0].documents:,} | {run.stages[-1].records_out:,} | {run.bytes / GB:.2f} | {wall:,.0f} "
-        f"| {processor:,.0f} | {run.bytes / 1e6 / processor:.1f} | {max(one.peak_mib for one in run.stages):,.0f} "
+        f"| **all** | {documents} | {run.bytes / GB:.2f} | {wall:,.0f} | {processor:,.0f} "
+        f"| {run.bytes / 1e6 / processor:.1f} | {max(one.peak_mib for one in run.stages):,.0f} "
         f"| {max(one.disk_bytes for one in run.stages) / GB:.2f} |"
     )
 
@@ -350,20 +351,21 @@ def section(runs: Sequence[RunCost], busy: float) -> list[str]:
     planted = sum(map(Counter, run.planted.values()), Counter())
     kinds = ("exact", "near", "contaminated", "repeated", "short", "other_language")
     bad = sum(count for kind, count in planted.items() if kind.startswith("bad "))
+    found = ", ".join(f"{planted[kind]:,} {kind}" for kind in kinds)
     return [
         "## A large run (`benchmarks/bench_data_run.py`)",
         "",
         machine_line(busy),
         "",
-        f"{run.bytes / GB:.1f} GB of generated JSON Lines in English, Chinese and code, {run.text_disk / GB:.1f} GB on the "
-        f"disk (a part compressed), {WORKERS} workers. Wall time is that of a machine that did other work beside. Disk: "
-        "the most that text, stages and corpora took until the end of the stage, without the text itself.",
+        f"{run.bytes / GB:.1f} GB of generated JSON Lines in English, Chinese and code, {run.text_disk / GB:.1f} GB on",
+        f"the disk (a part compressed), {WORKERS} workers. Wall time is that of a machine that did other work beside.",
+        "Disk: the most that stages and corpora took until the end of the stage, without the text itself.",
         "",
         *whole_table(run),
         "",
-        f"All that was planted was found, and nothing else: {', '.join(f'{planted[kind]:,} {kind}' for kind in kinds)}, "
-        f"{bad:,} bad records. The {run.tokens:,} tokens of the corpora stand for the {planted['own_bytes']:,} bytes of the "
-        f"{planted['own']:,} documents that were generated once, each with its end: counted from vocabulary and .bin.",
+        f"All that was planted was found, and nothing else: {found}, {bad:,} bad records. The {run.tokens:,}",
+        f"tokens of the corpora stand for the {planted['own_bytes']:,} bytes of the {planted['own']:,} documents",
+        "that were generated once, each with its end: counted from vocabulary and .bin.",
         "",
         *growth_table(runs),
     ]

@@ -229,7 +229,8 @@ def join_row(num_documents: int, at_once: int) -> str:
         at_once = at_once or 2 * num_pairs
         clusters = join_pairs(Runner(InProcessExecutor()), folder, grouped, [], at_once, num_documents)
         wall, processor = clock()
-        rounds = len(list(folder.glob("round-*-small")))
+        # Of all halves of rounds the last one stays.
+        rounds = max((int(path.name.split("-")[1]) for path in folder.glob("round-*-small")), default=0)
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     held = f"{at_once:,}" if at_once < 2 * num_pairs else "all"
     return (

@@ -31,10 +31,11 @@ _ENGLISH = (
     "water river letter stone garden winter morning mother village window paper market bridge island weather story"
 )
 _GERMAN = (
-    "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er hat dass "
-    "sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber vor zur bis mehr durch "
-    "man sein wurde sei prozent hatte kann gegen vom können schon wenn habe seine mark ihre dann unter wir soll ich eines "
-    "jahr zwei jahren diese dieser wieder keine seiner worden will zwischen immer millionen was sagte haus straße wasser"
+    "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er hat "
+    "dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber vor zur bis "
+    "mehr durch man sein wurde sei prozent hatte kann gegen vom können schon wenn habe seine mark ihre dann unter wir "
+    "soll ich eines jahr zwei jahren diese dieser wieder keine seiner worden will zwischen immer millionen was sagte "
+    "haus straße wasser"
 )
 _FRENCH = (
     "de la le et les des en un du une que est pour qui dans par plus pas au sur ne se ce il sont avec elle mais ou son "
@@ -42,9 +43,10 @@ _FRENCH = (
     "toujours temps années monde contre autres dont ainsi moins avant ces sous pendant vie très jour elles maison ville"
 )
 _RUSSIAN = (
-    "и в не на что он с как это по но они мы все из у она так его за был от то же бы для вы только ее мне было вот меня "
-    "еще нет о ему теперь когда даже ну если уже или ни быть него до вас опять вам ведь там потом себя ничего может тут "
-    "где есть надо ней тебя их чем была сам чтоб без будто чего раз тоже себе под будет тогда кто этот того потому дом"
+    "и в не на что он с как это по но они мы все из у она так его за был от то же бы для вы только ее мне было вот "
+    "меня еще нет о ему теперь когда даже ну если уже или ни быть него до вас опять вам ведь там потом себя ничего "
+    "может тут где есть надо ней тебя их чем была сам чтоб без будто чего раз тоже себе под будет тогда кто этот того "
+    "потому дом"
 )
 _HANZI = (
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方"
@@ -148,7 +150,10 @@ EXACT, NEAR, CONTAMINATED, SHORT, REPEATED, OTHER_LANGUAGE = 12, 12, 1, 4, 3, 6
 NEAR_LEAST_WORDS = 300
 ITEMS = 200
 # Of what is too short, or repeated, to have a language by its drawn words alone.
-_BEGINNINGS = {"en": "This is one of the stories that we have from the old ", "zh": "这是一个关于我们城市历史的小故事，他们都很喜欢，"}
+_BEGINNINGS = {
+    "en": "This is one of the stories that we have from the old ",
+    "zh": "这是一个关于我们城市历史的小故事，他们都很喜欢，",
+}
 # Of a file.
 SHARD_BLOCKS = 192
 

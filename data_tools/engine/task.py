@@ -197,12 +197,16 @@ def _check(manifest: Manifest, path: Path) -> None:
 
 def finished(task: Task) -> Manifest | None:
     """The manifest of ``task`` if it is finished for these inputs and options and its files are still there."""
+    manifest = intact(Path(task.folder), task.name)
+    return manifest if manifest is not None and manifest.key == task.key() else None
+
+
+def intact(folder: Path, name: str) -> Manifest | None:
+    """The manifest of a task that was finished for whatever inputs, if its files are still there in their sizes."""
     try:
-        manifest = read_manifest(Path(task.folder), task.name)
-        if manifest.key != task.key():
-            return None
-        for name, entry in manifest.outputs.items():
-            if manifest.path(name).stat().st_size != entry["size_bytes"]:
+        manifest = read_manifest(folder, name)
+        for output, entry in manifest.outputs.items():
+            if manifest.path(output).stat().st_size != entry["size_bytes"]:
                 return None
     except (OSError, ValueError, SmallFileError, PathError):
         return None  # Absent or damaged: the task is done again.
