@@ -33,6 +33,8 @@ class Task:
         name: stem of the manifest, unique in the folder.
         options: configuration, plain JSON values.
         inputs: what it reads.
+        documents: how many it takes, where that is known.
+        read_bytes: how much it reads, if that is not the size of its inputs: some of the files of a list, say.
     """
 
     operation: str
@@ -40,6 +42,9 @@ class Task:
     name: str
     options: Mapping[str, Any]
     inputs: tuple[FileRange, ...]
+    # For the progress bar only: no part of the key.
+    documents: int | None = None
+    read_bytes: int | None = None
 
     @property
     def manifest_path(self) -> Path:
@@ -49,7 +54,7 @@ class Task:
     @property
     def num_bytes(self) -> int:
         """Roughly how much it reads, for the progress bar."""
-        return sum(one.num_bytes for one in self.inputs)
+        return sum(one.num_bytes for one in self.inputs) if self.read_bytes is None else self.read_bytes
 
     def key(self) -> str:
         """Hash of everything the result depends on: operation, options, inputs, version of the tool."""

@@ -110,6 +110,7 @@ def over_slices(
 ) -> list[Manifest]:
     """One task for each slice of what the tasks ``before`` wrote."""
     files = [one.output(f"{one.name}.{suffix}") for one in before]
+    num_slices = int(options["num_slices"])
     files_list = write_input_list(folder.parent / "lists" / f"{folder.name}.json", files)
     tasks = [
         Task(
@@ -118,8 +119,9 @@ def over_slices(
             name=_slice(number),
             options={**options, "slice": number},
             inputs=(files_list, *shared),
+            read_bytes=sum(one.size_bytes for one in files) // num_slices,
         )
-        for number in range(int(options["num_slices"]))
+        for number in range(num_slices)
     ]
     return runner.run(folder, tasks)
 

@@ -65,15 +65,17 @@ def join_pairs(
     copies_list = write_input_list(folder / "lists" / "copies.json", copies)
     weighed = over_slices(runner, "fuzzy_weigh", folder / "weights", stars, options, copies_list)
     sized = over_slices(runner, "fuzzy_size", folder / "sizes", weighed, options, copies_list, suffix="weights")
+    parts = {
+        name: [one.output(f"{one.name}.{name}") for one in some]
+        for name, some in (("removed", weighed), ("sizes", sized))
+    }
     joined = Task(
         operation="fuzzy_join",
         folder=str(folder / "clusters"),
         name="clusters",
         options={"largest": _largest(weighed, sized)},
-        inputs=tuple(
-            write_input_list(folder / "lists" / f"{name}.json", [one.output(f"{one.name}.{name}") for one in parts])
-            for name, parts in (("removed", weighed), ("sizes", sized))
-        ),
+        inputs=tuple(write_input_list(folder / "lists" / f"{name}.json", files) for name, files in parts.items()),
+        read_bytes=sum(file.size_bytes for files in parts.values() for file in files),
     )
     (clusters,) = runner.run(folder / "clusters", [joined])
     return clusters
@@ -113,6 +115,7 @@ def _contract_tasks(folder: Path, grouped: Sequence[Manifest], options: dict[str
             name=f"part-{number:06d}",
             options={**options, "ranges": [[first, stop] for _, first, stop in cut]},
             inputs=tuple(file for file, _, _ in cut),
+            read_bytes=sum(EDGE.itemsize * (stop - first) for _, first, stop in cut),
         )
         for number, cut in enumerate(cuts)
     ]

@@ -79,6 +79,7 @@ class FuzzyDedupStage:
                 name=f"part-{number:06d}",
                 options=options,
                 inputs=tuple(shards[shard] for shard in group),
+                documents=sum(counts[shard] for shard in group),
             )
             for number, group in enumerate(group_neighbours(counts, _MOST_SIGNED, sum(counts) // _MOST_SIGNED))
         ]
@@ -93,6 +94,8 @@ class FuzzyDedupStage:
     ) -> Manifest:
         bands = [part.output(bands_file(Path(), part.name).name) for part in signed]
         bands_list = write_input_list(folder / "lists" / "bands.json", bands)
+        num_buckets = self.bands * num_parts
+        bucket_bytes = sum(one.size_bytes for one in bands) // num_buckets
         tasks = [
             Task(
                 operation="fuzzy_group",
@@ -100,8 +103,9 @@ class FuzzyDedupStage:
                 name=f"band-{bucket // num_parts:03d}-part-{bucket % num_parts:04d}",
                 options={"bucket": bucket},
                 inputs=(bands_list,),
+                read_bytes=bucket_bytes,
             )
-            for bucket in range(self.bands * num_parts)
+            for bucket in range(num_buckets)
         ]
         grouped = runner.run(folder / "edges", tasks)
         if self.min_jaccard:

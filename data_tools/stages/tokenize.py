@@ -79,6 +79,7 @@ class TokenizeStage:
             name=name,
             options={**self._encoding(), "seed": self.seed, "shuffle": self.shuffle, "work": str(folder)},
             inputs=(write_input_list(folder / "shards.json", shards),),
+            documents=sum(part.records_out for part in parts),
         )
         if (manifest := finished(task)) is None:
             runner.superseded_by = task
@@ -119,6 +120,7 @@ class TokenizeStage:
                     "num_ranges": sizes.num_ranges,
                 },
                 inputs=tuple(shards[file] for file in files),
+                read_bytes=sum(text_bytes[file] for file in files),
             )
             for number, files in enumerate(sizes.groups(text_bytes))
         ]
