@@ -190,8 +190,14 @@ def test_in_this_process_and_on_ray_that_loses_a_worker_and_a_node(
     from data_tools.engine import ray_executor
 
     check(run(write_corpus("here"), InProcessExecutor()), tmp_path / "here")
-    looked_for: list[Manifest] = []
-    monkeypatch.setattr(ray_executor, "require_seen", lambda manifest, host: looked_for.append(manifest))
+    looked_for: list[str] = []
+    require_seen = ray_executor.require_seen
+
+    def noted(manifest: Manifest, host: str) -> None:
+        looked_for.append(manifest.name)
+        require_seen(manifest, host)
+
+    monkeypatch.setattr(ray_executor, "require_seen", noted)
     killed: list[int] = []
     is_over = threading.Event()
 
