@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +38,7 @@ from data_tools.engine.input_list import write_input_list  # noqa: E402
 from data_tools.engine.runner import Runner  # noqa: E402
 from data_tools.engine.task import Manifest, Task, TaskResult, write_manifest  # noqa: E402
 from data_tools.io.file_range import FileRange  # noqa: E402
-from data_tools.stages.cluster_tasks import join_pairs  # noqa: E402
+from data_tools.stages.cluster_tasks import REMOVED, join_pairs  # noqa: E402
 from data_tools.stages.exact_dedup import HASH_ENTRY, ExactDedupStage  # noqa: E402
 from data_tools.stages.exact_dedup import group_bucket as group_hashes  # noqa: E402
 from data_tools.stages.tokenize_gather import gather_runs  # noqa: E402
@@ -202,6 +202,26 @@ def exact_row(num_documents: int) -> str:
     )
 
 
+class WatchedRunner(Runner):
+    """Knows how much the files below a folder were at most, looking after each phase.
+
+    Attributes:
+        most_bytes: of disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(InProcessExecutor())
+        self._folder = folder
+        self.most_bytes = 0
+
+    def run(self, folder: Path, tasks: Sequence[Task], *, sweep: bool = True) -> list[Manifest]:
+        """See `Runner.run`."""
+        done = super().run(folder, tasks, sweep=sweep)
+        size = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        self.most_bytes = max(self.most_bytes, size)
+        return done
+
+
 def join_row(num_documents: int, at_once: int) -> str:
     """Pairs of so many documents, two for each, joined with ``at_once`` as `bucket_documents`; 0: all at once."""
     generator = np.random.default_rng(1)
@@ -227,14 +247,16 @@ def join_row(num_documents: int, at_once: int) -> str:
         before = peak_mib(forget=True)
         clock()
         at_once = at_once or 2 * num_pairs
-        clusters = join_pairs(Runner(InProcessExecutor()), folder, grouped, [], at_once, num_documents)
+        runner = WatchedRunner(folder)
+        clusters = join_pairs(runner, folder, grouped, [], at_once, num_documents)
         wall, processor = clock()
-        rounds = len(list(folder.glob("round-*-small")))
-        disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        removed = len(np.load(clusters.path(REMOVED), mmap_mode="r"))
+        # Of all halves of rounds the last one stays.
+        rounds = max((int(path.name.split("-")[1]) for path in folder.glob("round-*-small")), default=0)
     held = f"{at_once:,}" if at_once < 2 * num_pairs else "all"
     return (
-        f"| {num_documents:,} | {num_pairs:,} | {held} | {rounds} | {clusters.values['removed']:,} | {wall:,.1f} | "
-        f"{processor:,.1f} | {disk:,.0f} | {before:,.0f} | {peak_mib():,.0f} |"
+        f"| {num_documents:,} | {num_pairs:,} | {held} | {rounds} | {removed:,} | {wall:,.1f} | "
+        f"{processor:,.1f} | {runner.most_bytes / 1e6:,.0f} | {before:,.0f} | {peak_mib():,.0f} |"
     )
 
 
@@ -290,7 +312,7 @@ def section(scale: float, busy: float) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *rows(exact_row, (1e6,), (1e7,), (1e8,)),
         "",
-        "Near duplicates: pairs of simulated documents joined to clusters; `bucket_documents` as given.",
+        "Near duplicates: pairs of simulated documents joined to clusters; `bucket_documents` as given; disk at most.",
         "",
         "| documents | pairs | at once | rounds | removed | wall, s | processor, s | disk, MB | before | peak, MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -17,7 +17,10 @@ import zstandard
 from data_tools.engine.task import TaskResult
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output
+from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 
+# A line of a shard holds the text with JSON's escapes and the document's other fields.
+LONGEST_LINE_BYTES = 7 * LARGEST_DOCUMENT_BYTES
 _BATCH_DOCUMENTS = 2048
 _BATCH_CHARACTERS = 2 * 1024 * 1024
 _EXAMPLES_PER_REASON = 3

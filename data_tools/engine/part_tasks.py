@@ -31,6 +31,7 @@ def part_tasks(
             name=part.name,
             options=dict(options or {}),
             inputs=(part.output(f"{part.name}.jsonl.zst"), *shared),
+            documents=part.records_out,
         )
         for part in parts
     ]

@@ -10,7 +10,7 @@ from data_tools.engine.own_files import sweep as sweep_folder
 from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest, Task, finished
 from data_tools.errors import DataError
 from data_tools.io.owned_paths import require_below
-from data_tools.io.progress import progress_bar
+from data_tools.io.progress import BYTES, progress_bar
 
 _POLL_SECONDS = 0.1
 
@@ -83,8 +83,8 @@ class Runner:
         self.tasks_skipped += len(done)
         open_tasks = [(number, task) for number, task in enumerate(tasks) if task.name not in done]
         ours = [task for number, task in open_tasks if self._share is None or self._is_ours(number)]
-        with progress_bar(self.title, sum(task.num_bytes for task in ours)) as progress:
-            sizes = {task.name: task.num_bytes for task in ours}
+        unit, sizes = _sizes(ours)
+        with progress_bar(self.title, sum(sizes.values()), unit=unit) as progress:
             for manifest in self._executor.run(ours):
                 done[manifest.name] = manifest
                 self.tasks_done += 1
@@ -117,6 +117,14 @@ class Runner:
                     )
                 time.sleep(_POLL_SECONDS)
             done[task.name] = manifest
+
+
+def _sizes(tasks: Sequence[Task]) -> tuple[str, dict[str, int]]:
+    """What progress is counted in, and how much of it each task is, by its name."""
+    documents = {task.name: task.documents for task in tasks if task.documents is not None}
+    if len(documents) == len(tasks):
+        return "documents", documents
+    return BYTES, {task.name: task.num_bytes for task in tasks}
 
 
 def _sweep(folder: Path, manifests: Iterable[Manifest]) -> None:

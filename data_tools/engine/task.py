@@ -33,6 +33,8 @@ class Task:
         name: stem of the manifest, unique in the folder.
         options: configuration, plain JSON values.
         inputs: what it reads.
+        documents: how many it takes, where that is known.
+        read_bytes: how much it reads, if that is not the size of its inputs: some of the files of a list, say.
     """
 
     operation: str
@@ -40,6 +42,9 @@ class Task:
     name: str
     options: Mapping[str, Any]
     inputs: tuple[FileRange, ...]
+    # For the progress bar only: no part of the key.
+    documents: int | None = None
+    read_bytes: int | None = None
 
     @property
     def manifest_path(self) -> Path:
@@ -49,7 +54,7 @@ class Task:
     @property
     def num_bytes(self) -> int:
         """Roughly how much it reads, for the progress bar."""
-        return sum(one.num_bytes for one in self.inputs)
+        return sum(one.num_bytes for one in self.inputs) if self.read_bytes is None else self.read_bytes
 
     def key(self) -> str:
         """Hash of everything the result depends on: operation, options, inputs, version of the tool."""
@@ -197,12 +202,16 @@ def _check(manifest: Manifest, path: Path) -> None:
 
 def finished(task: Task) -> Manifest | None:
     """The manifest of ``task`` if it is finished for these inputs and options and its files are still there."""
+    manifest = intact(Path(task.folder), task.name)
+    return manifest if manifest is not None and manifest.key == task.key() else None
+
+
+def intact(folder: Path, name: str) -> Manifest | None:
+    """The manifest of a task that was finished for whatever inputs, if its files are still there in their sizes."""
     try:
-        manifest = read_manifest(Path(task.folder), task.name)
-        if manifest.key != task.key():
-            return None
-        for name, entry in manifest.outputs.items():
-            if manifest.path(name).stat().st_size != entry["size_bytes"]:
+        manifest = read_manifest(folder, name)
+        for output, entry in manifest.outputs.items():
+            if manifest.path(output).stat().st_size != entry["size_bytes"]:
                 return None
     except (OSError, ValueError, SmallFileError, PathError):
         return None  # Absent or damaged: the task is done again.

@@ -21,12 +21,17 @@ from data_tools.io.progress import BYTES, Progress
 
 
 class RateColumn(ProgressColumn):
-    """Bytes a second over the last pieces, over the whole time where nothing else is known."""
+    """What is counted, a second, over the last pieces, or over the whole time where nothing else is known."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """Empty before the first byte."""
+        """Empty before the first piece."""
         speed = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
-        return Text(f"{decimal(int(speed))}/s" if task.completed and speed else "", style="progress.data.speed")
+        amount = decimal(int(speed)) if self._unit == BYTES else f"{speed:,.0f}"
+        return Text(f"{amount}/s" if task.completed and speed else "", style="progress.data.speed")
 
 
 class LeftColumn(ProgressColumn):
@@ -56,7 +61,8 @@ def shown(title: str, total: int, unit: str = BYTES) -> Iterator[Progress]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        *((DownloadColumn(), RateColumn()) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))),
+        *((DownloadColumn(),) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))),
+        RateColumn(unit),
         LeftColumn(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as rich:

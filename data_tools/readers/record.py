@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from data_tools.io.file_range import FileRange
 
+# Key of a document's metadata: the `line` of its record, where it is asked for.
+LINE = "line"
+
 
 class Record(NamedTuple):
     """A record with text.

@@ -1,8 +1,8 @@
 """Clusters of near duplicates from the pairs of all buckets, in memory that the stage bounds.
 
 Pairs are contracted, some at a time, to stars around the smallest document of each. If one task holds all of them that
-is all; else rounds of `dedup.stars` follow, in which a task has the documents of one slice of the numbers. Then the
-documents that do not survive are counted for those that do.
+is all; else the rounds of `cluster_rounds` follow, in which a task has the documents of one slice of the numbers. Then
+the documents that do not survive are counted for those that do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
+from data_tools.stages.cluster_rounds import CONTRACTED, over_slices, stars_of_all
 
 REMOVED = "removed.npy"
 SIZES = "sizes.npy"
@@ -59,29 +60,22 @@ def join_pairs(
     num_edges = sum(one.values["edges"] for one in grouped)
     needed = -(-min(2 * num_edges, of_documents) // num_documents)
     num_slices = min(1 << max(0, needed - 1).bit_length(), _MOST_SLICES)
-    options = {"num_slices": num_slices, "num_documents": num_documents}
-    stars = runner.run(folder / "stars", _contract_tasks(folder / "stars", grouped, options))
-    is_done = len(stars) <= 1
-    number = 0
-    while not is_done:
-        number += 1
-        is_done = True
-        for half in ("large", "small"):
-            work = folder / f"round-{number:03d}-{half}"
-            stars = _over_slices(runner, "fuzzy_star", work, stars, {**options, "half": half})
-            is_done = is_done and not any(one.values["moved"] for one in stars)
+    options: dict[str, int | str] = {"num_slices": num_slices, "num_documents": num_documents}
+    stars = stars_of_all(runner, folder, _contract_tasks(folder / CONTRACTED, grouped, options), options)
     copies_list = write_input_list(folder / "lists" / "copies.json", copies)
-    weighed = _over_slices(runner, "fuzzy_weigh", folder / "weights", stars, options, copies_list)
-    sized = _over_slices(runner, "fuzzy_size", folder / "sizes", weighed, options, copies_list, suffix="weights")
+    weighed = over_slices(runner, "fuzzy_weigh", folder / "weights", stars, options, copies_list)
+    sized = over_slices(runner, "fuzzy_size", folder / "sizes", weighed, options, copies_list, suffix="weights")
+    parts = {
+        name: [one.output(f"{one.name}.{name}") for one in some]
+        for name, some in (("removed", weighed), ("sizes", sized))
+    }
     joined = Task(
         operation="fuzzy_join",
         folder=str(folder / "clusters"),
         name="clusters",
         options={"largest": _largest(weighed, sized)},
-        inputs=tuple(
-            write_input_list(folder / "lists" / f"{name}.json", [one.output(f"{one.name}.{name}") for one in parts])
-            for name, parts in (("removed", weighed), ("sizes", sized))
-        ),
+        inputs=tuple(write_input_list(folder / "lists" / f"{name}.json", files) for name, files in parts.items()),
+        read_bytes=sum(file.size_bytes for files in parts.values() for file in files),
     )
     (clusters,) = runner.run(folder / "clusters", [joined])
     return clusters
@@ -100,9 +94,9 @@ def _largest(weighed: Sequence[Manifest], sized: Sequence[Manifest]) -> list[dic
     ]
 
 
-def _contract_tasks(folder: Path, grouped: Sequence[Manifest], options: dict[str, int]) -> list[Task]:
+def _contract_tasks(folder: Path, grouped: Sequence[Manifest], options: dict[str, int | str]) -> list[Task]:
     """Tasks that each take the next so many pairs; an edge has two documents."""
-    most = max(1, options["num_documents"] // 2)
+    most = max(1, int(options["num_documents"]) // 2)
     cuts: list[list[tuple[FileRange, int, int]]] = []
     room = 0
     for one in grouped:
@@ -121,34 +115,10 @@ def _contract_tasks(folder: Path, grouped: Sequence[Manifest], options: dict[str
             name=f"part-{number:06d}",
             options={**options, "ranges": [[first, stop] for _, first, stop in cut]},
             inputs=tuple(file for file, _, _ in cut),
+            read_bytes=sum(EDGE.itemsize * (stop - first) for _, first, stop in cut),
         )
         for number, cut in enumerate(cuts)
     ]
-
-
-def _over_slices(
-    runner: Runner,
-    operation: str,
-    folder: Path,
-    before: Sequence[Manifest],
-    options: dict[str, int | str],
-    *shared: FileRange,
-    suffix: str = "stars",
-) -> list[Manifest]:
-    """One task for each slice of what the tasks ``before`` wrote."""
-    files = [one.output(f"{one.name}.{suffix}") for one in before]
-    files_list = write_input_list(folder.parent / "lists" / f"{folder.name}.json", files)
-    tasks = [
-        Task(
-            operation=operation,
-            folder=str(folder),
-            name=f"part-{number:06d}",
-            options={**options, "slice": number},
-            inputs=(files_list, *shared),
-        )
-        for number in range(int(options["num_slices"]))
-    ]
-    return runner.run(folder, tasks)
 
 
 def contract_edges(task: Task) -> TaskResult:

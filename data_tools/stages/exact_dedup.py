@@ -41,16 +41,16 @@ class ExactDedupStage:
         """Three phases: hash each part, group each range of hashes, rewrite each part."""
         hashed = runner.run(folder / "hashes", part_tasks("exact_dedup_hash", folder / "hashes", inputs))
         num_buckets = max(1, -(-sum(part.records_out for part in inputs) // self.bucket_documents))
-        hash_files = write_input_list(
-            folder / "lists" / "hashes.json", [one.output(f"{one.name}.hashes") for one in hashed]
-        )
+        hash_files = [one.output(f"{one.name}.hashes") for one in hashed]
+        hash_list = write_input_list(folder / "lists" / "hashes.json", hash_files)
         groups = [
             Task(
                 operation="exact_dedup_group",
                 folder=str(folder / "groups"),
                 name=f"bucket-{number:06d}",
                 options={"bucket": number, "num_buckets": num_buckets},
-                inputs=(hash_files,),
+                inputs=(hash_list,),
+                read_bytes=sum(one.size_bytes for one in hash_files) // num_buckets,
             )
             for number in range(num_buckets)
         ]
@@ -66,6 +66,7 @@ class ExactDedupStage:
                 name=part.name,
                 options={"part": number},
                 inputs=(part.output(f"{part.name}.jsonl.zst"), *found),
+                documents=part.records_out,
             )
             for number, part in enumerate(inputs)
         ]

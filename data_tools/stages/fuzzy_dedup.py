@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_tools.dedup.buckets import BucketWriter, bands_file, group_bucket, write_edges
 from data_tools.dedup.minhash import MinHashConfig, signatures
@@ -79,6 +80,7 @@ class FuzzyDedupStage:
                 name=f"part-{number:06d}",
                 options=options,
                 inputs=tuple(shards[shard] for shard in group),
+                documents=sum(counts[shard] for shard in group),
             )
             for number, group in enumerate(group_neighbours(counts, _MOST_SIGNED, sum(counts) // _MOST_SIGNED))
         ]
@@ -93,6 +95,8 @@ class FuzzyDedupStage:
     ) -> Manifest:
         bands = [part.output(bands_file(Path(), part.name).name) for part in signed]
         bands_list = write_input_list(folder / "lists" / "bands.json", bands)
+        num_buckets = self.bands * num_parts
+        bucket_bytes = sum(one.size_bytes for one in bands) // num_buckets
         tasks = [
             Task(
                 operation="fuzzy_group",
@@ -100,8 +104,9 @@ class FuzzyDedupStage:
                 name=f"band-{bucket // num_parts:03d}-part-{bucket % num_parts:04d}",
                 options={"bucket": bucket},
                 inputs=(bands_list,),
+                read_bytes=bucket_bytes,
             )
-            for bucket in range(self.bands * num_parts)
+            for bucket in range(num_buckets)
         ]
         grouped = runner.run(folder / "edges", tasks)
         if self.min_jaccard:
@@ -150,15 +155,14 @@ def apply_clusters(task: Task) -> TaskResult:
     """The operation `fuzzy_apply`: one shard without its near duplicates; those of the largest clusters are shown."""
     shown = _ShownClusters(task.options["largest"])
     removed, clusters = (np.load(one.path, mmap_mode="r", allow_pickle=False) for one in task.inputs[1:])
-    # A column of a table would be copied anew for each batch that is looked up.
-    survivors = np.ascontiguousarray(clusters[:, 0])
+    survivors = clusters[:, 0]
     records_in = 0
     with ShardWriter(Path(task.folder), task.name) as writer:
         for batch in batches(read_documents(Path(task.inputs[0].path))):
             records_in += len(batch)
             numbers = document_numbers(batch)
             removed_places = np.searchsorted(removed, numbers).tolist()
-            survivor_places = np.searchsorted(survivors, numbers).tolist()
+            survivor_places = _places(survivors, numbers).tolist()
             for document, number, lost, kept in zip(batch, numbers, removed_places, survivor_places, strict=True):
                 if lost < len(removed) and removed[lost] == number:
                     shown.look_at(int(number), document, is_kept=False)
@@ -169,6 +173,22 @@ def apply_clusters(task: Task) -> TaskResult:
                     document.metadata[CLUSTER_SIZE] = int(clusters[kept, 1])
                 writer.keep(document)
     return writer.result(records_in, values={"clusters": shown.found})
+
+
+def _places(column: npt.NDArray[np.uint64], numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """What `np.searchsorted` gives, which would copy a column of a table: the survivors of the whole corpus.
+
+    Args:
+        column: ascending.
+        numbers: [n], looked up.
+    """
+    low, high = np.zeros(len(numbers), dtype=np.int64), np.full(len(numbers), len(column), dtype=np.int64)
+    while (is_open := low < high).any():
+        middle = (low + high) // 2
+        is_less = column[np.minimum(middle, len(column) - 1)] < numbers
+        low = np.where(is_open & is_less, middle + 1, low)
+        high = np.where(is_open & ~is_less, middle, high)
+    return low
 
 
 class _ShownClusters:

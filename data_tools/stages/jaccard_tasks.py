@@ -45,10 +45,15 @@ def checked_edges(
     Returns:
         manifests with NAME.npy, as ``grouped``, without the pairs that are not similar enough.
     """
-    edges = write_input_list(folder / "lists" / "unchecked.json", [one.output(f"{one.name}.npy") for one in grouped])
+    edge_files = [one.output(f"{one.name}.npy") for one in grouped]
     work = folder / "shingles"
     task = Task(
-        operation="fuzzy_candidates", folder=str(folder / "candidates"), name="all", options={}, inputs=(edges,)
+        operation="fuzzy_candidates",
+        folder=str(folder / "candidates"),
+        name="all",
+        options={},
+        inputs=(write_input_list(folder / "lists" / "unchecked.json", edge_files),),
+        read_bytes=sum(one.size_bytes for one in edge_files),
     )
     (candidates,) = runner.run(folder / "candidates", [task])
     written = runner.run(
@@ -60,12 +65,15 @@ def checked_edges(
                 name=f"part-{number:06d}",
                 options={"num_words": num_words},
                 inputs=(shard, candidates.output(_CANDIDATES)),
+                read_bytes=shard.size_bytes,
             )
             for number, shard in enumerate(shards)
         ],
     )
     files = [part.output(path.name) for part in written for path in set_files(work, part.name)]
     sets = write_input_list(folder / "lists" / "shingles.json", files)
+    # Of its records all, of the sets those that its pairs name: about so much.
+    read_bytes = sum(one.size_bytes for one in (*files, *read_input_list(bands))) // len(grouped)
     checks = [
         Task(
             operation="fuzzy_check",
@@ -73,6 +81,7 @@ def checked_edges(
             name=one.name,
             options={"min_jaccard": min_jaccard, "bucket": bucket},
             inputs=(bands, sets),
+            read_bytes=read_bytes,
         )
         for bucket, one in enumerate(grouped)
     ]

@@ -17,7 +17,7 @@ from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import PLAIN_NAME_RULE, is_plain_name
 from data_tools.readers.files import check_unchanged, find_files
 from data_tools.readers.formats import format_of, reader_of
-from data_tools.readers.record import BadRecord, RangeCount, ReadOptions
+from data_tools.readers.record import LINE, BadRecord, RangeCount, ReadOptions
 from data_tools.settings.records import Count, Rule, record
 
 _MAX_LISTED_EXAMPLES = 3
@@ -93,7 +93,7 @@ def _refuse_files_read_twice(tasks: Sequence[Task]) -> None:
 
 
 def read_part(task: Task) -> TaskResult:
-    """The operation `read`: records of a few files or of a range of one."""
+    """The operation `read`: records of a few files or of a range of one; `note_lines` keeps the line of each."""
     options = task.options
     reader = reader_of(options["format"])
     read_options = ReadOptions(
@@ -121,9 +121,10 @@ def read_part(task: Task) -> TaskResult:
                     if len(listed) < _MAX_LISTED_EXAMPLES:
                         listed.append({"id": part.path, "detail": record.detail, "text": ""})
                     continue
-                writer.keep(
-                    Document(f"{part.path}@{record.place}", options["source"], record.text, "", dict(record.fields))
-                )
+                fields = dict(record.fields)
+                if options.get("note_lines"):
+                    fields[LINE] = record.line
+                writer.keep(Document(f"{part.path}@{record.place}", options["source"], record.text, "", fields))
             counts.append(count.lines)
             check_unchanged(part)
     return writer.result(writer.records_out + writer.rejected.total(), bad_name, values={"lines": counts})

@@ -17,6 +17,7 @@ import orjson
 from data_tools.corpus.lock import corpus_lock
 from data_tools.corpus.rejections import publish_list, rejected_path
 from data_tools.corpus.sidecar import InputFile
+from data_tools.engine.document import LONGEST_LINE_BYTES
 from data_tools.engine.input_list import read_input_list, write_input_list
 from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner, SupersededError
@@ -27,16 +28,14 @@ from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree, require_plain_name
 from data_tools.io.small_json import build, read_json
 from data_tools.io.streams import BROKEN
-from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 from data_tools.settings.records import Count, Seed64, record
 from data_tools.stages.tokenize_checksum import CHECKSUMS, take_checksums
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED
 from data_tools.stages.tokenize_gather import gather_runs
+from data_tools.stages.tokenize_rejections import rows_with_ids
 from data_tools.stages.tokenize_runs import TOKENS_IN_MEMORY, RunSizes
 from data_tools.stages.tokenize_seal import seal
 
-# A line of a shard holds the text with JSON's escapes and the document's other fields.
-_LONGEST_LINE = 7 * LARGEST_DOCUMENT_BYTES
 _SEAL_PLAN = "seal.json"
 
 
@@ -79,6 +78,7 @@ class TokenizeStage:
             name=name,
             options={**self._encoding(), "seed": self.seed, "shuffle": self.shuffle, "work": str(folder)},
             inputs=(write_input_list(folder / "shards.json", shards),),
+            documents=sum(part.records_out for part in parts),
         )
         if (manifest := finished(task)) is None:
             runner.superseded_by = task
@@ -111,7 +111,7 @@ class TokenizeStage:
                     **self._encoding(),
                     "all_checked": NUM_FIRST_CHECKED,
                     "text_key": "text",
-                    "max_line_bytes": _LONGEST_LINE,
+                    "max_line_bytes": LONGEST_LINE_BYTES,
                     "files": [*files],
                     "seed": self.seed,
                     "shuffle": self.shuffle,
@@ -119,6 +119,7 @@ class TokenizeStage:
                     "num_ranges": sizes.num_ranges,
                 },
                 inputs=tuple(shards[file] for file in files),
+                read_bytes=sum(text_bytes[file] for file in files),
             )
             for number, files in enumerate(sizes.groups(text_bytes))
         ]
@@ -129,7 +130,7 @@ class TokenizeStage:
                 raise DataError(f"{paths}: the shard is damaged; delete it and run the pipeline again")
         if not any(manifest.records_out for manifest in encoded):
             raise DataError(f"{folder.name}: the encoder refuses all documents; {folder / 'runs'} lists why")
-        write_quarantine(folder / QUARANTINE_FILE, encoded)
+        write_quarantine(folder / QUARANTINE_FILE, encoded, rows_with_ids)
         target, gathered = gather_runs(runner, folder, encoded, sizes, shuffle=self.shuffle)
         segments = take_checksums(runner, folder, target, gathered)
         rejected: Counter[str] = Counter()

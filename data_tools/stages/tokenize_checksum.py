@@ -49,6 +49,7 @@ def take_checksums(runner: Runner, folder: Path, target: Path, gathered: Sequenc
                     "ranges": [[one.values[key] for key in ("start", "stop", "head")] for one in ranges],
                 },
                 inputs=(content, *(one.output(f"{one.name}.edges") for one in ranges)),
+                read_bytes=stop - first,
             )
         )
     return runner.run(folder / CHECKSUMS, tasks)

@@ -41,6 +41,7 @@ from data_tools.stages.tokenize_inputs import (
     find_segments,
     read_tasks,
 )
+from data_tools.stages.tokenize_rejections import RejectionPlaces
 from data_tools.stages.tokenize_runs import TOKENS_IN_MEMORY, RunSizes
 from data_tools.stages.tokenize_seal import seal
 from data_tools.stages.user_files import content_of, require_own_work
@@ -164,7 +165,8 @@ def _plan(segments: Sequence[Segment], work: Path, options: TokenizeOptions) -> 
     sizes = RunSizes.of(total, options.tokens_in_memory)
     reading = read_tasks(work / "read", segments, sizes.part_bytes, options.text_key, options.max_document_bytes)
     # As if everything were JSON Lines: the key depends on all files and options then.
-    files = [EncodeInput(file, options.text_key) for segment in segments for file in segment.files]
+    largest = options.max_document_bytes
+    files = [EncodeInput(file, options.text_key, largest) for segment in segments for file in segment.files]
     tasks = [*(task for some in reading for task in some), *_encode_tasks(work / "runs", [files], sizes, options)]
     key = hashlib.sha256("".join(task.key() for task in tasks).encode()).hexdigest().encode()
     return _Plan(segments, reading, sizes, key)
@@ -203,7 +205,7 @@ def _run(
     runner: Runner, work: Path, plan: _Plan, read: Sequence[Sequence[Manifest]], prefix: Path, options: TokenizeOptions
 ) -> Sidecar:
     inputs = [
-        encode_inputs(segment, manifests, options.text_key)
+        encode_inputs(segment, manifests, options.text_key, options.max_document_bytes)
         for segment, manifests in zip(plan.segments, read, strict=True)
     ]
     runner.title = "tokenizing"
@@ -215,7 +217,8 @@ def _run(
     for manifest in done:
         rejected.update(manifest.rejected)
     list_path = options.rejected or rejected_path(prefix)
-    write_quarantine(work / QUARANTINE_FILE, done)
+    places = RejectionPlaces([manifest for some in read for manifest in some], encoded)
+    write_quarantine(work / QUARANTINE_FILE, done, places.rows)
     publish_list(work / QUARANTINE_FILE, list_path)
     if not any(manifest.records_out for manifest in encoded):
         remove_tree(work, prefix.parent)
@@ -253,18 +256,18 @@ def _encode_tasks(
     tasks: list[Task] = []
     file_number = -1
     for inputs in segments:
-        keys = {one.file.path: one.text_key for one in inputs}
+        by_path = {one.file.path: one for one in inputs}
         for part in plan_parts([one.file for one in inputs], JSONL, sizes.part_bytes):
             numbers = []
             for one in part:
                 file_number += one.start == 0
                 numbers.append(file_number)
             task_options = {
-                "text_key": keys[part[0].path],
+                "text_key": by_path[part[0].path].text_key,
                 "encoder": options.encoder,
                 "check_interval": options.check_interval,
                 "all_checked": 0 if tasks else NUM_FIRST_CHECKED,
-                "max_line_bytes": options.max_document_bytes,
+                "max_line_bytes": by_path[part[0].path].max_line_bytes,
                 "files": numbers,
                 "seed": options.seed,
                 "shuffle": options.shuffle,

@@ -89,6 +89,7 @@ def gather_runs(
                 "target": target.name,
             },
             inputs=(run_list,),
+            read_bytes=TOKEN_DTYPE.itemsize * (ends[borders[first : first + each + 1][-1]] - ends[borders[first]]),
         )
         for number, first in enumerate(range(0, len(borders) - 1, each))
     ]

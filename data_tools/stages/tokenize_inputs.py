@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from data_tools.engine.document import LONGEST_LINE_BYTES
 from data_tools.engine.planning import plan_parts
 from data_tools.engine.task import Manifest, Task
 from data_tools.io.file_range import FileRange
@@ -37,10 +38,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class EncodeInput:
-    """A file of JSON Lines, a user's or one that the operation `read` wrote, and the key of its texts."""
+    """A file of JSON Lines, a user's or one that the operation `read` wrote, the key of its texts, the longest line."""
 
     file: FileRange
     text_key: str
+    max_line_bytes: int
 
 
 def find_segments(names: Sequence[str | Path], file_format: str) -> list[Segment]:
@@ -98,6 +100,7 @@ def read_tasks(
             "keep": [],
             "extractor": "resiliparse",
             "max_document_bytes": max_document_bytes,
+            "note_lines": True,
         }
         tasks.append(
             [
@@ -114,8 +117,11 @@ def read_tasks(
     return tasks
 
 
-def encode_inputs(segment: Segment, read: Sequence[Manifest], text_key: str) -> list[EncodeInput]:
+def encode_inputs(
+    segment: Segment, read: Sequence[Manifest], text_key: str, max_document_bytes: int
+) -> list[EncodeInput]:
     """What is encoded of a segment: its own files, or what the tasks of `read_tasks` left of them."""
     if segment.is_read_first:
-        return [EncodeInput(part.output(f"{part.name}.jsonl.zst"), _TEXT_KEY) for part in read]
-    return [EncodeInput(file, text_key) for file in segment.files]
+        # What is too long has been found already, by the text and not by its line here.
+        return [EncodeInput(part.output(f"{part.name}.jsonl.zst"), _TEXT_KEY, LONGEST_LINE_BYTES) for part in read]
+    return [EncodeInput(file, text_key, max_document_bytes) for file in segment.files]

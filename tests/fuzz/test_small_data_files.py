@@ -137,7 +137,7 @@ def make_bad(folder: Path) -> Any:
 
 def read_bad(folder: Path) -> None:
     one = task.Manifest(folder=str(folder), **{**TASK, "name": "part"})  # type: ignore[arg-type]
-    list(quarantine._bad_records(one))
+    list(quarantine.bad_rows(one))
 
 
 TARGETS = {

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from data_tools.decontamination.benchmark_index import BenchmarkIndex, BenchmarkItem
+from data_tools.engine.document import Document, ShardWriter, document_numbers, read_documents
 from data_tools.engine.input_list import write_input_list
 from data_tools.engine.task import Task
 from data_tools.io.file_range import FileRange
 from data_tools.stages import exact_dedup
 from data_tools.stages.exact_dedup import HASH_ENTRY, group_bucket
+from data_tools.stages.fuzzy_dedup import _places, apply_clusters
 
 PARTS, PART_DOCUMENTS = 10, 3000
 
@@ -67,6 +69,49 @@ def test_grouping_holds_one_bucket(tmp_path: Path, hashes: tuple[FileRange, int]
     assert found == PARTS * PART_DOCUMENTS - num_different > 300
     # As the option says, and some for files and lists.
     assert max(peaks) < 120 * 1.1 * PARTS * PART_DOCUMENTS / num_buckets + 300_000
+
+
+def test_the_clusters_of_the_whole_corpus_are_not_held(tmp_path: Path) -> None:
+    """Beside the documents of a batch nothing is held of the tables in which all of its documents are looked up."""
+    generator = np.random.default_rng(1)
+    documents = [Document(f"web@{number}", "web", f"text number {number}") for number in range(30)]
+    with ShardWriter(tmp_path, "part-000000", keep_dropped=False) as writer:
+        for document in documents:
+            writer.keep(document)
+    numbers = document_numbers(documents)
+    others = generator.integers(0, 2**64, (2, 400_000), dtype=np.uint64)
+    removed, survivors = (
+        np.unique(np.concatenate(pair)) for pair in zip((numbers[:10], numbers[10:20]), others, strict=True)
+    )
+    np.save(tmp_path / "removed.npy", removed)
+    np.save(tmp_path / "sizes.npy", np.stack([survivors, np.arange(len(survivors), dtype=np.uint64) + 2], axis=1))
+    task = Task(
+        operation="fuzzy_apply",
+        folder=str(tmp_path / "out"),
+        name="part-000000",
+        options={"largest": []},
+        inputs=tuple(FileRange(path=str(tmp_path / n)) for n in ("part-000000.jsonl.zst", "removed.npy", "sizes.npy")),
+    )
+    (tmp_path / "out").mkdir()
+    peak = peak_of(lambda: apply_clusters(task))
+    kept = {one.id: one.metadata for one in read_documents(tmp_path / "out/part-000000.jsonl.zst")}
+    assert list(kept) == [document.id for document in documents[10:]]
+    sizes = dict(zip(survivors.tolist(), range(2, len(survivors) + 2), strict=True))
+    expected = [{"cluster_size": sizes[number]} for number in numbers[10:20].tolist()] + [{}] * 10
+    assert list(kept.values()) == expected
+    assert peak < 400_000 * 8 / 2
+
+
+@pytest.mark.parametrize("place", ["first", "last", "between", "none"])
+def test_places_are_those_of_numpy(place: str) -> None:
+    generator = np.random.default_rng(2)
+    table = np.sort(generator.integers(2, 10**6, (1 if place == "none" else 5000, 2), dtype=np.uint64), axis=0)
+    table = table[: 0 if place == "none" else None]
+    numbers = {
+        "first": np.array([0, 1, 2], dtype=np.uint64),
+        "last": np.array([10**6, 2**64 - 1], dtype=np.uint64),
+    }.get(place, np.concatenate([table[:, 0], generator.integers(0, 10**6, 5000, dtype=np.uint64)]))
+    assert np.array_equal(_places(table[:, 0], numbers), np.searchsorted(table[:, 0], numbers))
 
 
 def test_decontamination_holds_the_benchmarks_and_a_batch() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pytest
 
 from data_tools.dedup import components
@@ -14,11 +15,11 @@ from data_tools.dedup.buckets import write_edges
 from data_tools.dedup.sliced_file import SliceWriter, batched, read_slice, slice_numbers
 from data_tools.dedup.stars import EDGE, LargeStar, SmallStar, edge_records
 from data_tools.engine.executor import InProcessExecutor
-from data_tools.engine.runner import Runner
+from data_tools.engine.runner import Runner, Share
 from data_tools.engine.task import Manifest, Task, TaskResult, write_manifest
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
-from data_tools.stages import cluster_tasks
+from data_tools.stages import cluster_rounds, cluster_tasks
 from data_tools.stages.cluster_tasks import REMOVED, SIZES, join_pairs
 
 Pairs = npt.NDArray[np.uint64]
@@ -150,8 +151,158 @@ def test_the_same_bytes_in_one_task_and_in_many(tmp_path: Path, monkeypatch: pyt
     for number_documents in (10**6, 300, 60):
         assert joined(tmp_path / str(number_documents), pairs, copies, number_documents) == expected
     assert not list((tmp_path / "1000000").glob("round-*"))
-    assert len(list((tmp_path / "60" / "stars").glob("*.manifest.json"))) > 5
-    assert len(list((tmp_path / "60" / "round-001-small").glob("*.manifest.json"))) == 4
+    # As many tasks contracted the pairs.
+    assert len(orjson.loads((tmp_path / "60" / "lists" / "round-001-large.json").read_bytes())) > 5
+    (left,) = (tmp_path / "60").glob("round-*")
+    assert left.name.endswith("-small")
+    assert left.name > "round-002"
+    assert len(list(left.glob("*.manifest.json"))) == 4
+
+
+class Interrupted(Exception):
+    """A run ends here."""
+
+
+class FewTasks(InProcessExecutor):
+    """Does so many tasks and no more."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+        for task in tasks:
+            if not self.left:
+                raise Interrupted
+            self.left -= 1
+            yield from super().run([task])
+
+
+class Rounds:
+    """Pairs that take several rounds in four slices, joined by as many runs as it takes."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.pairs = [random_pairs(seed, 300, 90) for seed in (1, 2, 3)]
+        self.grouped = [manifest_of(folder, f"band-000-part-{n:04d}", one) for n, one in enumerate(self.pairs)]
+
+    def run(self, most_tasks: int = 10**6, num_documents: int = 60) -> Runner:
+        runner = Runner(FewTasks(most_tasks))
+        self.clusters = join_pairs(runner, self.folder, self.grouped, [], num_documents, 1000)
+        return runner
+
+    @property
+    def files(self) -> tuple[bytes, bytes]:
+        return self.clusters.path(REMOVED).read_bytes(), self.clusters.path(SIZES).read_bytes()
+
+    @property
+    def num_halves(self) -> int:
+        return len(list(self.folder.glob("round-*")))
+
+
+@pytest.fixture
+def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_tasks, "_MOST_SLICES", 4)
+
+
+@pytest.mark.usefixtures("few_slices")
+def test_a_run_that_is_interrupted_goes_on_from_the_last_half_of_a_round(tmp_path: Path) -> None:
+    whole = Rounds(tmp_path / "whole")
+    num_tasks = whole.run().tasks_done
+    assert num_tasks > 40
+    assert whole.files == expected_files(tmp_path, whole.pairs, [])
+    assert not (tmp_path / "whole/stars").exists()
+    for step in (2, 7):
+        parts = Rounds(tmp_path / f"step-{step}")
+        done = 0
+        while True:
+            try:
+                done += parts.run(step).tasks_done
+                break
+            except Interrupted:
+                done += step
+                # What is left was made of the one before, which stays until all of it is there.
+                assert parts.num_halves <= 2
+        # Nothing was done twice.
+        assert done == num_tasks
+        assert parts.files == whole.files
+
+
+@pytest.mark.usefixtures("few_slices")
+def test_a_run_that_is_killed_before_it_removes_what_it_does_not_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = Rounds(tmp_path / "rounds")
+
+    def killed(*_: object) -> None:
+        raise Interrupted
+
+    for _ in range(3):
+        with monkeypatch.context() as broken:
+            broken.setattr(cluster_rounds, "_remove_needless", killed)
+            with pytest.raises(Interrupted):
+                rounds.run()
+        rounds.folder.joinpath("round-099-large").mkdir(exist_ok=True)
+        with pytest.raises(Interrupted):
+            rounds.run(5)
+    rounds.run()
+    assert rounds.num_halves == 1
+    assert rounds.files == expected_files(tmp_path, rounds.pairs, [])
+
+
+@pytest.mark.usefixtures("few_slices")
+def test_rounds_that_are_done_are_found(tmp_path: Path) -> None:
+    rounds = Rounds(tmp_path / "rounds")
+    num_tasks = rounds.run().tasks_done
+    expected = rounds.files
+    (half,) = rounds.folder.glob("round-*")
+    assert rounds.run().tasks_done == 0
+    # A file of the half that is kept, its manifest, or the note of it is damaged: all is done again.
+    for path in (half / "part-000001.stars", half / "part-000002.manifest.json", rounds.folder / "rounds.json"):
+        path.write_bytes(path.read_bytes()[:-9])
+        again = rounds.run()
+        assert again.tasks_done > num_tasks // 2
+        assert rounds.files == expected
+    # What anybody may have written there is no reason to fail.
+    content = rounds.folder.joinpath("rounds.json").read_bytes()
+    for other in (b'{"pairs"', b"[]", content.replace(b'"pairs":"', b'"pairs":"0')):
+        rounds.folder.joinpath("rounds.json").write_bytes(other)
+        rounds.run()
+        assert rounds.files == expected
+
+
+@pytest.mark.usefixtures("few_slices")
+def test_other_options_and_pairs_leave_no_rounds_of_before(tmp_path: Path) -> None:
+    rounds = Rounds(tmp_path / "rounds")
+    rounds.run()
+    expected = rounds.files
+    rounds.run(num_documents=40)
+    assert rounds.num_halves == 1
+    assert rounds.files == expected
+    rounds.run(num_documents=10**6)
+    assert rounds.num_halves == 0
+    assert not rounds.folder.joinpath("rounds.json").exists()
+    assert rounds.files == expected
+    rounds.run()
+    rounds.pairs = rounds.pairs[:2]
+    rounds.grouped = rounds.grouped[:2]
+    rounds.run()
+    assert rounds.files == expected_files(tmp_path, rounds.pairs, [])
+
+
+@pytest.mark.usefixtures("few_slices")
+def test_array_jobs_leave_the_rounds_and_find_those_of_a_whole_run(tmp_path: Path) -> None:
+    rounds = Rounds(tmp_path / "rounds")
+    share = Runner(InProcessExecutor(), Share(0, 1))
+    rounds.clusters = join_pairs(share, rounds.folder, rounds.grouped, [], 60, 1000)
+    expected = rounds.files
+    assert rounds.num_halves > 3
+    assert rounds.run().tasks_done == 0
+    assert rounds.num_halves == 1
+    share = Runner(InProcessExecutor(), Share(0, 1))
+    rounds.clusters = join_pairs(share, rounds.folder, rounds.grouped, [], 60, 1000)
+    assert share.tasks_done == 0
+    assert rounds.files == expected
 
 
 def test_no_pairs_at_all(tmp_path: Path) -> None:

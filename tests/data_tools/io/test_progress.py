@@ -50,6 +50,7 @@ def test_a_bar_ends_full_with_units(monkeypatch: pytest.MonkeyPatch, steps: tupl
 def test_a_bar_of_other_things_than_bytes_says_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     line = shown(monkeypatch, 52_487, 1000, unit="merges")
     assert "52487/52487 merges" in line
+    assert re.search(r"merges [\d,]+/s took", line)
     assert "B/s" not in line
 
 

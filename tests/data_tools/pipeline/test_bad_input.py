@@ -149,3 +149,19 @@ def test_half_a_gigabyte_of_one_record_takes_less_than_half_of_it(tmp_path: Path
     assert int(peak) * 1024 < 256e6, peak
     stage = orjson.loads((tmp_path / "out/pipeline.json").read_bytes())["stages"][0]
     assert (stage["records_out"], stage["rejected"]) == (3 + 90 + 100, {"too_long": 3})
+
+
+def test_what_the_encoder_refuses_is_named_by_the_document(tmp_path: Path) -> None:
+    texts = ["first", "x" + " " * 1_200_000, "second", "y" + " " * 1_200_000]
+    content = b"\n".join(orjson.dumps({"text": text}) for text in texts)
+    (tmp_path / "web.jsonl").write_bytes(content)
+    (tmp_path / "p.yaml").write_text(
+        f"output: {tmp_path}/out\nstages:\n  - {{kind: read, inputs: [{{path: {tmp_path}/web.jsonl, source: web}}]}}\n"
+        "  - {kind: tokenize, encoder: tiktoken}\n"
+    )
+    assert main(["run", str(tmp_path / "p.yaml"), "--workers", "1"]) == 0
+    listed = [orjson.loads(line) for line in (tmp_path / "out/corpora/web.rejected.jsonl").read_bytes().splitlines()]
+    places = [content.index(text.encode()) - len(b'{"text":"') for text in texts]
+    assert [(one["line"], one["reason"]) for one in listed] == [(2, "not_encodable"), (4, "not_encodable")]
+    for one, place in zip(listed, places[1::2], strict=True):
+        assert one["detail"].endswith(f"it is document {tmp_path}/web.jsonl@{place}")

@@ -5,8 +5,9 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from data_tools.corpus.verify import verify
 from data_tools.engine.document import read_documents
 from data_tools.engine.executor import Executor, InProcessExecutor
+from data_tools.engine.task import Manifest, Task, TaskResult, write_manifest
+from data_tools.errors import DataError
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.pipeline.run import RunSummary, run_pipeline
 
@@ -167,25 +170,75 @@ def kill_workers(killed: list[int], count: int, is_over: threading.Event) -> Non
                 killed.append(process)
 
 
-def test_in_this_process_and_on_ray_whose_workers_are_killed(
-    tmp_path: Path, write_corpus: Callable[[str], Path]
+@pytest.fixture
+def ray_nodes() -> Iterator[Any]:
+    """A cluster of two nodes, with a core and the smallest object store that Ray allows each."""
+    from ray.cluster_utils import Cluster
+
+    smallest = {"num_cpus": 1, "object_store_memory": 75 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=smallest)
+    cluster.add_node(num_cpus=1, object_store_memory=75 << 20)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_in_this_process_and_on_ray_that_loses_a_worker_and_a_node(
+    tmp_path: Path, write_corpus: Callable[[str], Path], ray_nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data_tools.engine.ray_executor import RayExecutor
+    from data_tools.engine import ray_executor
 
     check(run(write_corpus("here"), InProcessExecutor()), tmp_path / "here")
+    looked_for: list[str] = []
+    require_seen = ray_executor.require_seen
+
+    def noted(manifest: Manifest, host: str) -> None:
+        looked_for.append(manifest.name)
+        require_seen(manifest, host)
+
+    monkeypatch.setattr(ray_executor, "require_seen", noted)
     killed: list[int] = []
     is_over = threading.Event()
-    executor = RayExecutor("local")
-    killer = threading.Thread(target=kill_workers, args=(killed, 2, is_over))
+
+    def kill() -> None:
+        kill_workers(killed, 1, is_over)
+        while not (tmp_path / "ray/stages/04-filter/stage.json").exists() and not is_over.wait(0.02):
+            pass
+        (node,) = ray_nodes.worker_nodes
+        ray_nodes.remove_node(node, allow_graceful=False)
+
+    executor = ray_executor.RayExecutor(ray_nodes.address)
+    killer = threading.Thread(target=kill)
     killer.start()
     try:
         check(run(write_corpus("ray"), executor), tmp_path / "ray")
     finally:
         is_over.set()
         killer.join()
-    assert len(killed) == 2
+    assert len(killed) == 1
+    assert not ray_nodes.worker_nodes
+    # The first result of each node.
+    assert len(looked_for) == 2
+    session = Path(ray_nodes.head_node.get_session_dir_path())
+    assert list(session.glob("sockets"))
+    assert not [path for path in session.rglob("ray_spilled_objects*/**/*") if path.is_file()]
     for path in (tmp_path / "here/corpora").glob("*.bin"):
         assert path.read_bytes() == (tmp_path / "ray/corpora" / path.name).read_bytes()
+
+
+def test_what_another_node_wrote_must_be_seen_here(tmp_path: Path) -> None:
+    from data_tools.engine.ray_executor import require_seen
+
+    task = Task(operation="read", folder=str(tmp_path), name="part-000000", options={}, inputs=())
+    (tmp_path / "part-000000.jsonl.zst").write_bytes(b"")
+    manifest = write_manifest(task, TaskResult(outputs=["part-000000.jsonl.zst"]))
+    require_seen(manifest, "elsewhere", 0)
+    (tmp_path / "part-000000.jsonl.zst").rename(tmp_path / "late")
+    with pytest.raises(DataError, match=r"part-000000.jsonl.zst: was written on elsewhere, but is not seen on "):
+        require_seen(manifest, "elsewhere", 0)
+    threading.Timer(0.1, (tmp_path / "late").rename, [tmp_path / "part-000000.jsonl.zst"]).start()
+    require_seen(manifest, "elsewhere", 30)
 
 
 def test_text_survives_the_stages_as_it_is(tmp_path: Path, write_corpus: Callable[[str], Path]) -> None:

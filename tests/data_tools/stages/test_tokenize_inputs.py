@@ -143,3 +143,81 @@ def test_what_is_read_is_not_read_again(tmp_path: Path, folder: Path, monkeypatc
     assert tokenize(folder, "--output", tmp_path / "c", "--no-shuffle") == 0
     assert seen == times
     assert texts_of(tmp_path / "c") == EXPECTED
+
+
+def rejections(prefix: Path) -> list[tuple[str, int, str]]:
+    lines = Path(f"{prefix}.rejected.jsonl").read_bytes().splitlines()
+    return [(Path(one["file"]).name, one["line"], one["reason"]) for one in map(orjson.loads, lines)]
+
+
+def test_what_the_encoder_refuses_is_named_by_file_and_record(tmp_path: Path) -> None:
+    """Of files that are read to JSON Lines first it sees those, which are gone when the list is read."""
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    refused = "x" + " " * 1_200_000  # By the reference encoder.
+    columns = [["a", None, refused, "b", refused, None], [refused, "c", "", refused]]
+    for name, texts in zip(("a.parquet", "b.parquet"), columns, strict=True):
+        pq.write_table(pa.table({"text": texts}), tmp_path / name)
+    (tmp_path / "d.txt").write_text(refused)
+    (tmp_path / "e.jsonl").write_bytes(b'\n{"text": "d"}\nbroken\n' + orjson.dumps({"text": refused}) + b"\n")
+    content = b'\n{"text": "e"}\n\n' + orjson.dumps({"text": refused}) + b"\n"
+    fsspec.filesystem("memory").pipe("/refused/f.jsonl", content)
+    files = [tmp_path / name for name in ("a.parquet", "b.parquet", "d.txt", "e.jsonl")]
+    prefix = tmp_path / "corpus"
+    assert tokenize(*files, "memory://refused/f.jsonl", "--output", prefix, "--no-shuffle") == 0
+    assert texts_of(prefix) == ["a", "b", "c", "d", "e"]
+    # Files that are read first come first.
+    assert rejections(prefix) == [
+        ("a.parquet", 1, "text_not_string"),
+        ("a.parquet", 2, "not_encodable"),
+        ("a.parquet", 4, "not_encodable"),
+        ("a.parquet", 5, "text_not_string"),
+        ("b.parquet", 0, "not_encodable"),
+        ("b.parquet", 2, "empty"),
+        ("b.parquet", 3, "not_encodable"),
+        ("d.txt", 1, "not_encodable"),
+        ("f.jsonl", 4, "not_encodable"),
+        ("e.jsonl", 3, "not_json"),
+        ("e.jsonl", 4, "not_encodable"),
+    ]
+    assert Sidecar.read(prefix).rejected == {"empty": 1, "not_encodable": 7, "not_json": 1, "text_not_string": 2}
+
+
+def test_pages_that_the_encoder_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are numbered as the reader numbers them, without images and with those that give no text."""
+    from data_tools.errors import DataError
+    from data_tools.tokenizer.encoder import TiktokenEncoder
+
+    def response(kind: str, text: str) -> str:
+        body = f"<html><body><main><p>{text}</p></main></body></html>" if text else ""
+        http = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n{body}"
+        return f"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: {len(http)}\r\n\r\n{http}\r\n\r\n"
+
+    pages = [("text/html", ""), ("image/png", "no page"), ("text/html", PAGE), ("text/html", f"{PAGE} Refuse it.")]
+    for name in ("a.warc", "b.warc"):
+        (tmp_path / name).write_text("".join(response(*one) for one in pages), newline="")
+    whole = TiktokenEncoder.encode_batch
+
+    def encode_batch(self: TiktokenEncoder, texts: list[str]) -> object:
+        if any("Refuse" in text for text in texts):
+            raise DataError("no")
+        return whole(self, texts)
+
+    monkeypatch.setattr(TiktokenEncoder, "encode_batch", encode_batch)
+    assert tokenize(tmp_path / "a.warc", tmp_path / "b.warc", "--output", tmp_path / "c") == 0
+    expected = [(name, *row) for name in ("a.warc", "b.warc") for row in ((0, "empty"), (2, "not_encodable"))]
+    assert rejections(tmp_path / "c") == expected
+
+
+def test_a_text_is_too_long_by_its_own_bytes(tmp_path: Path) -> None:
+    """Not by those of the line that it becomes, in which every line end takes two."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["\n" * 999 + "a", "\n" * 1000 + "a"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    assert tokenize(tmp_path / "a.parquet", "--output", tmp_path / "c", "--max-document-bytes", "1000") == 0
+    assert texts_of(tmp_path / "c") == texts[:1]
+    assert rejections(tmp_path / "c") == [("a.parquet", 1, "too_long")]
