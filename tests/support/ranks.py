@@ -32,7 +32,7 @@ def forkserver() -> Any:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_pid not in SERVERS:
         server._stop()
         context.set_forkserver_preload(PRELOAD)
