@@ -3,7 +3,8 @@
 Random models of hidden size 1024 x 24 layers with Qwen's vocabulary (463,987,712 parameters), both in one process.
 Contestants take turns, several rounds; a ratio is the median over rounds of ratios within a round. Decoding is greedy,
 after a prompt of 32 tokens; transformers generates with its cache, SDPA attention and as many threads. Both have the
-huge pages that our commands ask for. The floor of decoding is to read each weight once, in turn with them: its sum.
+huge pages that our commands ask for, and keep memory that is freed. The floor of decoding is to read each weight once,
+in turn with them: its sum.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from qwen_megatron.inference.generator import Generator
 from qwen_megatron.inference.loading import inference_groups
 from qwen_megatron.inference.running_batch import RunningBatch
 from qwen_megatron.inference.sampling import Sampling
+from qwen_megatron.jobs.launcher import keep_freed_blocks
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups
 
@@ -112,6 +114,7 @@ def measure(precision: str, threads: int, rounds: int, tokens: int, works: list[
     """Seconds of both, by work and round."""
 
     torch.set_num_threads(threads)
+    keep_freed_blocks()
     times: Times = {work: [] for work in works}
     with inference_groups() as groups:
         each = contestants(precision, groups)
