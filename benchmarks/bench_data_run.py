@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,13 @@ class Meter:
 
 
 def _processes() -> list[Path]:
-    """This process and its children, by their folders in /proc."""
-    own = Path("/proc/self")
-    children = [child for task in own.glob("task/*/children") for child in task.read_text().split()]
-    return [own, *(Path("/proc", child) for child in children)]
+    """This process and all below it, workers are children of a fork server, by their folders in /proc."""
+    found = [Path("/proc/self")]
+    for process in found:  # Grows meanwhile.
+        with suppress(OSError):
+            children = [one for task in process.glob("task/*/children") for one in task.read_text().split()]
+            found += [Path("/proc", one) for one in children]
+    return found
 
 
 def _processor_seconds() -> float:
