@@ -136,9 +136,9 @@ def settle_inference() -> None:
 def keep_freed_blocks() -> None:
     """Lets the GNU C library keep large blocks that are freed for the next layer, which needs as many.
 
-    Those of more than 32 MiB, as a long prompt's activations are, would go back to the system and come anew, filled with
-    zeros: one twentieth of the time of a prompt. What is free beyond `KEPT_BYTES` at the end of the heap is given back.
-    Other C libraries have no such setting.
+    Those of more than 32 MiB, as a long prompt's activations are, would go back to the system and come anew, filled
+    with zeros: one twentieth of the time of a prompt. What is free beyond `KEPT_BYTES` at the end of the heap is given
+    back. Other C libraries have no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not any(name in os.environ for name in MALLOC_VARIABLES):
