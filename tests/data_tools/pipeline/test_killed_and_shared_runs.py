@@ -59,8 +59,8 @@ def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, write_pipeline: Calla
 
 
 def test_four_runs_on_one_output(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
-    write_input(tmp_path / "web.jsonl", [english(number) for number in range(600)])
-    path = write_pipeline(split_bytes=20_000)
+    write_input(tmp_path / "web.jsonl", [english(number) for number in range(200)])
+    path = write_pipeline()
     first = subprocess.Popen(command(path), stdout=subprocess.DEVNULL)
     lock = tmp_path / "out/run.lock"
     deadline = time.monotonic() + 60
@@ -79,7 +79,7 @@ def test_four_runs_on_one_output(tmp_path: Path, write_pipeline: Callable[..., P
     assert [process.returncode for process in others] == [1, 1, 1]
     assert all(f"process {first.pid} on " in error for error in errors)
     assert first.wait(120) == 0
-    assert verify(tmp_path / "out/corpora/web").num_documents == 600
+    assert verify(tmp_path / "out/corpora/web").num_documents == 200
 
 
 def test_a_whole_run_and_shards_keep_each_other_out(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
