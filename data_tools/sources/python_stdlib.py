@@ -3,6 +3,7 @@
 Its licence is PSF-2.0; it is read where it is installed, never redistributed.
 """
 
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,11 @@ def source_files(root: Path | None = None) -> Iterator[Path]:
         root: the library's folder; that of the running Python if None.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    relative = (path.relative_to(root) for path in root.rglob("*.py"))
-    kept = (path for path in relative if EXCLUDED_FOLDERS.isdisjoint(path.parts[:-1]))
+    kept = []
+    for folder, folders, names in os.walk(root):
+        # Not looked into: below them may be all that is installed.
+        folders[:] = set(folders) - EXCLUDED_FOLDERS
+        kept += [Path(folder, name).relative_to(root) for name in names if name.endswith(".py")]
     return (root / path for path in sorted(kept, key=Path.as_posix))
 
 

@@ -79,17 +79,21 @@ class PickleScan:
         Raises:
             Refused: it is cut short, has other opcodes, or goes beyond a limit.
         """
+        content, size, step = self.content, len(self.content), self.step
         for _ in range(MOST_OPCODES):
-            opcode = self.number(1)
+            if self.place >= size:
+                raise Refused("it is cut short")
+            opcode = content[self.place]
+            self.place += 1
             if opcode == STOP:
-                if self.place != len(self.content) or len(self.stack) != 1 or self.marks:
+                if self.place != size or len(self.stack) != 1 or self.marks:
                     raise Refused("it does not end with one value")
                 return
-            self.step(opcode)
+            step(opcode)
         raise Refused(f"it has more than {MOST_OPCODES} opcodes")
 
     def step(self, opcode: int) -> None:
-        """One opcode but the last."""
+        """One opcode but the last, the frequent ones first: metadata has hundreds of thousands of them."""
         stack = self.stack
         if opcode == MEMOIZE:
             self.memo.append(self.top())
@@ -98,22 +102,22 @@ class PickleScan:
         elif opcode in ATOMS:
             self.skip(ATOMS[opcode])
             stack.append(1)
+        elif opcode in TAKES:
+            self.push(self.taken(TAKES[opcode]) + 1)
+        elif opcode == MARK:
+            self.marks.append(len(stack))
+        elif opcode in GROWS:
+            self.grow(self.taken(GROWS[opcode]))
         elif opcode in SIZED:
             length = self.number(SIZED[opcode])
             if length > LONGEST_TEXT_BYTES:
                 raise Refused(f"it has a text of {length} bytes")
             self.skip(length)
             stack.append(1 + (length >> 3))
-        elif opcode == MARK:
-            self.marks.append(len(stack))
         elif opcode in EMPTY:
             self.push(1)
-        elif opcode in TAKES:
-            self.push(self.taken(TAKES[opcode]) + 1)
         elif opcode == TUPLE:
             self.push(self.taken_to_mark() + 1)
-        elif opcode in GROWS:
-            self.grow(self.taken(GROWS[opcode]))
         elif opcode in GROWS_TO_MARK:
             self.grow(self.taken_to_mark())
         elif opcode == PROTO:
@@ -128,6 +132,8 @@ class PickleScan:
         """The little-endian number that comes next."""
         start = self.place
         self.skip(num_bytes)
+        if num_bytes == 1:
+            return self.content[start]
         return int.from_bytes(self.content[start : self.place], "little")
 
     def skip(self, num_bytes: int) -> None:
@@ -173,11 +179,13 @@ class PickleScan:
 
     def taken(self, count: int) -> int:
         """Takes values off the stack; how much they hold together."""
+        stack = self.stack
+        if len(stack) - count < (self.marks[-1] if self.marks else 0):
+            raise Refused("it takes a value where there is none")
         weight = 0
         for _ in range(count):
-            value = self.top()
+            value = stack.pop()
             weight += value.weight if isinstance(value, Container) else value
-            self.stack.pop()
         return weight
 
     def taken_to_mark(self) -> int:

@@ -86,6 +86,7 @@ def test_layouts_of_a_recipe_agree(
         "training.global_batch_size=2",
         f"data.blend=[{byte_corpus}]",
         "training.train_iters=10",
+        "parallel.threads=1",
     ]
     assert main(["check-parity", *settings, "--layouts", "tp2-sp", "--steps", "1"]) == 0
     assert launches == [1, 2]

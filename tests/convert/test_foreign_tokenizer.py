@@ -18,13 +18,13 @@ from qwen_megatron.convert.from_hf import write_weights
 from qwen_megatron.convert.name_map import Format
 from tests.convert.random_weights import TINY, RandomWeights, formats_of
 
-LARGE = dataclasses.replace(TINY, vocab_size=151936)
 OTHER, OF_QWEN = f"qwen-{'0' * 64}", FINGERPRINT
 
 
 def checkpoint(folder: Path, corpora: list[dict[str, Any]], vocab_size: int) -> Path:
-    """A checkpoint that says it was trained on these corpora."""
-    write_weights(RandomWeights(dataclasses.replace(TINY, vocab_size=vocab_size)), folder)
+    """A checkpoint that says it was trained on these corpora; narrow, its vocabulary alone matters."""
+    model = dataclasses.replace(TINY, vocab_size=vocab_size, hidden_size=8, kv_channels=2)
+    write_weights(RandomWeights(model), folder)
     state = CheckpointState.read(folder)
     data = {str(i): {"fingerprint": "f", "consumed_samples": 1, **corpus} for i, corpus in enumerate(corpora)}
     config = {**state.config, "data": {"blend": list(data)}}

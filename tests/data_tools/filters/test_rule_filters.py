@@ -1,7 +1,6 @@
 """A text on each side of every threshold; Chinese prose is kept; decisions are those of datatrove."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -331,15 +330,18 @@ class OurWords(WordTokenizer):
         return [text[start:end] for start, end in self.span_tokenize(text)]
 
 
-def real_documents() -> Iterator[str]:
+@pytest.fixture(scope="module")
+def real_documents() -> list[str]:
     """Modules of the standard library, and their paragraphs and runs of paragraphs."""
+    documents = []
     for path in list(source_files())[:120]:
         text = path.read_text(encoding="utf-8")
-        yield text
+        documents.append(text)
         paragraphs = text.split("\n\n")
         for size in (3, 12):
             for start in range(0, min(len(paragraphs), 90), size):
-                yield "\n\n".join(paragraphs[start : start + size])
+                documents.append("\n\n".join(paragraphs[start : start + size]))
+    return [text for text in documents if text.strip()]
 
 
 @pytest.mark.parametrize(
@@ -351,8 +353,8 @@ def real_documents() -> Iterator[str]:
         (FINEWEB, FineWebQualityFilter),
     ],
 )
-def test_decisions_equal_those_of_datatrove(config: FilterConfig, peer: type) -> None:
-    documents = [text for text in real_documents() if text.strip()]
+def test_decisions_equal_those_of_datatrove(config: FilterConfig, peer: type, real_documents: list[str]) -> None:
+    documents = real_documents
     assert len(documents) > 2000
     theirs = peer(language=OurWords())
     keeps = [theirs.filter(Document(text=text, id="")) is True for text in documents]

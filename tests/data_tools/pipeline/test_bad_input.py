@@ -2,10 +2,8 @@
 
 import gzip
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import zstandard
 from data_tools.cli import main
 from data_tools.corpus.reader import Corpus
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT, QwenTokenizer
+from tests.support.bombs import gzip_bomb
 
 # Rows 20 to 23 of the project's list of faults: line, reason.
 BAD = [
@@ -103,22 +102,6 @@ def test_a_bad_record_costs_that_record(tmp_path: Path, capsys: pytest.CaptureFi
     assert wanted | {"behind", "in gzip", "a tree\n"} <= texts
 
 
-def bomb(head: bytes, megabytes: int, tail: bytes) -> bytes:
-    """gzip of `head`, so many megabytes of one letter, and `tail`; each megabyte the same block of the stream."""
-    compressor = zlib.compressobj(9, wbits=-15)
-    first = compressor.compress(head) + compressor.flush(zlib.Z_FULL_FLUSH)
-    letters = b"x" * 2**20
-    block = compressor.compress(letters) + compressor.flush(zlib.Z_FULL_FLUSH)
-    last = compressor.compress(tail) + compressor.flush()
-    checksum = zlib.crc32(head)
-    for _ in range(megabytes):
-        checksum = zlib.crc32(letters, checksum)
-    checksum = zlib.crc32(tail, checksum)
-    size = len(head) + megabytes * 2**20 + len(tail)
-    header = b"\x1f\x8b\x08\x00" + bytes(4) + b"\x02\xff"
-    return b"".join([header, first, block * megabytes, last, struct.pack("<II", checksum, size)])
-
-
 def test_half_a_gigabyte_of_one_record_takes_less_than_half_of_it(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -128,8 +111,8 @@ def test_half_a_gigabyte_of_one_record_takes_less_than_half_of_it(tmp_path: Path
         stream.truncate(2**29)  # A hole in the file: no disk is used.
         stream.seek(0, os.SEEK_END)
         stream.write(b'"}\n{"text": "good too"}\n')
-    (tmp_path / "line.jsonl.gz").write_bytes(bomb(b'{"text": "', 275, b'"}\n{"text": "behind a bomb"}\n'))
-    (tmp_path / "page.txt.gz").write_bytes(bomb(b"", 275, b""))
+    (tmp_path / "line.jsonl.gz").write_bytes(gzip_bomb(b'{"text": "', 275, b'"}\n{"text": "behind a bomb"}\n'))
+    (tmp_path / "page.txt.gz").write_bytes(gzip_bomb(b"", 275, b""))
     # Rows below the limit that together are no small batch, different ones and one many times.
     rows = pa.table({"text": [str(number) + "y" * 3_000_000 for number in range(90)]})
     pq.write_table(rows, tmp_path / "rows.parquet", use_dictionary=False, write_batch_size=1)

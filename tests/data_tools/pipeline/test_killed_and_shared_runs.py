@@ -31,31 +31,36 @@ def command(path: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "data_tools", "run", str(path), *options]
 
 
-def kill_and_resume(tmp_path: Path, write_pipeline: Callable[..., Path], delays: list[float], workers: int) -> None:
-    write_input(tmp_path / "web.jsonl", [english(number % 2500) for number in range(3000)])
-    run(write_pipeline(output="undisturbed", split_bytes=20_000))
-    path = write_pipeline(output="killed", split_bytes=20_000)
-    kills = 0
-    for delay in delays:
-        process = subprocess.Popen(command(path, "--workers", str(workers)), stdout=subprocess.DEVNULL)
-        time.sleep(delay)
-        kills += process.poll() is None
+def num_finished(output: Path) -> int:
+    """Manifests of tasks so far."""
+    return len(list(output.rglob("*.manifest.json")))
+
+
+def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
+    """Killed when a tenth, two and three fifths of the tasks are finished, each time going on from there."""
+    write_input(tmp_path / "web.jsonl", [english(number % 700) for number in range(1000)])
+    run(write_pipeline(output="undisturbed"))
+    num_tasks = num_finished(tmp_path / "undisturbed")
+    assert num_tasks > 60
+    path = write_pipeline(output="killed")
+    for share in (0.1, 0.4, 0.6):
+        process = subprocess.Popen(command(path, "--workers", "2"), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while num_finished(tmp_path / "killed") < share * num_tasks:
+            assert process.poll() is None, "it ended before the kill"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    assert kills > 0
-    run(path)
+    assert run(path).tasks_done > 0
     undisturbed, killed = contents(tmp_path / "undisturbed"), contents(tmp_path / "killed")
     assert undisturbed.keys() == killed.keys()
     assert {name for name in killed if killed[name] != undisturbed[name]} == set()
 
 
-def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
-    kill_and_resume(tmp_path, write_pipeline, [0.5, 0.9, 1.3], workers=2)
-
-
 def test_four_runs_on_one_output(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
-    write_input(tmp_path / "web.jsonl", [english(number) for number in range(600)])
-    path = write_pipeline(split_bytes=20_000)
+    write_input(tmp_path / "web.jsonl", [english(number) for number in range(200)])
+    path = write_pipeline()
     first = subprocess.Popen(command(path), stdout=subprocess.DEVNULL)
     lock = tmp_path / "out/run.lock"
     deadline = time.monotonic() + 60
@@ -74,7 +79,7 @@ def test_four_runs_on_one_output(tmp_path: Path, write_pipeline: Callable[..., P
     assert [process.returncode for process in others] == [1, 1, 1]
     assert all(f"process {first.pid} on " in error for error in errors)
     assert first.wait(120) == 0
-    assert verify(tmp_path / "out/corpora/web").num_documents == 600
+    assert verify(tmp_path / "out/corpora/web").num_documents == 200
 
 
 def test_a_whole_run_and_shards_keep_each_other_out(tmp_path: Path, write_pipeline: Callable[..., Path]) -> None:
