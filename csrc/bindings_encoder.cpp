@@ -31,10 +31,19 @@ Array<std::int64_t> copied(const std::vector<std::int64_t>& values) {
     return copied<std::int64_t>(values.data(), values.size());
 }
 
+// The tokens of `buffer` where they are; the array gives their memory back.
+Array<std::int32_t> handed_over(TokenBuffer& buffer) {
+    static_assert(sizeof(std::int32_t) == sizeof(std::uint32_t), "the bytes are taken as they are");
+    const std::size_t size = buffer.size();
+    TokenBuffer::Tokens tokens = buffer.release();
+    const py::capsule owner(tokens.get(), [](void* block) { std::free(block); });
+    return Array<std::int32_t>(extent(size), reinterpret_cast<std::int32_t*>(tokens.release()), owner);
+}
+
 // `EncodedLines` as Python sees it.
 struct Lines {
-    Lines(const EncodedLines& lines, const TokenBuffer& found)
-        : tokens(copied<std::int32_t>(found.data(), found.size())),
+    explicit Lines(EncodedLines& lines)
+        : tokens(handed_over(lines.tokens)),
           lengths(copied<std::int32_t>(lines.lengths.data(), lines.lengths.size())),
           starts(copied(lines.starts)),
           records(copied(lines.records)),
@@ -66,14 +75,14 @@ class Encoder {
         const Texts texts(sequence);
         return scratch_.with_one([&](LineEncoder::Scratch& scratch) {
             std::vector<std::int64_t> lengths;
-            scratch.tokens.clear();
+            TokenBuffer tokens;
             {
                 py::gil_scoped_release release;
                 for (std::size_t i = 0; i < texts.size(); ++i) {
-                    lengths.push_back(encode_text(texts[i], scratch));
+                    lengths.push_back(encode_text(texts[i], tokens, scratch));
                 }
             }
-            return py::make_tuple(copied<std::int32_t>(scratch.tokens.data(), scratch.tokens.size()), copied(lengths));
+            return py::make_tuple(handed_over(tokens), copied(lengths));
         });
     }
 
@@ -87,14 +96,15 @@ class Encoder {
                 py::gil_scoped_release release;
                 encoded = lines.encode(view, begins_file, max_line_bytes, scratch);
             }
-            return Lines(encoded, scratch.tokens);
+            return Lines(encoded);
         });
     }
 
     std::uint64_t count_lookups(const py::str& text) {
         const Texts texts(py::make_tuple(text));
         LineEncoder::Scratch scratch;
-        encode_text(texts[0], scratch);
+        TokenBuffer tokens;
+        encode_text(texts[0], tokens, scratch);
         return scratch.encoder.merger.num_lookups();
     }
 
@@ -106,13 +116,13 @@ class Encoder {
         return TextEncoder({tokens.data(), tokens.size()});
     }
 
-    std::int64_t encode_text(std::string_view text, LineEncoder::Scratch& scratch) const {
+    std::int64_t encode_text(std::string_view text, TokenBuffer& tokens, LineEncoder::Scratch& scratch) const {
         scratch.text.resize(std::max(scratch.text.size(), text.size() + kPadding));
         std::copy(text.begin(), text.end(), scratch.text.begin());
         const char* const begin = scratch.text.data();
-        std::uint32_t* const out = scratch.tokens.room(text.size() + TextEncoder::kSlack);
+        std::uint32_t* const out = tokens.room(text.size() + TextEncoder::kSlack);
         const std::uint32_t* const stop = encoder_.encode(begin, begin + text.size(), out, scratch.encoder);
-        scratch.tokens.keep(stop);
+        tokens.keep(stop);
         return stop - out;
     }
 
@@ -124,6 +134,19 @@ class Encoder {
 }  // namespace
 
 void bind_encoder(py::module_& module) {
+    module.def(
+        "count_records",
+        [](const py::bytes& block, bool begins_file, std::size_t max_line_bytes) {
+            const std::string_view view(block);
+            LineCount count;
+            {
+                py::gil_scoped_release release;
+                count = count_records(view, begins_file, max_line_bytes);
+            }
+            return py::make_tuple(count.lines, count.records);
+        },
+        py::arg("block"), py::arg("begins_file"), py::arg("max_line_bytes"),
+        "(line ends, lines that are not blank) of whole lines, as TextEncoder.encode_lines counts them.");
     py::class_<Lines>(module, "EncodedLines", "What a block of lines of JSON gave.")
         .def_readonly("tokens", &Lines::tokens, "Ids of all documents.")
         .def_readonly("lengths", &Lines::lengths, "Tokens of each document.")

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <utility>
 
 namespace qwen_data {
 
@@ -12,22 +14,12 @@ constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 // As bytes.isspace() of Python.
 bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\n\r\v\f") == std::string_view::npos; }
 
-}  // namespace
-
-std::uint32_t* TokenBuffer::room(std::size_t count) {
-    if (capacity_ - size_ < count) {
-        capacity_ = std::max(2 * capacity_, size_ + count);
-        std::unique_ptr<std::uint32_t[]> larger(new std::uint32_t[capacity_]);
-        std::copy_n(tokens_.get(), size_, larger.get());
-        tokens_ = std::move(larger);
-    }
-    return tokens_.get() + size_;
-}
-
-EncodedLines LineEncoder::encode(std::string_view block, bool begins_file, std::size_t max_line_bytes,
-                                 Scratch& scratch) const {
-    EncodedLines out;
-    scratch.tokens.clear();
+// Calls visit(line, start, stop, is_too_long) for each line that is not blank; it stands from byte `start` to `stop`, and
+// `line` is what counts of it. Returns how many there were; `num_lines` says meanwhile how many line ends there were.
+template <typename Visit>
+std::int64_t for_each_record(std::string_view block, bool begins_file, std::size_t max_line_bytes,
+                             std::int64_t& num_lines, const Visit& visit) {
+    std::int64_t num_records = 0;
     for (std::size_t start = 0; start < block.size();) {
         const void* const found = std::memchr(block.data() + start, '\n', block.size() - start);
         const std::size_t stop =
@@ -41,19 +33,65 @@ EncodedLines LineEncoder::encode(std::string_view block, bool begins_file, std::
             line.remove_suffix(1);
         }
         if (is_too_long || !is_blank(line)) {
-            if (!is_too_long && encode_line(line, out, scratch)) {
-                out.starts.push_back(static_cast<std::int64_t>(start));
-                out.records.push_back(out.num_records);
-                out.lines.push_back(out.num_lines);
-            } else {
-                out.odd.push_back({out.num_records, out.num_lines, static_cast<std::int64_t>(start),
-                                   static_cast<std::int64_t>(stop)});
-            }
-            ++out.num_records;
+            visit(line, start, stop, is_too_long);
+            ++num_records;
         }
-        out.num_lines += found != nullptr;
+        num_lines += found != nullptr;
         start = stop + 1;
     }
+    return num_records;
+}
+
+}  // namespace
+
+LineCount count_records(std::string_view block, bool begins_file, std::size_t max_line_bytes) {
+    LineCount count;
+    count.records = for_each_record(block, begins_file, max_line_bytes, count.lines,
+                                    [](std::string_view, std::size_t, std::size_t, bool) {});
+    return count;
+}
+
+std::uint32_t* TokenBuffer::room(std::size_t count) {
+    if (capacity_ - size_ < count) {
+        resize(std::max(2 * capacity_, size_ + count));
+    }
+    return tokens_.get() + size_;
+}
+
+TokenBuffer::Tokens TokenBuffer::release() {
+    resize(size_);
+    size_ = capacity_ = 0;
+    return std::move(tokens_);
+}
+
+void TokenBuffer::resize(std::size_t capacity) {
+    // Not 0, for which there may be no block. The pages of a large one are moved, not copied.
+    void* const block = std::realloc(tokens_.get(), std::max<std::size_t>(capacity, 1) * sizeof(std::uint32_t));
+    if (block == nullptr) {
+        throw std::bad_alloc();
+    }
+    static_cast<void>(tokens_.release());
+    tokens_.reset(static_cast<std::uint32_t*>(block));
+    capacity_ = capacity;
+}
+
+EncodedLines LineEncoder::encode(std::string_view block, bool begins_file, std::size_t max_line_bytes,
+                                 Scratch& scratch) const {
+    EncodedLines out;
+    std::int64_t record = 0;
+    out.num_records = for_each_record(
+        block, begins_file, max_line_bytes, out.num_lines,
+        [&](std::string_view line, std::size_t start, std::size_t stop, bool is_too_long) {
+            if (!is_too_long && encode_line(line, out, scratch)) {
+                out.starts.push_back(static_cast<std::int64_t>(start));
+                out.records.push_back(record);
+                out.lines.push_back(out.num_lines);
+            } else {
+                out.odd.push_back(
+                    {record, out.num_lines, static_cast<std::int64_t>(start), static_cast<std::int64_t>(stop)});
+            }
+            ++record;
+        });
     return out;
 }
 
@@ -63,10 +101,10 @@ bool LineEncoder::encode_line(std::string_view line, EncodedLines& out, Scratch&
     if (text.empty() || !nfc_.is_normalized(text.data(), end)) {
         return false;
     }
-    std::uint32_t* const begin = scratch.tokens.room(text.size() + TextEncoder::kSlack);
+    std::uint32_t* const begin = out.tokens.room(text.size() + TextEncoder::kSlack);
     const std::uint32_t* const stop = encoder_.encode(text.data(), end, begin, scratch.encoder);
     out.lengths.push_back(static_cast<std::int32_t>(stop - begin));
-    scratch.tokens.keep(stop);
+    out.tokens.keep(stop);
     return true;
 }
 

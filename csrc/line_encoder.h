@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -14,29 +15,27 @@
 
 namespace qwen_data {
 
-// Token ids, one after the other, in memory that nobody has filled with zeros first.
+// Token ids, one after the other, in memory that nobody has filled with zeros first and that grows in place where it can.
 class TokenBuffer {
   public:
-    const std::uint32_t* data() const { return tokens_.get(); }
+    struct Free {
+        void operator()(std::uint32_t* tokens) const { std::free(tokens); }
+    };
+    using Tokens = std::unique_ptr<std::uint32_t[], Free>;
+
     std::size_t size() const { return size_; }
 
     // A place for `count` more tokens.
     std::uint32_t* room(std::size_t count);
     // Keeps what was written there up to `end`.
     void keep(const std::uint32_t* end) { size_ = static_cast<std::size_t>(end - tokens_.get()); }
-    // Forgets all tokens. Keeps the memory, unless it is much: pages that the system hands out anew are cleared first.
-    void clear() {
-        size_ = 0;
-        if (capacity_ > kMostKept) {
-            tokens_.reset();
-            capacity_ = 0;
-        }
-    }
+    // Gives all tokens away, in a block of their size; what it held is forgotten.
+    Tokens release();
 
   private:
-    static constexpr std::size_t kMostKept = std::size_t{1} << 24;  // 64 MiB
+    void resize(std::size_t capacity);
 
-    std::unique_ptr<std::uint32_t[]> tokens_;
+    Tokens tokens_;
     std::size_t size_ = 0;
     std::size_t capacity_ = 0;
 };
@@ -49,8 +48,9 @@ struct OddLine {
     std::int64_t stop;
 };
 
-// What a block of lines gave, beside the tokens.
+// What a block of lines gave.
 struct EncodedLines {
+    TokenBuffer tokens;                  // of all documents
     std::vector<std::int32_t> lengths;   // tokens of each document
     std::vector<std::int64_t> starts;    // byte at which its line begins
     std::vector<std::int64_t> records;   // number of its line among those that are not blank
@@ -60,6 +60,15 @@ struct EncodedLines {
     std::int64_t num_lines = 0;    // line ends
 };
 
+// What a block of lines is made of.
+struct LineCount {
+    std::int64_t lines = 0;    // line ends
+    std::int64_t records = 0;  // lines that are not blank
+};
+
+// Counts as LineEncoder::encode does, which see.
+LineCount count_records(std::string_view block, bool begins_file, std::size_t max_line_bytes);
+
 // Encodes the texts of plain records in form C, and tells which lines are others.
 class LineEncoder {
   public:
@@ -67,7 +76,6 @@ class LineEncoder {
     struct Scratch {
         TextEncoder::Scratch encoder;
         std::vector<char> text;
-        TokenBuffer tokens;
     };
 
     // Records have their text under `key`. `encoder` and `nfc` must outlive this object.
@@ -76,7 +84,7 @@ class LineEncoder {
 
     // Encodes whole lines; the last one may lack its line end. A byte-order mark that begins the first line of a file, a
     // carriage return that ends a line, and lines of white space only are passed over. Lines of more than `max_line_bytes`
-    // are odd. The tokens of all documents are in scratch.tokens, in place of what was there.
+    // are odd.
     EncodedLines encode(std::string_view block, bool begins_file, std::size_t max_line_bytes, Scratch& scratch) const;
 
   private:

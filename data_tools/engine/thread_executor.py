@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 from data_tools.engine.operations import begin
 from data_tools.engine.task import Manifest, Task
+from data_tools.engine.work_sharing import WorkSharing, share_work
 
 _Results = SimpleQueue[Manifest | BaseException]
 
@@ -16,7 +17,7 @@ class ThreadExecutor:
     """Threads, which start at once and share what is built for a task.
 
     For tasks whose work is done by kernels that let go of the interpreter's lock. While the disk takes the outputs of a
-    task, its thread begins the next one.
+    task, its thread begins the next one. A thread for which no task is left does pieces of the others' tasks.
     """
 
     def __init__(self, workers: int) -> None:
@@ -26,9 +27,10 @@ class ThreadExecutor:
         """See `Executor.run`; after an error or an interrupt the tasks that are being done are finished first."""
         waiting = deque(tasks)
         results: _Results = SimpleQueue()
+        sharing = WorkSharing(self._num_workers)
         threads = [
-            threading.Thread(target=_work, args=(waiting, results), daemon=True)
-            for _ in range(min(self._num_workers, len(tasks)))
+            threading.Thread(target=_work, args=(waiting, results, sharing), daemon=True)
+            for _ in range(self._num_workers if tasks else 0)
         ]
         for thread in threads:
             thread.start()
@@ -47,18 +49,26 @@ class ThreadExecutor:
         """Nothing to end."""
 
 
-def _work(waiting: deque[Task], results: _Results) -> None:
-    before: Future[None] | None = None
+def _work(waiting: deque[Task], results: _Results, sharing: WorkSharing) -> None:
+    share_work(sharing)
     with ThreadPoolExecutor(1) as finisher:
-        while (task := _next(waiting)) is not None:
-            try:
-                finish = begin(task)
-            except BaseException as error:  # noqa: BLE001  Whatever it is, the caller raises it.
-                results.put(error)
-                return
-            if before is not None:
-                before.result()  # One task waits for the disk, no more.
-            before = finisher.submit(_finish, finish, results)
+        try:
+            _do_tasks(waiting, results, finisher)
+        finally:
+            sharing.help_others()
+
+
+def _do_tasks(waiting: deque[Task], results: _Results, finisher: ThreadPoolExecutor) -> None:
+    before: Future[None] | None = None
+    while (task := _next(waiting)) is not None:
+        try:
+            finish = begin(task)
+        except BaseException as error:  # noqa: BLE001  Whatever it is, the caller raises it.
+            results.put(error)
+            return
+        if before is not None:
+            before.result()  # One task waits for the disk, no more.
+        before = finisher.submit(_finish, finish, results)
 
 
 def _next(waiting: deque[Task]) -> Task | None:

@@ -2,7 +2,7 @@
 
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import BinaryIO, Literal, Protocol
 
@@ -182,6 +182,30 @@ def _gunzip(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
+    return _joined(_zstd_outputs(stream))
+
+
+def _joined(outputs: Iterable[bytes]) -> Iterator[bytes]:
+    """``outputs``, of any size, in pieces of 1 MiB: each piece costs who works on them as much as a large one."""
+    held: list[bytes] = []
+    num_bytes = 0
+    try:
+        for output in outputs:
+            held.append(output)
+            num_bytes += len(output)
+            if num_bytes >= PIECE_BYTES:
+                content = b"".join(held)
+                whole = num_bytes - num_bytes % PIECE_BYTES
+                for start in range(0, whole, PIECE_BYTES):
+                    yield content[start : start + PIECE_BYTES]
+                held, num_bytes = [content[whole:]], num_bytes - whole
+    except BrokenStreamError:
+        yield b"".join(held)
+        raise
+    yield b"".join(held)
+
+
+def _zstd_outputs(stream: BinaryIO) -> Iterator[bytes]:
     import zstandard
 
     data = memoryview(stream.read(PIECE_BYTES))
@@ -199,8 +223,7 @@ def _unzstd(stream: BinaryIO) -> Iterator[bytes]:
             except zstandard.ZstdError as error:
                 raise BrokenStreamError(CORRUPT, f"zstd: {error}") from error
             data = data[_ZSTD_INPUT_BYTES:]
-            for start in range(0, len(output), PIECE_BYTES):
-                yield output[start : start + PIECE_BYTES]
+            yield output
         data = memoryview(frame.unused_data + bytes(data)) or memoryview(stream.read(PIECE_BYTES))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_tools import _native
 from data_tools.io.streams import BrokenStreamError
 from data_tools.readers.jsonl import LONG_LINE_BYTES, Line, PieceStream, append_part, finished_line
 
@@ -15,6 +16,7 @@ class LineBlock(NamedTuple):
     number: int  # of the first line, from 1
     offset: int  # of its first byte in the decompressed file
     content: bytes
+    num_records: int  # lines that are not blank
 
 
 def read_blocks(stream: PieceStream, max_line_bytes: int) -> Iterator[LineBlock | Line]:
@@ -100,8 +102,9 @@ class _Pending:
         content = b"".join(self._whole)
         self._whole, self._whole_bytes = [], 0
         if content:
-            yield LineBlock(self.number, self.offset, content)
-            self.number += content.count(b"\n")
+            num_lines, num_records = _native.count_records(content, self.number == 1, self._max_line_bytes)
+            yield LineBlock(self.number, self.offset, content, num_records)
+            self.number += num_lines
             self.offset += len(content)
 
     def _add(self, part: bytes) -> None:

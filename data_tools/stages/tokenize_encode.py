@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,13 @@ import orjson
 from data_tools.corpus.document_order import ordered_pieces
 from data_tools.corpus.shuffle import document_keys
 from data_tools.engine.task import Task, TaskResult
+from data_tools.engine.work_sharing import work_sharing
 from data_tools.io.atomic_file import atomic_output
 from data_tools.io.file_range import FileRange
 from data_tools.readers.files import check_unchanged, open_input
 from data_tools.readers.jsonl import Line, RejectedRecordError
 from data_tools.readers.jsonl_records import LineRange
-from data_tools.readers.line_blocks import read_blocks
+from data_tools.readers.line_blocks import LineBlock, read_blocks
 from data_tools.readers.record import BadRecord
 from data_tools.stages.tokenize_runs import ENTRY, index_content
 from data_tools.tokenizer.batch_encoder import BatchEncoder, EncodedBatch, EncodingSettings, Place, Sample
@@ -89,31 +90,47 @@ def _encode_lines(
     options: Mapping[str, Any],
     runs: "RunWriter",
 ) -> Iterator[BadRecord]:
-    first_record = 0
+    def encoded(one: _Placed) -> tuple[_Placed, EncodedBatch | None]:
+        return one, _encoded(encoder, one)
+
     samples: list[Sample] = []
-    for found in read_blocks(lines, options["max_line_bytes"]):
+    for (found, place), batch in work_sharing().in_order(encoded, _placed_blocks(lines, part, options)):
         # Numbers and offsets of what is read count from the beginning of what was given.
-        place = Place(part.path, lines.skipped_lines, first_record, options["all_checked"])
-        if isinstance(found, Line) and not found.reason:
-            first_record += 1
+        if batch is None:
+            assert isinstance(found, Line)
             try:
                 runs.add_long(file_number, found.offset + lines.origin, encoder.encode_long(found, place))
             except RejectedRecordError as error:
                 yield BadRecord(found.number - lines.skipped_lines, error.reason, error.detail)
             continue
-        encoded = (
-            encoder.encode_lines([found], place) if isinstance(found, Line) else encoder.encode_block(found, place)
-        )
-        first_record += encoded.num_records
-        runs.add(file_number, encoded._replace(offsets=encoded.offsets + np.uint64(lines.origin)))
-        for bad in encoded.rejections:
+        runs.add(file_number, batch._replace(offsets=batch.offsets + np.uint64(lines.origin)))
+        for bad in batch.rejections:
             yield bad._replace(line=bad.line - lines.skipped_lines)
         # Not at once: at the beginning the reference is still being built.
-        samples += encoded.samples
+        samples += batch.samples
         if sum(len(sample.text) for sample in samples) > _CHECKED_AT_ONCE:
             encoder.check(place, samples)
             samples = []
-    encoder.check(Place(part.path, lines.skipped_lines, first_record, 0), samples)
+    encoder.check(Place(part.path, lines.skipped_lines, 0, 0), samples)
+
+
+class _Placed(NamedTuple):
+    found: LineBlock | Line
+    place: Place
+
+
+def _placed_blocks(lines: LineRange, part: FileRange, options: Mapping[str, Any]) -> Iterator[_Placed]:
+    first_record = 0
+    for found in read_blocks(lines, options["max_line_bytes"]):
+        yield _Placed(found, Place(part.path, lines.skipped_lines, first_record, options["all_checked"]))
+        first_record += 1 if isinstance(found, Line) else found.num_records
+
+
+def _encoded(encoder: BatchEncoder, one: _Placed) -> EncodedBatch | None:
+    """The documents of a block; None for a long line, of which not all ids may be in memory."""
+    if not isinstance(one.found, Line):
+        return encoder.encode_block(one.found, one.place)
+    return encoder.encode_lines([one.found], one.place) if one.found.reason else None
 
 
 class RunWriter:

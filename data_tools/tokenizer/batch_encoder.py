@@ -96,11 +96,12 @@ class BatchEncoder:
 
     def __init__(self, settings: EncodingSettings) -> None:
         self._settings = settings
-        self._encoder: Encoder = ENCODERS[settings.encoder]()
         self._reference: Encoder | None = None if settings.encoder == "tiktoken" else TiktokenEncoder()
         if self._reference is not None:
-            # Takes longer to build than many a file to encode, and is not needed before `check`.
+            # Takes longer to build than many a file to encode, and is not needed before `check`. Begun first, it is
+            # built while the tables of the fast encoder are.
             threading.Thread(target=self._reference.encode_batch, args=([""],), daemon=True).start()
+        self._encoder: Encoder = ENCODERS[settings.encoder]()
 
     def encode_block(self, block: LineBlock, place: Place) -> EncodedBatch:
         """The documents of whole lines; samples of them are for `check`."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_tools import _native
 from data_tools.errors import DataError
 from data_tools.readers import line_blocks
 from data_tools.readers.jsonl import MAX_DOCUMENT_BYTES, Line, read_lines
@@ -47,9 +48,12 @@ def samples(batch: EncodedBatch) -> list[tuple[int, str, list[int]]]:
 
 def assert_as_one_by_one(content: bytes, encoder: BatchEncoder = ENCODER, number: int = 1) -> int:
     """Returns how many lines the kernel left alone."""
-    block = LineBlock(number, 7000, content)
     max_line_bytes = encoder._settings.max_line_bytes
+    num_lines, num_records = _native.count_records(content, number == 1, max_line_bytes)
+    block = LineBlock(number, 7000, content, num_records)
+    assert num_lines == content.count(b"\n")
     fast = encoder.encode_block(block, PLACE)
+    assert fast.num_records == num_records
     slow = encoder.encode_lines(list(lines_of(block, max_line_bytes)), PLACE)
     assert outcome(fast) == outcome(slow)
     assert samples(fast) == samples(slow)
@@ -189,7 +193,7 @@ def test_other_keys_have_the_text() -> None:
         record = json.dumps({"text": "no", key: "yes", "z": 1}, ensure_ascii=False).encode()
         encoder = batch_encoder_of(text_key=key, check_interval=1)
         assert assert_as_one_by_one(record, encoder) == 0
-        (ids,) = outcome(encoder.encode_block(LineBlock(1, 0, record), PLACE))[0].values()
+        (ids,) = outcome(encoder.encode_block(LineBlock(1, 0, record, 1), PLACE))[0].values()
         assert ids == qwen_encoder().encode_batch(["yes"]).tokens.tolist()
 
 
@@ -197,10 +201,10 @@ def test_the_sample_is_parsed_and_encoded_anew(monkeypatch: pytest.MonkeyPatch) 
     content = b"\n".join([b"", *[line("right")] * 5, line("wrong"), line("right")])
     monkeypatch.setattr(batch_encoder, "parse_text", lambda line, key: "other" if b"wrong" in line.content else "right")
     sparse = batch_encoder_of(check_interval=10)
-    assert sparse.encode_block(LineBlock(11, 0, content), Place("f.jsonl", 2, 1, 0)).samples == []
+    assert sparse.encode_block(LineBlock(11, 0, content, 7), Place("f.jsonl", 2, 1, 0)).samples == []
     for first, all_checked in ((5, 0), (0, 6)):
         place = Place("f.jsonl", 2, first, all_checked)
-        found = sparse.encode_block(LineBlock(11, 0, content), place).samples
+        found = sparse.encode_block(LineBlock(11, 0, content, 7), place).samples
         with pytest.raises(DataError, match=r"f\.jsonl:15: NativeEncoder and TiktokenEncoder differ at token 0"):
             sparse.check(place, found)
 
