@@ -36,10 +36,10 @@ RankTable::RankTable(View<const std::string_view> tokens)
     for (const std::string_view token : tokens) {
         num_bytes += token.size();
     }
-    while (num_slots < 2 * tokens.size) {
+    while (num_slots < tokens.size + tokens.size / 2) {
         num_slots *= 2;
     }
-    slots_.assign(num_slots, Slot{{}, kNone});
+    slots_.assign(num_slots, Slot{0, 0, kNone});
     text_.reserve(num_bytes);
     for (const std::string_view token : tokens) {
         text_ += token;
@@ -57,21 +57,23 @@ RankTable::RankTable(View<const std::string_view> tokens)
             throw std::invalid_argument(place + " is that of rank " +
                                         std::to_string(find(token.data(), token.size())));
         }
-        WordKey key;
         std::uint64_t hash = 0;
+        Slot filled{0, kLong, rank};
         if (token.size() <= kKeyBytes) {
-            key = word_key(token.data(), token.size());
+            const WordKey key = word_key(token.data(), token.size());
             hash = hash_key(key);
+            filled.low = key.low;
+            filled.check = check_of(key, hash);
         } else {
             hash = hash_bytes(token.data(), token.size());
-            key.low = hash;
+            filled.low = hash;
         }
         std::size_t slot = hash & (num_slots - 1);
         while (slots_[slot].rank != kNone) {
             slot = (slot + 1) & (num_slots - 1);
         }
         known_[filter_bit(hash) / 64] |= std::uint64_t{1} << (filter_bit(hash) % 64);
-        slots_[slot] = {key, rank};
+        slots_[slot] = filled;
         if (token.size() == 1) {
             bytes_[static_cast<unsigned char>(token[0])] = rank;
         } else if (token.size() == 2) {
@@ -95,7 +97,7 @@ std::uint32_t RankTable::find_long(std::string_view word) const {
     const std::size_t mask = slots_.size() - 1;
     for (std::size_t place = hash & mask;; place = (place + 1) & mask) {
         const Slot& slot = slots_[place];
-        if (slot.rank == kNone || (slot.key == WordKey{hash, 0} && token(slot.rank) == word)) {
+        if (slot.rank == kNone || (slot.low == hash && slot.check == kLong && token(slot.rank) == word)) {
             return slot.rank;
         }
     }

@@ -98,18 +98,38 @@ class RankTable {
     static constexpr int kFilterBits = 21;
     static constexpr int kJoinBits = 20;
 
+    // Four in a line of the cache: all slots of Qwen's vocabulary are 4 MiB, which the third-level cache holds beside the
+    // words that are known.
     struct Slot {
-        WordKey key;  // of longer tokens their hash and zero, which is no key
+        std::uint64_t low;    // of the token's key; of longer tokens their hash
+        std::uint32_t check;  // check_of
         std::uint32_t rank;
     };
+
+    // Tokens of so many bytes are told apart by `low` and `check`; the bytes of longer ones are compared.
+    static constexpr std::size_t kCheckedBytes = 11;
+    static constexpr std::uint32_t kFirstCompared = (kCheckedBytes + 1) << 24;
+    static constexpr std::uint32_t kLong = std::uint32_t{0xFF} << 24;
+
+    // The size of a token that has a key, and 24 bits: those that `low` lacks, or of the hash if they are more.
+    static std::uint32_t check_of(const WordKey& key, std::uint64_t hash) {
+        const auto size = static_cast<std::uint32_t>(key.high >> 56);
+        const std::uint64_t rest = size <= kCheckedBytes ? key.high : hash >> 16;
+        return size << 24 | static_cast<std::uint32_t>(rest & 0xFFFFFF);
+    }
 
     bool may_have(std::uint64_t hash) const { return is_set(known_, filter_bit(hash)); }
 
     std::uint32_t find_slot(const WordKey& key, std::uint64_t hash) const {
         const std::size_t mask = slots_.size() - 1;
+        const std::uint32_t check = check_of(key, hash);
         for (std::size_t place = hash & mask;; place = (place + 1) & mask) {
             const Slot& slot = slots_[place];
-            if (slot.rank == kNone || slot.key == key) {
+            if (slot.rank == kNone) {
+                return kNone;
+            }
+            if (slot.low == key.low && slot.check == check &&
+                (check < kFirstCompared || word_key(text_.data() + starts_[slot.rank], key.high >> 56) == key)) {
                 return slot.rank;
             }
         }
@@ -136,7 +156,7 @@ class RankTable {
     std::array<std::uint32_t, 256> bytes_{};
     LargeArray<std::uint32_t> pairs_;  // [256 * 256]
     LargeArray<std::uint64_t> known_;  // bits by hash of a token: most strings that are none are found out here
-    LargeArray<Slot> slots_;           // open addressing, a power of two, at most half full
+    LargeArray<Slot> slots_;           // open addressing, a power of two, at most two thirds full
     std::vector<std::size_t> starts_;  // by rank, where the token begins in text_; one more for the end
     std::string text_;
     std::size_t longest_ = 0;
