@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 
 from data_tools.cli import main as qwen_data
 from qwen_megatron.cli.main import main as qwen_megatron
+from tests.support.disks import full_disk
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "qwen1-mini"
 PROGRAMS = {"qwen-data": qwen_data, "qwen-megatron": qwen_megatron}
@@ -60,17 +59,6 @@ def run(command: str, **places: Path) -> tuple[str, int]:
     return program, PROGRAMS[program]([argument.format(**places) for argument in arguments])
 
 
-@contextmanager
-def no_file_larger_than(num_bytes: int) -> Iterator[None]:
-    """As a disk that fills up: writing fails, with EFBIG instead of ENOSPC."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def refuse_below(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets nothing be made in ``folder``: root, who runs tests, may write where others may not."""
 
@@ -100,7 +88,7 @@ def test_full_disk(command: str, inputs: Path, tmp_path: Path, capsys: pytest.Ca
         (tmp_path / f"c.{suffix}").write_bytes((inputs / f"c.{suffix}").read_bytes())
     before = sorted(tmp_path.iterdir())
     limit = 80 if "import" in command else 300
-    with no_file_larger_than(limit):
+    with full_disk(limit):
         program, status = run(command, inputs=inputs, out=tmp_path)
     assert status == 1
     message = the_message(program, capsys)

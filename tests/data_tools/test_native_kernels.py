@@ -2,7 +2,6 @@
 
 import errno
 import re
-import resource
 import signal
 import struct
 from pathlib import Path
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import _native
+from tests.support.disks import full_disk
 
 
 def gather_in_python(
@@ -127,13 +127,10 @@ def test_index_errors_name_the_file_and_leave_nothing(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     signal_action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))  # Stands for a full disk.
     try:
-        with pytest.raises(OSError, match="File too large") as raised:
+        with full_disk(1_500_000), pytest.raises(OSError, match="File too large") as raised:
             _native.write_index(str(tmp_path / "c.idx").encode(), np.zeros(100_000, dtype=np.int32), 4, 4)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, signal_action)
     assert raised.value.filename == str(tmp_path / "c.idx.tmp")
     assert list(tmp_path.iterdir()) == []

@@ -258,6 +258,8 @@ def test_full_disk_is_one_message(tmp_path: Path, write_jsonl: Callable[..., Pat
         "import resource, signal, sys\n"
         "from data_tools.cli import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        # Or half a module would be compiled to disk, for all to find.
+        "sys.dont_write_bytecode = True\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "sys.exit(main(['tokenize', sys.argv[1], '--output', sys.argv[2]]))\n"
     )
