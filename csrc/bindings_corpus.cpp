@@ -1,12 +1,14 @@
-// Bindings of what writes a corpus: documents gathered in order, the index.
+// Bindings of what writes and checks a corpus: documents gathered in order, the index, checksums of blocks.
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "block_crcs.h"
 #include "gather.h"
 #include "index_writer.h"
 
@@ -33,6 +35,22 @@ void write_index(const std::string& path, const Array<std::int32_t>& lengths, st
     qwen_data::write_index(path, lengths_view, dtype_code, itemsize);
 }
 
+py::tuple block_crcs(const Array<std::uint8_t>& piece, std::size_t block_bytes, std::uint32_t open_crc,
+                     std::size_t open_bytes, bool portable) {
+    const auto bytes = view(piece, "piece");
+    if (open_bytes >= block_bytes) {
+        throw py::value_error("open_bytes=" + std::to_string(open_bytes) +
+                              " must be below block_bytes=" + std::to_string(block_bytes));
+    }
+    OpenBlock open{open_crc, open_bytes};
+    std::vector<std::uint32_t> ended;
+    {
+        py::gil_scoped_release release;
+        ended = qwen_data::block_crcs(bytes, block_bytes, open, portable);
+    }
+    return py::make_tuple(Array<std::uint32_t>(extent(ended.size()), ended.data()), open.crc, open.size);
+}
+
 }  // namespace
 
 void bind_corpus(py::module_& module) {
@@ -45,6 +63,12 @@ void bind_corpus(py::module_& module) {
                py::arg("itemsize"),
                "Writes Megatron's .idx for documents of one sequence each, lying back to back, atomically. Raises "
                "OSError with errno and file name.");
+    module.def("block_crcs", &block_crcs, py::arg("piece").noconvert(), py::arg("block_bytes"), py::arg("open_crc"),
+               py::arg("open_bytes"), py::arg("portable") = false,
+               "CRC-32 of the blocks that end in `piece`, the next bytes of a stream whose open block has the CRC "
+               "`open_crc` so far, of `open_bytes` bytes; returns them as uint32 with the new open_crc and open_bytes. "
+               "`portable` says to do without the processor's carry-less multiplication. Raises ValueError if "
+               "open_bytes is not below block_bytes.");
 }
 
 }  // namespace qwen_data::bindings

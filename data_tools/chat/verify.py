@@ -12,17 +12,20 @@ from data_tools.corpus.verify import verify
 from data_tools.errors import DataError
 
 
-def verify_chat(prefix: str | Path) -> Sidecar:
+def verify_chat(prefix: str | Path, *, workers: int | None = None) -> Sidecar:
     """Verifies PREFIX and PREFIX.targets as `verify` does, then what they say of each other.
 
+    Args:
+        prefix: path of the corpus without suffix.
+        workers: threads; None: one for each core that there is.
     Returns:
         the sidecar of PREFIX, all of whose statements hold.
     Raises:
         DataError: a file is damaged, which is named; the two are not of the same documents; a target is neither 0 nor
             1; a token is not below the sidecar's bound; a dialogue has nothing to learn, or a prompt something.
     """
-    sidecar = verify(prefix)
-    flags = verify(targets_prefix(prefix))
+    sidecar = verify(prefix, workers=workers)
+    flags = verify(targets_prefix(prefix), workers=workers)
     corpus = ChatCorpus.open(prefix)
     ends = CorpusIndex.open(prefix).document_ends()
     if not np.array_equal(ends, CorpusIndex.open(targets_prefix(prefix)).document_ends()):

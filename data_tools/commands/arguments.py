@@ -1,11 +1,11 @@
 """Values of the command line, checked while it is parsed so that a mistake exits with status 2."""
 
 import argparse
-import os
 import re
 from pathlib import Path
 
 from data_tools.errors import RefusedError
+from data_tools.io.threads import usable_cores
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -45,7 +45,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     """Processes of this machine, by default as many as cores that this one may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     parser.add_argument("--workers", type=positive_int, default=cores, help=f"processes on this machine ({cores})")
 
 

@@ -14,6 +14,7 @@ from data_tools.errors import DataError, RefusedError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.checksums import sha256_of_file
 from data_tools.io.progress import progress_bar
+from data_tools.io.threads import usable_cores
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT, NUM_TOKENS
 from data_tools.version import version
 
@@ -57,7 +58,9 @@ def import_corpus(
         ends = index.document_ends()
         _require_end_of_document(bin_path, index.dtype, ends, end_of_document)
         with progress_bar("importing", size) as progress:
-            scan = scan_tokens(bin_path, index.dtype, ends, end_of_document, vocab_size, progress)
+            scan = scan_tokens(
+                bin_path, index.dtype, ends, end_of_document, vocab_size, progress, workers=usable_cores()
+            )
         if scan.checksums.size_bytes != size:
             raise DataError(f"{bin_path}: changed while it was read; import it when it is complete")
         crc = scan.checksums.crc_bytes()

@@ -11,13 +11,18 @@ from data_tools.corpus.token_scan import TokenScan, scan_tokens
 from data_tools.errors import DataError
 from data_tools.io.checksums import CRC_DTYPE, sha256_of_file
 from data_tools.io.progress import progress_bar
+from data_tools.io.threads import map_in_threads, usable_cores
 
 _BLOCKS_NAMED = 5
 
 
-def verify(prefix: str | Path) -> Sidecar:
+def verify(prefix: str | Path, *, workers: int | None = None) -> Sidecar:
     """Reads all files of a corpus and compares them with the sidecar and with each other.
 
+    Args:
+        prefix: path of the corpus without suffix.
+        workers: threads; None: one for each core that there is. Each takes segments of 256 MiB; a larger corpus of an
+            earlier version is one segment.
     Returns:
         the sidecar, all of whose statements hold.
     Raises:
@@ -26,8 +31,9 @@ def verify(prefix: str | Path) -> Sidecar:
     corpus = Corpus.open(prefix)  # Existence and sizes first: cheap, and the most common damage.
     sidecar = corpus.sidecar
     problems = []
-    for suffix, digest in (("idx", sidecar.idx), ("crc", sidecar.crc)):
-        problems += _digest_problems(corpus_path(prefix, suffix), digest)
+    small_files = [(corpus_path(prefix, "idx"), sidecar.idx), (corpus_path(prefix, "crc"), sidecar.crc)]
+    for found in map_in_threads(lambda file: _digest_problems(*file), small_files, workers or usable_cores()):
+        problems += found
     if problems:
         raise DataError("\n".join(problems))
     index = CorpusIndex.open(prefix)
@@ -47,6 +53,7 @@ def verify(prefix: str | Path) -> Sidecar:
             progress,
             block_bytes=sidecar.crc_block_bytes,
             segment_bytes=sidecar.bin.segment_bytes,
+            workers=workers or usable_cores(),
         )
     problems = _token_problems(prefix, sidecar, scan)
     if problems:

@@ -2,19 +2,18 @@
 
 The SHA-256 is the identity of the content and what ``qwen-data verify`` compares. Of a file of more than one segment
 (256 MiB) it is the SHA-256 of the SHA-256s of its segments, 32 bytes each, which many processes can take at once. The
-CRC-32 (zlib's polynomial) of
-each block, kept in the .crc file, lets training verify what it reads, and read little more than that: a block is a
-page, of which a sample of 2048 tokens fills two.
+CRC-32 (zlib's polynomial) of each block, kept in the .crc file, lets training verify what it reads, and read little
+more than that: a block is a page, of which a sample of 2048 tokens fills two.
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from data_tools import _native
 from data_tools.io.system_errors import naming
 
 BLOCK_BYTES = 4096
@@ -47,18 +46,11 @@ class BlockCrcs:
 
     def update(self, piece: memoryview | bytes) -> None:
         """Takes the next bytes of the stream."""
-        view = memoryview(piece).cast("B")
-        crcs = []
-        start = 0
-        while start < len(view):
-            stop = min(len(view), start + self.block_bytes - self._open_bytes)
-            self._open_crc = zlib.crc32(view[start:stop], self._open_crc)
-            self._open_bytes += stop - start
-            start = stop
-            if self._open_bytes == self.block_bytes:
-                crcs.append(self._open_crc)
-                self._open_crc = self._open_bytes = 0
-        self._crcs.append(np.array(crcs, dtype=CRC_DTYPE).tobytes())
+        if len(piece):
+            crcs, self._open_crc, self._open_bytes = _native.block_crcs(
+                np.frombuffer(piece, dtype=np.uint8), self.block_bytes, self._open_crc, self._open_bytes
+            )
+            self._crcs.append(crcs.astype(CRC_DTYPE, copy=False).tobytes())
 
     def crc_bytes(self) -> bytes:
         """Content of the .crc file for everything so far: one little-endian uint32 for each block."""
@@ -110,6 +102,22 @@ class StreamChecksums(BlockCrcs):
             view, self._open_segment_bytes = view[room:], 0
         self._sha256.update(view)
         self._open_segment_bytes += len(view)
+
+    def append(self, following: "StreamChecksums") -> None:
+        """Takes the bytes that ``following`` took.
+
+        Args:
+            following: the same checksums of the bytes behind these, which end with a block and with a segment. It is
+                not to be used any more.
+        """
+        assert (self.block_bytes, self._segment_bytes) == (following.block_bytes, following._segment_bytes)
+        assert self._open_bytes == 0
+        assert self._open_segment_bytes == self._segment_bytes
+        self._crcs += following._crcs
+        self._open_crc, self._open_bytes = following._open_crc, following._open_bytes
+        self._digests += [self._sha256.digest(), *following._digests]
+        self._sha256, self._open_segment_bytes = following._sha256, following._open_segment_bytes
+        self.size_bytes += following.size_bytes
 
     @property
     def segment_bytes(self) -> int | None:
