@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.corpus import merge as merge_module
+from data_tools.corpus import concatenation
 from data_tools.corpus.merge import merge
 from data_tools.corpus.sidecar import Sidecar
 from data_tools.corpus.verify import verify
@@ -36,7 +36,7 @@ def test_copies_where_the_file_system_cannot_share(
 
     parts = [make_corpus(TEXTS[:500], "one"), make_corpus(TEXTS[500:1000], "two")]
     for name in broken:
-        monkeypatch.setattr(merge_module, name, refuse)
+        monkeypatch.setattr(concatenation, name, refuse)
     merge(parts, tmp_path / "merged")
     contents = [Path(f"{part}.bin").read_bytes() for part in parts]
     assert (tmp_path / "merged.bin").read_bytes() == b"".join(contents)
