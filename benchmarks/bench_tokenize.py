@@ -301,6 +301,31 @@ def merging(folder: Path, num_tokens: int, mean_length: int, rounds: int) -> lis
     return table(header, results, {"ours": None, "megatron-core": 1.3}, 4 * num_tokens / 1e6)
 
 
+def verifying(folder: Path, megabytes: int, rounds: int) -> list[str]:
+    """`qwen-data verify` of a corpus in memory, by one thread and by one for each core."""
+    from data_tools import _native
+    from data_tools.corpus.import_corpus import import_corpus
+    from data_tools.corpus.verify import verify
+
+    prefix = folder / f"whole-{megabytes}"
+    lengths = np.full(megabytes * 250, 1000, dtype=np.int32)
+    tokens = np.random.default_rng(1).integers(0, END, int(lengths.sum()), dtype=np.int32)
+    tokens[np.cumsum(lengths) - 1] = END
+    tokens.tofile(f"{prefix}.bin")
+    del tokens
+    _native.write_index(f"{prefix}.idx".encode(), lengths, 4, 4)
+    import_corpus(prefix)
+    lines = [f"| verify of {megabytes} MB, workers | s | MB/s |", "|---|---|---|"]
+    for workers in (1, WORKERS):
+        runs = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            verify(prefix, workers=workers)
+            runs.append(time.perf_counter() - start)
+        lines.append(f"| {workers} | {statistics.median(runs):.2f} | {megabytes / statistics.median(runs):,.0f} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=200.0, help="text to tokenize")
@@ -316,7 +341,7 @@ def main() -> None:
         return
     load = Path("/proc/loadavg").read_text().split()[0]
     lines = [
-        "## Tokenization, index, merge (`make bench-data`)",
+        "## Tokenization, index, merge, verification (`make bench-data`)",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, load average {load} at the start. {versions()}.",
         f"{WORKERS} workers or threads, {arguments.rounds} rounds, wall clock, caches of words empty.",
@@ -330,6 +355,8 @@ def main() -> None:
             lambda: index_build(folder, arguments.documents, arguments.rounds),
             lambda: merging(folder, arguments.merge_tokens, 50, arguments.rounds),
             lambda: merging(folder, arguments.merge_tokens, 1000, arguments.rounds),
+            lambda: verifying(folder, 400, arguments.rounds),
+            lambda: verifying(folder, 2000, arguments.rounds),
         ):
             rows = [*section(), ""]
             print("\n".join(rows), flush=True)

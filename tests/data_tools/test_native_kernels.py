@@ -4,6 +4,7 @@ import errno
 import re
 import signal
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,35 @@ def test_json_strings_against_a_regular_expression(text: str, min_bytes: int) ->
     expected = [(start, stop) for start, stop in found if stop - start >= min_bytes]
     for form in (content, bytearray(content)):
         assert _native.json_strings(form, min_bytes) == expected
+
+
+@given(
+    st.lists(st.binary(max_size=700), max_size=6),
+    st.sampled_from([1, 16, 63, 64, 80, 256, 4096]),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_block_crcs_are_those_of_zlib(pieces: list[bytes], block_bytes: int, portable: bool) -> None:
+    content = b"".join(pieces)
+    found: list[int] = []
+    open_crc = open_bytes = 0
+    for piece in pieces:
+        ended, open_crc, open_bytes = _native.block_crcs(
+            np.frombuffer(piece, dtype=np.uint8), block_bytes, open_crc, open_bytes, portable
+        )
+        found += ended.tolist()
+    whole = len(content) // block_bytes * block_bytes
+    assert found == [zlib.crc32(content[first : first + block_bytes]) for first in range(0, whole, block_bytes)]
+    assert (open_crc, open_bytes) == (zlib.crc32(content[whole:]), len(content) - whole)
+
+
+def test_block_crcs_of_long_blocks() -> None:
+    content = np.random.default_rng(1).integers(0, 256, 300_001, dtype=np.uint8)
+    for portable in (False, True):
+        ended, open_crc, open_bytes = _native.block_crcs(content, 65536, 0, 0, portable)
+        assert ended.tolist() == [zlib.crc32(content[first : first + 65536]) for first in range(0, 4 * 65536, 65536)]
+        assert (open_crc, open_bytes) == (zlib.crc32(content[4 * 65536 :]), 300_001 - 4 * 65536)
+    with pytest.raises(ValueError, match="open_bytes=4 must be below block_bytes=4"):
+        _native.block_crcs(content, 4, 0, 4)
+    with pytest.raises(TypeError):
+        _native.block_crcs(content.view(np.int8), 4096, 0, 0)
