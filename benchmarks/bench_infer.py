@@ -23,13 +23,14 @@ import torch
 from results import machine_line, write_section
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from data_tools.allocator import keep_freed_blocks
 from qwen_megatron.config.presets import PRESETS
 from qwen_megatron.inference.completion import Request
 from qwen_megatron.inference.generator import Generator
 from qwen_megatron.inference.loading import inference_groups
 from qwen_megatron.inference.running_batch import RunningBatch
 from qwen_megatron.inference.sampling import Sampling
-from qwen_megatron.jobs.launcher import keep_freed_blocks
+from qwen_megatron.jobs.launcher import KEPT_BYTES
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.parallel.groups import Groups
 
@@ -114,7 +115,7 @@ def measure(precision: str, threads: int, rounds: int, tokens: int, works: list[
     """Seconds of both, by work and round."""
 
     torch.set_num_threads(threads)
-    keep_freed_blocks()
+    keep_freed_blocks(KEPT_BYTES)
     times: Times = {work: [] for work in works}
     with inference_groups() as groups:
         each = contestants(precision, groups)

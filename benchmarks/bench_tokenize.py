@@ -75,9 +75,11 @@ def gigatoken() -> Any:
 
 
 def ours(source: Path, prefix: Path) -> Callable[[], None]:
+    from data_tools.allocator import KEPT_BYTES, keep_freed_blocks
     from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
     def run() -> None:
+        keep_freed_blocks(KEPT_BYTES)  # As the command does.
         tokenize([source], prefix, TokenizeOptions(workers=WORKERS))
 
     return run

@@ -1,5 +1,6 @@
 // Bindings of what writes and checks a corpus: documents gathered in order, the index, checksums of blocks.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -16,16 +17,19 @@ namespace qwen_data::bindings {
 
 namespace {
 
-std::size_t gather_documents(const Array<std::int32_t>& spool, const Array<std::int64_t>& starts,
+std::size_t gather_documents(const std::vector<Array<std::int32_t>>& spools, const Array<std::int64_t>& starts,
                              const Array<std::int32_t>& lengths, const Array<std::int64_t>& order,
                              std::int32_t end_of_document, Array<std::int32_t>& out) {
-    const auto spool_view = view(spool, "spool");
+    std::vector<View<const std::int32_t>> spool_views;
+    for (const Array<std::int32_t>& spool : spools) {
+        spool_views.push_back(view(spool, "spool"));
+    }
     const auto starts_view = view(starts, "starts");
     const auto lengths_view = view(lengths, "lengths");
     const auto order_view = view(order, "order");
     const auto out_view = writable_view(out, "out");
     py::gil_scoped_release release;
-    return qwen_data::gather_documents(spool_view, starts_view, lengths_view, order_view, end_of_document, out_view);
+    return qwen_data::gather_documents(spool_views, starts_view, lengths_view, order_view, end_of_document, out_view);
 }
 
 void write_index(const std::string& path, const Array<std::int32_t>& lengths, std::uint8_t dtype_code,
@@ -54,11 +58,12 @@ py::tuple block_crcs(const Array<std::uint8_t>& piece, std::size_t block_bytes, 
 }  // namespace
 
 void bind_corpus(py::module_& module) {
-    module.def("gather_documents", &gather_documents, py::arg("spool").noconvert(), py::arg("starts").noconvert(),
+    module.def("gather_documents", &gather_documents, py::arg("spools").noconvert(), py::arg("starts").noconvert(),
                py::arg("lengths").noconvert(), py::arg("order").noconvert(), py::arg("end_of_document"),
                py::arg("out").noconvert(),
-               "Copies documents `order` from the spool into `out`, each followed by end_of_document; returns the "
-               "number of tokens written. Raises IndexError if a document leaves the spool or `out` is too small.");
+               "Copies documents `order` from the spools, whose tokens are counted through, into `out`, each followed by "
+               "end_of_document; returns the number of tokens written. Raises IndexError if a document leaves its spool "
+               "or `out` is too small.");
     module.def("write_index", &write_index, py::arg("path"), py::arg("lengths").noconvert(), py::arg("dtype_code"),
                py::arg("itemsize"),
                "Writes Megatron's .idx for documents of one sequence each, lying back to back, atomically. Raises "

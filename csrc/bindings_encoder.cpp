@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "byte_runs.h"
 #include "line_encoder.h"
 #include "rank_file.h"
 #include "spare_objects.h"
@@ -134,6 +135,14 @@ class Encoder {
 }  // namespace
 
 void bind_encoder(py::module_& module) {
+    module.def(
+        "count_line_ends",
+        [](const py::bytes& piece) {
+            const std::string_view view(piece);
+            py::gil_scoped_release release;
+            return count_byte(view.data(), view.data() + view.size(), '\n');
+        },
+        py::arg("piece"), "Line feeds in a piece of a file.");
     module.def(
         "count_records",
         [](const py::bytes& block, bool begins_file, std::size_t max_line_bytes) {

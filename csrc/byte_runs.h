@@ -83,4 +83,24 @@ inline const char* first_not_below(const char* p, const char* end, unsigned char
         });
 }
 
+// How many of the bytes from `p` to `end` are `c`.
+inline std::size_t count_byte(const char* p, const char* end, char c) {
+    std::size_t count = 0;
+#if defined(__SSE2__)
+    while (end - p >= 16) {
+        // In each lane up to 255.
+        __m128i lanes = _mm_setzero_si128();
+        for (int i = 0; i < 255 && end - p >= 16; ++i, p += 16) {
+            lanes = _mm_sub_epi8(lanes, equal(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), c));
+        }
+        const __m128i halves = _mm_sad_epu8(lanes, _mm_setzero_si128());
+        count += static_cast<std::size_t>(_mm_cvtsi128_si32(halves) + _mm_extract_epi16(halves, 4));
+    }
+#endif
+    for (; p != end; ++p) {
+        count += *p == c;
+    }
+    return count;
+}
+
 }  // namespace qwen_data

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 def gather_documents(
-    spool: npt.NDArray[np.int32],
+    spools: Sequence[npt.NDArray[np.int32]],
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int32],
     order: npt.NDArray[np.int64],
@@ -128,6 +128,7 @@ class MergeLearner:
     def merges(self) -> list[tuple[int, int, int]]: ...
     def num_tokens(self) -> list[int]: ...
 
+def count_line_ends(piece: bytes) -> int: ...
 def count_records(block: bytes, begins_file: bool, max_line_bytes: int) -> tuple[int, int]: ...
 
 class EncodedLines:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from data_tools.allocator import KEPT_BYTES, keep_freed_blocks
 from data_tools.commands import (
     chat,
     collect_docs,
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parse(with_current_name(arguments, _RENAMED))
+    keep_freed_blocks(KEPT_BYTES)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status: int = options.run(options)

@@ -1,6 +1,6 @@
-"""Documents out of a token array into the order of a corpus, a buffer at a time."""
+"""Documents out of token arrays into the order of a corpus, a buffer at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ _BUFFER_TOKENS = 2 * 1024 * 1024
 
 
 def ordered_pieces(
-    tokens: npt.NDArray[np.int32],
+    tokens: Sequence[npt.NDArray[np.int32]],
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int32],
     order: npt.NDArray[np.int64],
@@ -20,8 +20,8 @@ def ordered_pieces(
     """Documents in ``order``, each followed by ``end_of_document``.
 
     Args:
-        tokens: all documents.
-        starts: [n] position of each document in ``tokens``.
+        tokens: all documents, each in one of the arrays.
+        starts: [n] position of each document, counted through all arrays.
         lengths: [n] tokens of each, without an end token.
         order: [m] which documents.
         end_of_document: appended to each.

@@ -47,7 +47,11 @@ def perform(task: Task) -> Manifest:
 
 
 def begin(task: Task) -> Callable[[], Manifest]:
-    """Does ``task`` but for what waits for the disk, which the function that is returned does; see `perform`."""
+    """Does ``task`` but for a last check and what waits for the disk.
+
+    Returns:
+        what does the rest; see `perform`.
+    """
     if (done := finished(task)) is not None:
         return lambda: done
     Path(task.folder).mkdir(parents=True, exist_ok=True)
@@ -61,6 +65,8 @@ def begin(task: Task) -> Callable[[], Manifest]:
 
 def _finish(task: Task, result: TaskResult) -> Manifest:
     with recorded(task):
+        if result.check is not None:
+            result.check()
         manifest = write_manifest(task, result)
     forget_failure(task)
     return manifest

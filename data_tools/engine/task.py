@@ -1,7 +1,7 @@
 """The unit of work: a task turns inputs into files and a manifest; a finished task is recognised and not done again."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class TaskResult:
         values: JSON object for the tasks of the next phase.
         digests: output -> size and SHA-256, where the operation knows them already.
         written: files elsewhere that it wrote into.
+        check: a last look at the result, without which no manifest is written; it may run beside the next task.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -95,6 +96,7 @@ class TaskResult:
     values: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from data_tools import _native
 from data_tools.io.file_range import FileRange
 from data_tools.io.read_ahead import read_ahead
 from data_tools.io.streams import PIECE_BYTES, compression_of, decompressed_pieces, refuse_unread
@@ -52,7 +53,7 @@ class LineRange:
         if self._stop is None and self._start == 0:
             pieces = decompressed_pieces(self._stream, self._path)
             for piece in pieces if compression_of(self._stream, self._path) == "none" else read_ahead(pieces):
-                self.num_lines += piece.count(b"\n")
+                self.num_lines += _native.count_line_ends(piece)
                 yield piece
             return
         self._stream.seek(max(self._start - 1, 0))
@@ -77,8 +78,8 @@ class LineRange:
                 last = piece.find(b"\n", max(self._stop - 1 - begin, 0))
                 if last >= 0:
                     piece = piece[: last + 1]
-                    self.num_lines += piece.count(b"\n")
+                    self.num_lines += _native.count_line_ends(piece)
                     yield piece
                     return
-            self.num_lines += piece.count(b"\n")
+            self.num_lines += _native.count_line_ends(piece)
             yield piece

@@ -64,7 +64,7 @@ class _Pending:
     def __init__(self, max_line_bytes: int) -> None:
         self.number, self.offset = 1, 0
         self._max_line_bytes = max_line_bytes
-        self._whole: list[bytes | bytearray] = []  # together lines, each with its end
+        self._whole: list[bytes | bytearray | memoryview] = []  # together lines, each with its end
         self._whole_bytes = 0
         self._open: list[bytes | bytearray] = []  # of the line whose end has not been read yet
         self._open_bytes = 0
@@ -81,7 +81,8 @@ class _Pending:
             piece = piece[first + 1 :]
         cut = piece.rfind(b"\n") + 1
         if cut:
-            self._whole += (*self._open, piece[:cut])
+            # Not copied before all of the block is.
+            self._whole += (*self._open, memoryview(piece)[:cut])
             self._whole_bytes += self._open_bytes + cut
             self._open, self._open_bytes = [], 0
         self._add(piece[cut:])

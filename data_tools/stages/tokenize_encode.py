@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ def encode_part(task: Task) -> TaskResult:
         )
     )
     runs = RunWriter(Path(task.folder), task.name, options)
+    samples = Samples(encoder)
     rejected: Counter[str] = Counter()
     num_lines: list[int] = []
     bad_name = f"{task.name}.bad.jsonl"
@@ -64,7 +65,7 @@ def encode_part(task: Task) -> TaskResult:
         for number, (part, file_number) in enumerate(zip(task.inputs, options["files"], strict=True)):
             with open_input(part.path) as source:
                 lines = LineRange(source, part)
-                for bad in _encode_lines(encoder, lines, part, file_number, options, runs):
+                for bad in _encode_lines(encoder, lines, part, file_number, options, runs, samples):
                     rejected[bad.reason] += 1
                     entry = [number, bad.line, bad.reason, bad.detail]
                     stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
@@ -79,6 +80,7 @@ def encode_part(task: Task) -> TaskResult:
         rejected=rejected,
         values={"runs": runs.names, "tokens": runs.num_tokens, "lines": num_lines},
         digests=runs.digests,
+        check=samples.check,
     )
 
 
@@ -89,11 +91,11 @@ def _encode_lines(
     file_number: int,
     options: Mapping[str, Any],
     runs: "RunWriter",
+    samples: "Samples",
 ) -> Iterator[BadRecord]:
     def encoded(one: _Placed) -> tuple[_Placed, EncodedBatch | None]:
         return one, _encoded(encoder, one)
 
-    samples: list[Sample] = []
     for (found, place), batch in work_sharing().in_order(encoded, _placed_blocks(lines, part, options)):
         # Numbers and offsets of what is read count from the beginning of what was given.
         if batch is None:
@@ -106,12 +108,37 @@ def _encode_lines(
         runs.add(file_number, batch._replace(offsets=batch.offsets + np.uint64(lines.origin)))
         for bad in batch.rejections:
             yield bad._replace(line=bad.line - lines.skipped_lines)
-        # Not at once: at the beginning the reference is still being built.
-        samples += batch.samples
-        if sum(len(sample.text) for sample in samples) > _CHECKED_AT_ONCE:
-            encoder.check(place, samples)
-            samples = []
-    encoder.check(Place(part.path, lines.skipped_lines, 0, 0), samples)
+        samples.add(place, batch.samples)
+
+
+class Samples:
+    """Documents that wait to be compared with the reference.
+
+    Not at once: building the reference holds the interpreter's lock for a tenth of a second, in which all threads of a
+    process would have nothing to do before they have begun. At the end of a task the others encode meanwhile.
+    """
+
+    def __init__(self, encoder: BatchEncoder) -> None:
+        self._encoder = encoder
+        self._waiting: list[tuple[Place, Sequence[Sample]]] = []
+        self._characters = 0
+
+    def add(self, place: Place, samples: Sequence[Sample]) -> None:
+        """Takes those of a batch; checks all that wait if they are many."""
+        self._waiting.append((place, samples))
+        self._characters += sum(len(sample.text) for sample in samples)
+        if self._characters > _CHECKED_AT_ONCE:
+            self.check()
+
+    def check(self) -> None:
+        """Compares all that wait.
+
+        Raises:
+            DataError: one differs; names file and line.
+        """
+        for place, samples in self._waiting:
+            self._encoder.check(place, samples)
+        self._waiting, self._characters = [], 0
 
 
 class _Placed(NamedTuple):
@@ -148,10 +175,10 @@ class RunWriter:
         self._seed: int = options["seed"]
         self._shuffle: bool = options["shuffle"]
         self._num_ranges: int = options["num_ranges"]
-        self._buffer = np.empty(options["run_tokens"], dtype=np.int32)
+        self._run_tokens: int = options["run_tokens"]
         self._held_tokens = 0
         self._held_documents = 0
-        self._held: list[tuple[int, EncodedBatch]] = []  # without their tokens, which are in the buffer
+        self._held: list[tuple[int, EncodedBatch]] = []
         self.names: list[str] = []
         self.digests: dict[str, tuple[int, str]] = {}
         self.num_documents = 0
@@ -161,14 +188,11 @@ class RunWriter:
         """Takes a batch of documents of one file."""
         size = len(batch.tokens)
         needed = self._held_tokens + size + _ENTRY_TOKENS * (self._held_documents + len(batch.lengths))
-        if self._held and needed > len(self._buffer):
+        if self._held and needed > self._run_tokens:
             self.flush()
-        if size > len(self._buffer):
-            self._buffer = np.empty(size, dtype=np.int32)
-        self._buffer[self._held_tokens : self._held_tokens + size] = batch.tokens
         self._held_tokens += size
         self._held_documents += len(batch.lengths)
-        self._held.append((file_number, batch._replace(tokens=batch.tokens[:0].copy())))
+        self._held.append((file_number, batch))
 
     def add_long(self, file_number: int, offset: int, pieces: Iterator[npt.NDArray[np.int32]]) -> None:
         """Takes a document of any size; it becomes a run of its own.
@@ -206,7 +230,7 @@ class RunWriter:
         name = self._next_name()
         digest = hashlib.sha256()
         with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
-            tokens = self._buffer[: self._held_tokens]
+            tokens = [batch.tokens for _, batch in self._held]
             for piece in ordered_pieces(tokens, starts, lengths, order, END_OF_DOCUMENT):
                 digest.update(piece.data)
                 stream.write(piece.data)

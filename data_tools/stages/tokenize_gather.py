@@ -231,7 +231,7 @@ class _Bucket:
         large = np.isin(self._order, list(self._large)).nonzero()[0].tolist()
         for begin, stop in zip([0, *(place + 1 for place in large)], [*large, len(self._order)], strict=True):
             # The documents of runs have their end tokens already; the kernel writes each anew.
-            for piece in ordered_pieces(tokens, self._starts, lengths, self._order[begin:stop], END_OF_DOCUMENT):
+            for piece in ordered_pieces([tokens], self._starts, lengths, self._order[begin:stop], END_OF_DOCUMENT):
                 yield piece.data.cast("B")
             if stop < len(self._order):
                 yield from self._large_document(*self._large[int(self._order[stop])])

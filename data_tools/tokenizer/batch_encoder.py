@@ -4,7 +4,6 @@ Plain records go from bytes to ids in the kernel. All others, and those that the
 normalised and encoded one by one, which says what becomes of any line; the kernel does nothing else, only faster.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -97,10 +96,6 @@ class BatchEncoder:
     def __init__(self, settings: EncodingSettings) -> None:
         self._settings = settings
         self._reference: Encoder | None = None if settings.encoder == "tiktoken" else TiktokenEncoder()
-        if self._reference is not None:
-            # Takes longer to build than many a file to encode, and is not needed before `check`. Begun first, it is
-            # built while the tables of the fast encoder are.
-            threading.Thread(target=self._reference.encode_batch, args=([""],), daemon=True).start()
         self._encoder: Encoder = ENCODERS[settings.encoder]()
 
     def encode_block(self, block: LineBlock, place: Place) -> EncodedBatch:

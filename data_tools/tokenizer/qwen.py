@@ -98,9 +98,16 @@ def read_vocabulary(path: Path) -> dict[bytes, int]:
         DataError: the file is not the released one.
     """
     fields = checked_vocabulary(path).split()
-    # Every start of a tokenization waits for this: no loop of Python's over the tokens.
-    return dict(zip(map(binascii.a2b_base64, fields[::2]), map(int, fields[1::2]), strict=True))
+    ranks: dict[bytes, int] = {}
+    # Every tokenization waits for this: no loop of Python's over the tokens, and not all in one call, which would hold
+    # the interpreter's lock all the time.
+    for first in range(0, len(fields), _FIELDS_AT_ONCE):
+        some = fields[first : first + _FIELDS_AT_ONCE]
+        ranks.update(zip(map(binascii.a2b_base64, some[::2]), map(int, some[1::2]), strict=True))
+    return ranks
 
+
+_FIELDS_AT_ONCE = 20_000
 
 _building = threading.Lock()
 

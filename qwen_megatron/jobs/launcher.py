@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+from data_tools.allocator import keep_freed_blocks
 from qwen_megatron.errors import ConfigError
 from qwen_megatron.libraries import without_compiler
 
 # How long OpenMP's threads spin while they wait for work: of the standard, of GNU's library, of Intel's.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# glibc's numbers for the smallest block that gets pages of its own, and for what stays free at the end of the heap, and
-# the variables that set them.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-LARGEST_KEPT_BYTES = 1 << 30
+# What is free at the end of the heap beyond this is given back to the system.
 KEPT_BYTES = 1 << 29
 # A thread count that any machine has room for.
 LONGEST_COUNT = 5
@@ -130,20 +126,9 @@ def settle_inference() -> None:
     """
     settle_environment()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    keep_freed_blocks()
-
-
-def keep_freed_blocks() -> None:
-    """Lets the GNU C library keep large blocks that are freed for the next layer, which needs as many.
-
-    Those of more than 32 MiB, as a long prompt's activations are, would go back to the system and come anew, filled
-    with zeros: one twentieth of the time of a prompt. What is free beyond `KEPT_BYTES` at the end of the heap is given
-    back. Other C libraries have no such setting.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not any(name in os.environ for name in MALLOC_VARIABLES):
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    # The next layer needs blocks like those that the last one has freed: getting them anew took one twentieth of the
+    # time of a long prompt.
+    keep_freed_blocks(KEPT_BYTES)
 
 
 def environment_for_children(**changes: str) -> dict[str, str]:

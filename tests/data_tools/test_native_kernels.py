@@ -43,13 +43,15 @@ def index_in_python(lengths: list[int], dtype_code: int, itemsize: int) -> bytes
 @given(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=9), max_size=20), st.randoms(use_true_random=False))
 def test_gather_equals_python(documents: list[list[int]], random: object) -> None:
     spool = [token for document in documents for token in document]
+    cut = random.randint(0, len(documents))  # type: ignore[attr-defined]
+    spools = [[token for document in some for token in document] for some in (documents[:cut], [], documents[cut:])]
     lengths = [len(document) for document in documents]
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
     order = list(range(len(documents)))
     random.shuffle(order)  # type: ignore[attr-defined]
     out = np.full(len(spool) + len(documents) + 3, -7, dtype=np.int32)
     written = _native.gather_documents(
-        np.array(spool, dtype=np.int32),
+        [np.array(some, dtype=np.int32) for some in spools],
         np.array(starts, dtype=np.int64),
         np.array(lengths, dtype=np.int32),
         np.array(order, dtype=np.int64),
@@ -65,11 +67,11 @@ def test_gather_equals_python(documents: list[list[int]], random: object) -> Non
     [
         (0, 5, 1, 9, "order names document 1 of 1"),
         (0, 5, -1, 9, "order names document -1 of 1"),
-        (0, 6, 0, 9, "start 0 and length 6 leaves the spool of 5 tokens"),
-        (5, 1, 0, 9, "leaves the spool"),
-        (-1, 1, 0, 9, "leaves the spool"),
-        (0, -1, 0, 9, "leaves the spool"),
-        (2**62, 1, 0, 9, "leaves the spool"),
+        (0, 6, 0, 9, "start 0 and length 6 leaves its spool, 5 tokens in 1 spools"),
+        (5, 1, 0, 9, "leaves its spool"),
+        (-1, 1, 0, 9, "leaves its spool"),
+        (0, -1, 0, 9, "leaves its spool"),
+        (2**62, 1, 0, 9, "leaves its spool"),
         (0, 5, 0, 5, "6 tokens do not fit into 5"),
     ],
 )
@@ -77,7 +79,7 @@ def test_gather_refuses_to_leave_its_arrays(start: int, length: int, order: int,
     out = np.full(room, -7, dtype=np.int32)
     with pytest.raises(IndexError, match=message):
         _native.gather_documents(
-            np.arange(5, dtype=np.int32),
+            [np.arange(5, dtype=np.int32)],
             np.array([start], dtype=np.int64),
             np.array([length], dtype=np.int32),
             np.array([order], dtype=np.int64),
@@ -87,13 +89,25 @@ def test_gather_refuses_to_leave_its_arrays(start: int, length: int, order: int,
     assert (out == -7).all()
 
 
+def test_gather_refuses_a_document_that_lies_in_two_spools() -> None:
+    spools = [np.arange(2, dtype=np.int32), np.arange(3, dtype=np.int32)]
+    arguments = np.array([1], dtype=np.int64), np.array([2], dtype=np.int32), np.zeros(1, dtype=np.int64)
+    with pytest.raises(IndexError, match="start 1 and length 2 leaves its spool, 5 tokens in 2 spools"):
+        _native.gather_documents(spools, *arguments, 0, np.zeros(9, dtype=np.int32))
+
+
+@given(st.binary(max_size=100), st.integers(0, 60))
+def test_line_ends_are_counted(piece: bytes, times: int) -> None:
+    assert _native.count_line_ends(piece * times) == (piece * times).count(b"\n")
+
+
 def test_gather_takes_no_other_types() -> None:
     int64 = np.zeros(2, dtype=np.int64)
     with pytest.raises(TypeError):
-        _native.gather_documents(int64, int64, int64, int64, 0, int64)  # type: ignore[arg-type]
+        _native.gather_documents([int64], int64, int64, int64, 0, int64)  # type: ignore[arg-type,list-item]
     int32 = np.zeros((2, 2), dtype=np.int32)
     with pytest.raises(ValueError, match="spool must have one dimension"):
-        _native.gather_documents(int32, int64, int32[0], int64, 0, int32[1])
+        _native.gather_documents([int32], int64, int32[0], int64, 0, int32[1])
 
 
 @pytest.mark.parametrize("lengths", [[], [5], [1, 2, 3, 2**31 - 1, 0, 7]])

@@ -1,17 +1,14 @@
-"""Threads of a process, how they wait, and the memory that they give back."""
+"""Threads of a process, and how they wait."""
 
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-import sys
 
 import pytest
 
 from qwen_megatron.config.load import load_config
 from qwen_megatron.config.resolve import resolve
-from qwen_megatron.jobs.launcher import MALLOC_VARIABLES, Launch, let_waiting_threads_sleep
+from qwen_megatron.jobs.launcher import Launch, let_waiting_threads_sleep
 from qwen_megatron.jobs.session import num_threads
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -52,24 +49,3 @@ def test_waiting_threads_sleep_unless_somebody_has_said_how_they_wait(name: str)
     given = {name: "active"}
     let_waiting_threads_sleep(given)
     assert given == {name: "active"}
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
-@pytest.mark.parametrize(("variables", "is_kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
-def test_freed_blocks_are_kept_unless_somebody_has_said_which(variables: dict[str, str], is_kept: bool) -> None:
-    """A second block of 64 MiB comes without new pages."""
-    code = (
-        "import resource\n"
-        "from qwen_megatron.jobs.launcher import keep_freed_blocks\n"
-        "keep_freed_blocks()\n"
-        "bytearray(64 << 20)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "bytearray(64 << 20)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
-    )
-    plain = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
-    found = subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env={**plain, **variables}
-    )
-    pages = (64 << 20) // os.sysconf("SC_PAGESIZE")
-    assert (int(found.stdout) < pages // 100) == is_kept
