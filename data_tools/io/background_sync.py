@@ -6,6 +6,8 @@ The kernel would keep hundreds of megabytes to itself, and the wait for the disk
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from data_tools.io.uncached import drop_from_cache
+
 _SYNC_BYTES = 64 << 20
 
 
@@ -15,12 +17,14 @@ class BackgroundSync:
     Args:
         descriptor: of an open file. It must stay open until `end`.
         sync_bytes: after how many bytes the disk is asked.
+        keep_cached: whether what is on the disk stays in memory too; False where nobody reads it soon.
     """
 
     piece_bytes = 8 << 20
 
-    def __init__(self, descriptor: int, sync_bytes: int = _SYNC_BYTES):
+    def __init__(self, descriptor: int, sync_bytes: int = _SYNC_BYTES, *, keep_cached: bool = True):
         self._descriptor = descriptor
+        self._keep_cached = keep_cached
         self._sync_bytes = sync_bytes
         self._unsynced = 0
         self._pool = ThreadPoolExecutor(1)
@@ -36,7 +40,12 @@ class BackgroundSync:
         if self._unsynced >= self._sync_bytes:
             self._unsynced = 0
             self.wait()
-            self._pending = self._pool.submit(os.fdatasync, self._descriptor)
+            self._pending = self._pool.submit(self._sync)
+
+    def _sync(self) -> None:
+        os.fdatasync(self._descriptor)
+        if not self._keep_cached:
+            drop_from_cache(self._descriptor)
 
     def wait(self) -> None:
         """Waits for what the disk has been asked for.

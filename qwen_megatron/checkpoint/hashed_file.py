@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.io.background_sync import BackgroundSync
+from data_tools.io.direct_file import DirectFile
 from qwen_megatron.checkpoint.manifest import FileEntry
 from qwen_megatron.errors import CheckpointError
 
@@ -111,6 +113,75 @@ class HashedFile:
             os.close(self.descriptor)
             self.descriptor = -1
             self.hasher.shutdown()
+
+    @property
+    def entry(self) -> FileEntry:
+        """Of what has been written."""
+        return FileEntry(self.size, self.digest.hexdigest())
+
+
+class DirectHashedFile:
+    """The same for a file that nobody reads soon: written past the page cache, and hashed on the way.
+
+    Args:
+        path: Created, or cut to nothing.
+        new_digest: Makes the hash.
+    Attributes:
+        error: What the first method that failed raised.
+    Raises:
+        CheckpointError: from every method, naming the file and what the system says (no space, no permission).
+    """
+
+    def __init__(self, path: Path, new_digest: Callable[[], Digest] = hashlib.sha256):
+        self.path = path
+        self.size = 0
+        self.digest = new_digest()
+        self.error: CheckpointError | None = None
+        self.file: DirectFile | None = None
+        with self.named():
+            self.file = DirectFile(path, self.digest.update)
+
+    def write(self, data: Any) -> int:
+        """Appends the bytes of any buffer; they are on their way to the disk when it returns."""
+        assert self.file is not None
+        view = memoryview(data).cast("B")
+        with self.named():
+            self.file.write(view)
+        self.size += len(view)
+        return len(view)
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Keeps the error of a block, and says which file could not be written."""
+        try:
+            yield
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            self.error = CheckpointError(f"{self.path}: cannot be written ({reason}, after {self.size} bytes)")
+            raise self.error from error
+
+    def tell(self) -> int:
+        """Bytes taken."""
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing is kept back for long."""
+
+    def close(self) -> None:
+        """Brings the file to the disk and closes it."""
+        if self.file is None:
+            return
+        try:
+            with self.named():
+                self.file.finish()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Gives up the file as it is."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
 
     @property
     def entry(self) -> FileEntry:

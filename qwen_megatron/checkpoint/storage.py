@@ -18,20 +18,18 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     TorchDistLoadShardedStrategy,
 )
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+from torch.distributed.checkpoint.metadata import StorageMeta
 
 from data_tools.io.small_json import SmallFileError, read_object, shown
-from qwen_megatron.checkpoint.hashed_file import Digest, HashedFile
-from qwen_megatron.checkpoint.manifest import FILE_NAME, FileEntry
-from qwen_megatron.checkpoint.unpickler import read_metadata
+from qwen_megatron.checkpoint.hashed_file import Digest, DirectHashedFile, HashedFile
+from qwen_megatron.checkpoint.manifest import FileEntry
+from qwen_megatron.checkpoint.read_tensors import SafeReader
 from qwen_megatron.errors import CheckpointError, UnseenCheckpoint
 from qwen_megatron.platforms.shims.checkpoint import apply_checkpoint_shims
 
 # What Megatron-Core's loader knows the format by.
 METADATA_JSON = "metadata.json"
-# Where torch.distributed.checkpoint notes which tensor lies where.
-METADATA = ".metadata"
 
 
 class HashingFileSystem(FileSystem):
@@ -39,10 +37,12 @@ class HashingFileSystem(FileSystem):
 
     Args:
         new_digest: Makes the hash.
+        is_cached: Whether the files stay in memory too: a run that has to start again reads its last checkpoint soon.
     """
 
-    def __init__(self, new_digest: Callable[[], Digest] = hashlib.sha256) -> None:
+    def __init__(self, new_digest: Callable[[], Digest] = hashlib.sha256, *, is_cached: bool = True) -> None:
         self.new_digest = new_digest
+        self.is_cached = is_cached
         self.written: dict[str, FileEntry] = {}
 
     @contextlib.contextmanager
@@ -52,7 +52,7 @@ class HashingFileSystem(FileSystem):
             with path.open(mode) as stream:
                 yield stream
             return
-        file = HashedFile(path, self.new_digest)
+        file = (HashedFile if self.is_cached else DirectHashedFile)(path, self.new_digest)
         try:
             yield file
             file.close()
@@ -89,29 +89,6 @@ def without_zip_checksums() -> Iterator[None]:
         yield
     finally:
         torch.serialization.set_crc32_options(before)
-
-
-class SafeReader(FileSystemReader):
-    """Reads tensors only; the metadata's pickle may name nothing but its own classes."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / METADATA
-        metadata = read_metadata(path)
-        objects = [
-            key for key, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
-        ]
-        if objects:
-            # The loader would unpickle such an entry's bytes; our checkpoints have none.
-            raise CheckpointError(f"{path}: holds pickled objects ({', '.join(objects[:3])}); only tensors are loaded")
-        for entry in (metadata.storage_data or {}).values():
-            if not FILE_NAME.fullmatch(str(entry.relative_path)):
-                raise CheckpointError(
-                    f"{path}: names a file {entry.relative_path!r}; only plain file names are allowed"
-                )
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
 
 
 class NoCommonState(LoadCommonStrategy):

@@ -1,9 +1,15 @@
-"""Reads the metadata that torch.distributed.checkpoint pickles, admitting a named list of classes and nothing else."""
+"""Reads the metadata that torch.distributed.checkpoint pickles, admitting a named list of classes and nothing else.
+
+Pickles of tensors are not read at all: what torch would write is known beforehand (`tensor_pickle`).
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +49,15 @@ ALLOWED = frozenset(
         ("pathlib", "PosixPath"),
     }
 )
-
+# The classes by which torch.save names a dtype.
+STORAGES = {
+    torch.float32: torch.FloatStorage,
+    torch.float64: torch.DoubleStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+}
 
 # What loading a pickle and looking at the result may raise, whatever is in it.
 DAMAGE = (
@@ -132,3 +146,41 @@ def expect(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} stands where {kind} must")
     return value
+
+
+class Storage:
+    """Stands for the storage of a tensor while `TensorPickler` works."""
+
+    def __init__(self, dtype: torch.dtype, size: int):
+        # The persistent id that torch.save gives the first storage: kind, class, key, device, numbers.
+        self.persistent_id = ("storage", STORAGES[dtype], "0", "cpu", size)
+
+
+class Tensor:
+    """Stands for a contiguous tensor while `TensorPickler` works."""
+
+    def __init__(self, dtype: torch.dtype, shape: Sequence[int]):
+        self.dtype, self.shape = dtype, torch.Size(shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = Storage(self.dtype, self.shape.numel())
+        strides = tuple(math.prod(max(size, 1) for size in self.shape[axis:]) for axis in range(1, len(self.shape) + 1))
+        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(self.shape), strides, False, OrderedDict())
+
+
+class TensorPickler(pickle.Pickler):
+    """Writes what torch.save writes, without a tensor."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.persistent_id if isinstance(obj, Storage) else None
+
+
+def tensor_pickle(dtype: torch.dtype, shape: Sequence[int]) -> bytes:
+    """The pickle in the archive that torch.save makes of a contiguous tensor that owns its memory and has no gradient.
+
+    Raises:
+        KeyError: if checkpoints have no tensors of this dtype.
+    """
+    stream = io.BytesIO()
+    TensorPickler(stream, protocol=torch.serialization.DEFAULT_PROTOCOL).dump(Tensor(dtype, shape))
+    return stream.getvalue()

@@ -25,8 +25,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from qwen_megatron.checkpoint.agreement import failing_together, raise_together
 from qwen_megatron.checkpoint.plan_exchange import RankPlan, described, merged, parse
+from qwen_megatron.checkpoint.read_tensors import METADATA
 from qwen_megatron.checkpoint.snapshot import Arena, MemoryFileSystem
-from qwen_megatron.checkpoint.storage import METADATA, FinalFileWriter, without_zip_checksums
+from qwen_megatron.checkpoint.storage import FinalFileWriter, without_zip_checksums
 from qwen_megatron.errors import CheckpointError
 from qwen_megatron.parallel.objects import anywhere, gather
 

@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from data_tools.tokenizer.qwen import NUM_TOKENS
 from qwen_megatron.checkpoint.load import verify_checkpoint
+from qwen_megatron.checkpoint.read_tensors import SafeReader
 from qwen_megatron.checkpoint.state import CheckpointState, only_model, saved_model_config
-from qwen_megatron.checkpoint.storage import SafeReader
+from qwen_megatron.checkpoint.verified_beside import Verification
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.convert.accounting import check_tensors
 from qwen_megatron.convert.name_map import Entry, Part, Rename, entries
@@ -62,7 +63,7 @@ class CheckpointWeights:
     Args:
         folder: An `iter_NNNNNNN` folder.
         name: Of the model, where it holds several; None for the only one.
-        is_verified: Whether somebody else verifies its bytes (`verified_beside`).
+        verification: Verifies the bytes that are read (`verified_beside`); None to verify all of them first.
     Attributes:
         model: The architecture it was trained with; `seq_length` is the context it knows, see `with_trained_context`.
         configured_context: `model.seq_length` as the run had it.
@@ -75,8 +76,8 @@ class CheckpointWeights:
 
     model: ModelConfig
 
-    def __init__(self, folder: Path, name: str | None = None, *, is_verified: bool = False):
-        if not is_verified:
+    def __init__(self, folder: Path, name: str | None = None, *, verification: Verification | None = None):
+        if verification is None:
             verify_checkpoint(folder)
         state = CheckpointState.read(folder)
         name = name or only_model(state, folder)
@@ -90,7 +91,7 @@ class CheckpointWeights:
         self.has_qwen_tokens = self.model.vocab_size >= NUM_TOKENS and state.has_qwen_tokens
         self.key_prefix = state.prefix(name)
         others = tuple(state.prefix(other) for other in state.models if other != name)
-        self.reader = SafeReader(folder)
+        self.reader = SafeReader(folder, uncached=True, saw=None if verification is None else verification.saw)
         metadata = self.reader.read_metadata()
         self.reader.set_up_storage_reader(metadata, is_coordinator=True)
         # The reader has refused whatever is not a tensor.

@@ -30,7 +30,7 @@ from qwen_megatron.config.serialize import to_dict
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Part, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
-from qwen_megatron.convert.weights import FiniteWeights, WeightSource
+from qwen_megatron.convert.weights import FiniteWeights, WeightSource, one_thread
 from qwen_megatron.train.names import MAIN
 from qwen_megatron.train.state import TrainState
 
@@ -53,7 +53,7 @@ def from_hf(folder: Path, out: Path, *, overwrite: bool = False, allow_nonfinite
         CheckpointError: if the folder is incomplete, damaged or of another architecture, or `out` exists.
     """
     check_replaceable(out, overwrite=overwrite)
-    source = HfFolder(existing(folder))
+    source = HfFolder(existing(folder), uncached=True)
     write_weights(source if allow_nonfinite else FiniteWeights(source, folder), out, overwrite=overwrite)
 
 
@@ -89,7 +89,7 @@ def write_tensors(source: WeightSource, folder: Path, title: str) -> dict[str, F
         Size and checksum of each file.
     """
     pieces = [piece for part in parts(source.model) for piece in pieces_of(part, source)]
-    files = HashingFileSystem()
+    files = HashingFileSystem(is_cached=False)
     writer = FinalFileWriter(folder, files)
     writer.set_up_storage_writer(is_coordinator=True)
     plan = writer.prepare_local_plan(SavePlan([piece.write_item() for piece in pieces]))
@@ -177,8 +177,9 @@ def pieces_of(part: Part, source: WeightSource) -> Iterator[Piece]:
 
 def pieces_read(source: WeightSource, pieces: Iterable[Piece]) -> Iterator[tuple[MetadataIndex, torch.Tensor]]:
     """Reads pieces, each with its name in the checkpoint's metadata."""
-    for piece in pieces:
-        yield piece.index, source.read(piece.part, piece.rows).reshape(piece.sizes)
+    with one_thread():
+        for piece in pieces:
+            yield piece.index, source.read(piece.part, piece.rows).reshape(piece.sizes)
 
 
 class StreamingPlanner(DefaultSavePlanner):

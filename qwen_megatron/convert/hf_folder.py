@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Of two embeddings that are compared: tens of megabytes at once.
 COMPARED_ROWS = 4096
+# Runs of rows as long as this are read where they belong; shorter ones with their neighbours, and then put in order.
+READ_IN_PLACE_BYTES = 4 << 20
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -33,6 +37,7 @@ class HfFolder:
 
     Args:
         path: The folder.
+        uncached: Whether its tensors are read once, so that their pages need not stay in memory.
     Attributes:
         hf_format: Its format.
         model: The architecture its config.json describes.
@@ -44,11 +49,11 @@ class HfFolder:
     hf_format: Format
     model: ModelConfig
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, uncached: bool = False):
         self.path = path
         self.hf_format, self.model = read_config(inside(path, CONFIG))
         files, index = weight_files(path)
-        self.handles = {file: open_safetensors(file) for file in files}
+        self.handles = {file: open_safetensors(file, uncached=uncached) for file in files}
         self.tensors = tensors_in(self.handles)
         if index is not None:
             check_index(path / INDEX, index, self.tensors)
@@ -122,8 +127,17 @@ class HfFolder:
 
     def read(self, part: Part, rows: slice | None = None) -> torch.Tensor:
         """One part in the checkpoint's layout; see `WeightSource.read`."""
-        tensors = [self.read_tensor(name, rows) for name in part.hf_names(self.hf_format)]
-        return part.entry.merge(tensors, self.model)
+        names = part.hf_names(self.hf_format)
+        shape, dtype = part.entry.shape(self.model), self.dtype(part.entry)
+        runs = list(part.entry.runs(self.model, self.hf_format)) if rows is None else []
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        if len(runs) < 2 or min(run.stop - run.start for run in runs) * row_bytes < READ_IN_PLACE_BYTES:
+            return part.entry.merge([self.read_tensor(name, rows) for name in names], self.model)
+        values = torch.empty(shape, dtype=dtype)
+        for run, target in zip(runs, values.split([run.stop - run.start for run in runs]), strict=True):
+            with self.named(names[run.tensor]) as file:
+                file.read_rows(names[run.tensor], run.start, target)
+        return values
 
     def read_box(self, part: Part, box: Box) -> torch.Tensor:
         """A box of one part in the checkpoint's layout; see `SlicedSource.read_box`."""
@@ -139,9 +153,19 @@ class HfFolder:
         Raises:
             CheckpointError: if the file cannot be read.
         """
+        with self.named(name) as file:
+            return file.read(name, rows, *columns)
+
+    @contextlib.contextmanager
+    def named(self, name: str) -> Iterator[SafetensorsFile]:
+        """The file that a tensor is in, to read from.
+
+        Raises:
+            CheckpointError: instead of the system's error, naming file and tensor.
+        """
         file = self.tensors[name].file
         try:
-            return self.handles[file].read(name, rows, *columns)
+            yield self.handles[file]
         except OSError as error:
             raise CheckpointError(f"{file}: {name} cannot be read ({error})") from error
 
@@ -173,15 +197,18 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
     return list(dict.fromkeys(inside(folder, name) for name in index.values())), index
 
 
-def open_safetensors(path: Path) -> SafetensorsFile:
+def open_safetensors(path: Path, *, uncached: bool = False) -> SafetensorsFile:
     """Opens a file of weights and checks its header.
 
+    Args:
+        path: The file.
+        uncached: As of `SafetensorsFile`.
     Raises:
         CheckpointError: if it is no safetensors file, or not a whole one.
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is not a safetensors file; only those are read")
-    return SafetensorsFile(path)
+    return SafetensorsFile(path, uncached=uncached)
 
 
 def tensors_in(handles: Mapping[Path, SafetensorsFile]) -> dict[str, StoredTensor]:

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
-from data_tools.io.background_sync import BackgroundSync
+from data_tools.io.direct_file import DirectFile
 from data_tools.io.small_json import LARGEST_BYTES, SmallFileError, fits, parse_json, shown
+from data_tools.io.uncached import read_into
+from qwen_megatron.checkpoint.archive import bytes_of
 from qwen_megatron.errors import CheckpointError
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -54,6 +56,7 @@ class SafetensorsFile:
 
     Args:
         path: The file.
+        uncached: Whether tensors are read once, so that their pages need not stay in memory.
     Attributes:
         tensors: What it holds, by name, in the order of its bytes.
     Raises:
@@ -61,8 +64,9 @@ class SafetensorsFile:
             overlap, leave a hole or are not there.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, uncached: bool = False):
         self.path = path
+        self.uncached = uncached
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self.descriptor)
@@ -134,32 +138,33 @@ class SafetensorsFile:
         row_bytes = math.prod(stored.shape[1:]) * values.itemsize
         first = stored.start + (box[0].start * row_bytes if box else 0)
         if len(box) < 2 or len(box[1]) == stored.shape[1]:
-            self.fill(target, first)
+            read_into(self.descriptor, target, first, uncached=self.uncached)
             return values
         inner_bytes = math.prod(stored.shape[2:]) * values.itemsize
         width = len(box[1]) * inner_bytes
         for number in range(len(box[0])):
             piece = target[number * width : (number + 1) * width]
-            self.fill(piece, first + number * row_bytes + box[1].start * inner_bytes)
+            read_into(self.descriptor, piece, first + number * row_bytes + box[1].start * inner_bytes)
         return values
 
-    def fill(self, target: memoryview, start: int) -> None:
-        """Reads the bytes from `start` on into all of `target`."""
-        while target:
-            count = os.preadv(self.descriptor, [target], start)
-            if count == 0:
-                raise OSError("it has become shorter")
-            target, start = target[count:], start + count
+    def read_rows(self, name: str, first: int, target: torch.Tensor) -> None:
+        """Fills a contiguous tensor with rows of a tensor.
+
+        Args:
+            name: Of the tensor.
+            first: Number of the first row.
+            target: As many rows as are wanted, of the same dtype.
+        Raises:
+            OSError: if the file cannot be read, or has become shorter.
+        """
+        stored = self.tensors[name]
+        start = stored.start + first * math.prod(stored.shape[1:]) * target.itemsize
+        read_into(self.descriptor, bytes_of(target), start, uncached=self.uncached)
 
 
 def size_bytes(tensor: StoredTensor) -> int:
     """Bytes of its values."""
     return math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def write_safetensors(
@@ -175,18 +180,16 @@ def write_safetensors(
         OSError: if the disk is full.
     """
     header, starts = layout(planned)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    sync = BackgroundSync(descriptor)
+    file = DirectFile(path)
     try:
-        put(descriptor, memoryview(header), 0, sync)
+        file.write(memoryview(header))
         for (name, (shape, dtype)), (came, tensor) in zip(planned.items(), tensors, strict=True):
             if (came, tuple(tensor.shape), tensor.dtype) != (name, tuple(shape), dtype):
                 raise RuntimeError(f"{came} came where {name} was planned")
-            put(descriptor, bytes_of(tensor.contiguous()), starts[name], sync)
-        sync.wait()
+            file.write(bytes_of(tensor.contiguous()), starts[name])
+        file.finish()
     finally:
-        sync.end()
-        os.close(descriptor)
+        file.close()
 
 
 def layout(planned: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> tuple[bytes, dict[str, int]]:
@@ -204,11 +207,3 @@ def layout(planned: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> tuple[
     text += b" " * (-len(text) % LENGTH_BYTES)
     begin = LENGTH_BYTES + len(text)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text, {name: begin + start for name, start in starts.items()}
-
-
-def put(descriptor: int, piece: memoryview, start: int, sync: BackgroundSync) -> None:
-    """Writes all of a piece at its place."""
-    while piece:
-        count = os.pwrite(descriptor, piece[: sync.piece_bytes], start)
-        sync.wrote(count)
-        piece, start = piece[count:], start + count

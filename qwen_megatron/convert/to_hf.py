@@ -25,7 +25,7 @@ from qwen_megatron.convert.model_card import CARD, model_card
 from qwen_megatron.convert.name_map import TABLE, Format, parts
 from qwen_megatron.convert.output_folder import check_replaceable, output_folder
 from qwen_megatron.convert.shards import PlannedTensor, plan_shards, write_index, write_shards
-from qwen_megatron.convert.weights import FiniteWeights, WeightSource
+from qwen_megatron.convert.weights import FiniteWeights, WeightSource, one_thread
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def to_hf(
     """
     check_replaceable(out, overwrite=overwrite)
     checkpoint = checkpoint_in(checkpoint)
-    with verified_beside(checkpoint) as finish_verifying:
-        stored = CheckpointWeights(checkpoint, name, is_verified=True)
+    with verified_beside(checkpoint) as verification:
+        stored = CheckpointWeights(checkpoint, name, verification=verification)
         hf_format = hf_format or fitting_format(stored.model)
         if dtype == "fp32" and stored.has_masters:
             stored = stored.masters()
@@ -94,7 +94,7 @@ def to_hf(
             if has_qwen_tokens:
                 write_tokenizer(folder, source.model, hf_format)
             # Before the folder gets its name.
-            finish_verifying()
+            verification.wait()
     if not has_qwen_tokens:
         warn_of_tokenizer(source.model)
     return hf_format
@@ -149,13 +149,14 @@ def converted_tensors(
     source: WeightSource, hf_format: Format, planned: dict[str, PlannedTensor], progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Reads and converts the tensors of a folder one part at a time, in the order of the model."""
-    for part in parts(source.model):
-        tensors = part.entry.split(source.read(part), source.model, hf_format)
-        for name, tensor in zip(part.hf_names(hf_format), tensors, strict=True):
-            tensor = tensor.to(planned[name].dtype)
-            # Before it is handed out: whoever takes the last one does not ask for another.
-            progress.advance(planned[name].size_bytes)
-            yield name, tensor
+    with one_thread():
+        for part in parts(source.model):
+            tensors = part.entry.split(source.read(part), source.model, hf_format)
+            for name, tensor in zip(part.hf_names(hf_format), tensors, strict=True):
+                tensor = tensor.to(planned[name].dtype)
+                # Before it is handed out: whoever takes the last one does not ask for another.
+                progress.advance(planned[name].size_bytes)
+                yield name, tensor
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

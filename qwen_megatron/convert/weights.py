@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -55,6 +57,17 @@ class SlicedSource(WeightSource, Protocol):
             CheckpointError: naming the file that cannot be read.
         """
         ...
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch work in this thread alone: its others wait by spinning, on cores that hash and write meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class FiniteWeights:

@@ -157,7 +157,7 @@ def save_beside_torch(directory: str) -> None:
 
 
 def test_files_are_those_of_torchs_own_planning(ranks: RankPool, tmp_path: Path) -> None:
-    from qwen_megatron.checkpoint.storage import SafeReader
+    from qwen_megatron.checkpoint.read_tensors import SafeReader
 
     ranks.run(3, save_beside_torch, directory=str(tmp_path))
     for number in (1, 2):

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_megatron.convert import hf_folder
 from qwen_megatron.convert.from_hf import write_weights
 from qwen_megatron.convert.hf_folder import HfFolder
 from qwen_megatron.convert.name_map import Format, entries, parts
@@ -50,6 +51,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Format]
         to_hf(parent / "checkpoint", parent / "hf", hf_format=hf_format)
         opened[name, hf_format] = HfFolder(parent / "hf")
     return opened
+
+
+def test_rows_read_where_they_belong_are_those_that_are_merged(
+    folders: dict[tuple[str, Format], HfFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in folders.values():
+        for part in parts(folder.model):
+            merged = folder.read(part)
+            with monkeypatch.context() as patch:
+                patch.setattr(hf_folder, "READ_IN_PLACE_BYTES", 0)
+                in_place = folder.read(part)
+            assert in_place.dtype == merged.dtype
+            assert torch.equal(in_place, merged)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,177 @@
+"""Writing a large file past the page cache.
+
+The kernel copies what is written into pages that it must find first, keep account of and give back. Blocks of this
+process that the disk reads by itself cost a tenth of that: 0.1 s of processor time for 2 GiB instead of 0.7 to 6.
+"""
+
+import errno
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from data_tools.io.background_sync import BackgroundSync
+
+BLOCK_BYTES = 8 << 20
+# One is filled, one is on its way to the disk, others wait or are looked at.
+_NUM_BLOCKS = 4
+# Place in the file, number of bytes and place in memory must be multiples of it; no disk wants more.
+_ALIGNMENT = 4096
+
+
+class _Block:
+    """Memory that is written at once. Its place in the file and in memory are alike in what alignment is about."""
+
+    def __init__(self) -> None:
+        memory = mmap.mmap(-1, BLOCK_BYTES)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self.view, self.memory = memoryview(memory), np.frombuffer(memory, dtype=np.uint8)
+        self.work: list[Future[None]] = []
+        self.begin(0)
+
+    def begin(self, start: int) -> None:
+        """Empties it, to be filled with what belongs to byte ``start`` of the file."""
+        self.start = start
+        self.first = self.stop = start % _ALIGNMENT
+
+    def take(self, view: memoryview) -> int:
+        """Fills it; how many bytes had room."""
+        count = min(len(view), BLOCK_BYTES - self.stop)
+        # Unlike assigning to a memoryview this lets other threads work.
+        np.copyto(self.memory[self.stop : self.stop + count], np.frombuffer(view[:count], dtype=np.uint8))
+        self.stop += count
+        return count
+
+    @property
+    def content(self) -> memoryview:
+        return self.view[self.first : self.stop]
+
+    def wait(self) -> None:
+        """Waits for those who work on it.
+
+        Raises:
+            OSError: the disk could not take it.
+        """
+        while self.work:
+            self.work.pop().result()
+
+
+class DirectFile:
+    """Takes what is written into blocks, which a thread writes to the disk; where the system cannot do that, as usual.
+
+    Args:
+        path: the file, created or cut to nothing.
+        look: is called in another thread with what was written, block by block in the order of writing.
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], look: Callable[[memoryview], None] | None = None):
+        # What lies between the multiples is written through this one.
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._direct = _open_direct(path)
+        self._sync = BackgroundSync(self._descriptor, keep_cached=False)
+        self._disk, self._looker = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._look = look
+        self._busy: deque[_Block] = deque()
+        self._num_blocks = 0
+        self._filled: _Block | None = None
+        self._end = 0
+
+    def write(self, view: memoryview, start: int | None = None) -> None:
+        """Takes bytes, which may be changed afterwards.
+
+        Args:
+            view: the bytes.
+            start: where in the file they belong; None: behind the last ones.
+        Raises:
+            OSError: the disk could not take what was written before.
+        """
+        if start is not None and start != self._end:
+            self._hand_over()
+            self._end = start
+        while view:
+            block = self._filled = self._filled or self._free_block()
+            count = block.take(view)
+            self._end += count
+            view = view[count:]
+            if block.stop == BLOCK_BYTES:
+                self._hand_over()
+
+    def _free_block(self) -> _Block:
+        if self._num_blocks < _NUM_BLOCKS:
+            self._num_blocks += 1
+            block = _Block()
+        else:
+            self._busy[0].wait()
+            block = self._busy.popleft()
+        block.begin(self._end)
+        return block
+
+    def _hand_over(self) -> None:
+        block, self._filled = self._filled, None
+        if block is None:
+            return
+        block.work.append(self._disk.submit(self._put, block))
+        if self._look is not None:
+            block.work.append(self._looker.submit(self._look, block.content))
+        self._busy.append(block)
+
+    def _put(self, block: _Block) -> None:
+        place, content = block.start, block.content
+        while content:
+            ahead = -place % _ALIGNMENT
+            whole = (len(content) - ahead) // _ALIGNMENT * _ALIGNMENT
+            if self._direct is not None and not ahead and whole:
+                count = self._put_direct(self._direct, content[:whole], place)
+            else:
+                count = os.pwrite(self._descriptor, content[:ahead] if ahead else content, place)
+                self._sync.wrote(count)
+            place, content = place + count, content[count:]
+
+    def _put_direct(self, descriptor: int, content: memoryview, place: int) -> int:
+        try:
+            return os.pwrite(descriptor, content, place)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # The file system has opened the file so, but does not write so.
+        os.close(descriptor)
+        self._direct = None
+        return 0
+
+    def finish(self) -> None:
+        """Brings everything to the disk.
+
+        Raises:
+            OSError: the disk could not take it.
+        """
+        self._hand_over()
+        while self._busy:
+            self._busy.popleft().wait()
+        self._sync.wait()
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Ends the threads and closes the file as it is; what was not finished is not waited for."""
+        for pool in (self._disk, self._looker):
+            pool.shutdown(cancel_futures=True)
+        self._sync.end()
+        for descriptor in (self._descriptor, self._direct):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _open_direct(path: str | os.PathLike[str]) -> int | None:
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return None
+        raise
