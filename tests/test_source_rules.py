@@ -20,7 +20,11 @@ from tests.support.source_names import (
 
 SHIMS = "qwen_megatron.platforms.shims"
 # Beside parallel/ and cli/: launchers' variables, and those that CUDA's libraries read.
-READS_ENVIRONMENT = ("qwen_megatron.jobs.launcher", "qwen_megatron.platforms.environment")
+READS_ENVIRONMENT = (
+    "data_tools.allocator",
+    "qwen_megatron.jobs.launcher",
+    "qwen_megatron.platforms.environment",
+)
 UNPICKLER = "qwen_megatron.checkpoint.unpickler"
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 PICKLE_ERRORS = ("PickleError", "PicklingError", "UnpicklingError")

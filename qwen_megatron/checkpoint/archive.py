@@ -97,7 +97,7 @@ def tensor_start(descriptor: int, start: int, length: int, dtype: torch.dtype, s
 
 
 def find_tensor(archive: FilePart, dtype: torch.dtype, shape: Sequence[int]) -> int | None:
-    """As `tensor_start`, which takes what this may raise of a file that is no archive."""
+    """Does the work of `tensor_start`, which takes what this may raise of a file that is no archive."""
     with zipfile.ZipFile(archive) as zipped:
         members = {member.filename.partition("/")[2]: member for member in zipped.infolist()}
         if len(members) != len(zipped.infolist()):

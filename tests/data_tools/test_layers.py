@@ -10,7 +10,7 @@ from tests.support.source_names import Finding, Source, all_sources, findings, r
 
 # A module may import from its own folder and from those before it; folders of one line know nothing of each other.
 LAYERS = (
-    ("_native", "version", "errors"),
+    ("_native", "version", "errors", "allocator"),
     ("io",),
     ("text",),
     ("readers",),
