@@ -1,21 +1,13 @@
-// The inner loops, for any width of vectors: included by one file for each set of instructions, after it has chosen them.
-//
-// `Lanes` is a vector of floats: `Value`, kCount, zero(), load(const float*), load(const std::uint16_t*) of bf16,
-// multiply_add(a, b, c) = a * b + c, and sum().
+// Products of a few rows with a matrix, for any width of vectors.
 #pragma once
 
-#include "few_rows.h"
+#include "lanes.h"
 
 namespace qwen_kernels {
+namespace {
 
-// The value of a bf16, whose bits are the upper half of a float's.
-inline float widened(std::uint16_t bits) {
-    const std::uint32_t whole = static_cast<std::uint32_t>(bits) << 16;
-    float value;
-    __builtin_memcpy(&value, &whole, sizeof value);
-    return value;
-}
-inline float widened(float value) { return value; }
+// Rows of the matrix that are read once for all rows: a multiple of how many are taken at once, 3 and 4.
+constexpr std::size_t kHeightAtOnce = 12;
 
 // Scalar products of kRows rows with kHeight rows of the matrix. Several of both are taken at once: a loaded vector is
 // used several times, and sums that do not wait for each other fill the processor.
@@ -24,7 +16,7 @@ inline void block(const float* rows, const Number* matrix, float* out, std::size
     typename Lanes::Value sums[kRows][kHeight];
     for (int r = 0; r < kRows; ++r) {
         for (int h = 0; h < kHeight; ++h) {
-            sums[r][h] = Lanes::zero();
+            sums[r][h] = Lanes::all(0.0F);
         }
     }
     // The next rows of the matrix are asked for beforehand: those of a narrow one are too short for the processor to find
@@ -68,7 +60,7 @@ void stripe_of_one(const float* row, const Number* matrix, float* out, std::size
         const Number* const numbers = matrix + h * width;
         typename Lanes::Value sums[kSums];
         for (std::size_t k = 0; k < kSums; ++k) {
-            sums[k] = Lanes::zero();
+            sums[k] = Lanes::all(0.0F);
         }
         std::size_t i = 0;
         for (; i + kAtOnce <= width; i += kAtOnce) {
@@ -101,25 +93,34 @@ void stripe(const float* rows, const Number* matrix, float* out, std::size_t hei
     }
 }
 
+// out[r, h] = rows[r] . matrix[h] for h in [first, last), several rows of both at once; a row of out has `stride` numbers.
 template <typename Lanes, typename Number>
-void stripes(const float* rows, const Number* matrix, float* out, std::size_t count, std::size_t height,
-             std::size_t width, std::size_t first, std::size_t last) {
+void products(const float* rows, const Number* matrix, float* out, std::size_t count, std::size_t stride,
+              std::size_t width, std::size_t first, std::size_t last) {
     using Stripe = void (*)(const float*, const Number*, float*, std::size_t, std::size_t, std::size_t, std::size_t);
     constexpr std::size_t kTogether = 4;
     constexpr Stripe kStripes[kTogether] = {stripe<Lanes, Number, 1>, stripe<Lanes, Number, 2>,
                                             stripe<Lanes, Number, 3>, stripe<Lanes, Number, 4>};
-    if (count == 1) {
-        return stripe_of_one<Lanes>(rows, matrix, out, width, first, last);
-    }
     // A few rows of the matrix at a time, which the second four rows find in the cache.
-    constexpr std::size_t kStep = 12;
-    for (std::size_t h = first; h < last; h += kStep) {
-        const std::size_t end = h + kStep < last ? h + kStep : last;
+    for (std::size_t h = first; h < last; h += kHeightAtOnce) {
+        const std::size_t end = h + kHeightAtOnce < last ? h + kHeightAtOnce : last;
         for (std::size_t row = 0; row < count; row += kTogether) {
             const std::size_t together = count - row < kTogether ? count - row : kTogether;
-            kStripes[together - 1](rows + row * width, matrix, out + row * height, height, width, h, end);
+            kStripes[together - 1](rows + row * width, matrix, out + row * stride, stride, width, h, end);
         }
     }
 }
 
+// The same for a matrix that comes from memory.
+template <typename Lanes, typename Number>
+void streamed_products(const float* rows, const Number* matrix, float* out, std::size_t count, std::size_t stride,
+                       std::size_t width, std::size_t first, std::size_t last) {
+    if (count == 1) {
+        stripe_of_one<Lanes>(rows, matrix, out, width, first, last);
+    } else {
+        products<Lanes>(rows, matrix, out, count, stride, width, first, last);
+    }
+}
+
+}  // namespace
 }  // namespace qwen_kernels

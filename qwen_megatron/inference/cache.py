@@ -48,12 +48,10 @@ class KeyValueCache:
         Raises:
             ValueError: if there is no room for them.
         """
-        count, rows = key_sbgd.size(0), key_sbgd.size(1)
+        count = key_sbgd.size(0)
         end = max(offsets) + count
-        if self.max_length is not None and end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} tokens a row, but token {end} came; make a longer one")
-        keys, values = self.with_room(layer_number, first_row + rows, end, key_sbgd)
-        keys, values = keys[first_row : first_row + rows], values[first_row : first_row + rows]
+        heads = (key_sbgd.size(2), key_sbgd.size(3))
+        keys, values = self.room(layer_number, heads, key_sbgd, offsets, count=count, first_row=first_row)
         new_keys, new_values = key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3)
         if len(set(offsets)) == 1:
             keys[:, :, offsets[0] : end], values[:, :, offsets[0] : end] = new_keys, new_values
@@ -63,8 +61,38 @@ class KeyValueCache:
                 values[row, :, offset : offset + count] = new_values[row]
         return keys[:, :, :end].permute(2, 0, 1, 3), values[:, :, :end].permute(2, 0, 1, 3)
 
+    def room(
+        self,
+        layer_number: int,
+        heads: tuple[int, int],
+        like: torch.Tensor,
+        offsets: Sequence[int],
+        *,
+        count: int = 1,
+        first_row: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of rows, with room for so many more tokens of each from its offset on.
+
+        Args:
+            layer_number: From 1.
+            heads: g and d.
+            like: A tensor of their device and dtype.
+            offsets: Of each row.
+            count: New tokens of each row.
+            first_row: Place of the first of the rows; the others follow it.
+        Returns:
+            [b, g, c, d] twice, views of the cache.
+        Raises:
+            ValueError: if there is no room for them.
+        """
+        end, last_row = max(offsets) + count, first_row + len(offsets)
+        if self.max_length is not None and end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} tokens a row, but token {end} came; make a longer one")
+        keys, values = self.with_room(layer_number, last_row, end, heads, like)
+        return keys[first_row:last_row], values[first_row:last_row]
+
     def with_room(
-        self, layer_number: int, rows: int, length: int, like_sbgd: torch.Tensor
+        self, layer_number: int, rows: int, length: int, heads: tuple[int, int], like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The tensors of a layer, made or moved so that so many rows of so many tokens fit."""
         held = self.layers.get(layer_number)
@@ -75,9 +103,9 @@ class KeyValueCache:
             length = -(-max(length, had_length + had_length // 2) // STEP) * STEP
         if self.max_length is not None:
             length = min(length, self.max_length)
-        shape = (max(rows, had_rows), like_sbgd.size(2), max(length, had_length), like_sbgd.size(3))
+        shape = (max(rows, had_rows), heads[0], max(length, had_length), heads[1])
         # Zeros: a weight of 0 on what was never written must not meet a NaN.
-        made = like_sbgd.new_zeros(shape), like_sbgd.new_zeros(shape)
+        made = like.new_zeros(shape), like.new_zeros(shape)
         for old, new in zip(held or (), made, strict=bool(held)):
             new[:had_rows, :, :had_length] = old
         self.layers[layer_number] = made
@@ -119,3 +147,9 @@ class CacheRows:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores keys and values of these rows; see `KeyValueCache.extend`."""
         return self.cache.extend(layer_number, key_sbgd, value_sbgd, offsets, self.first_row)
+
+    def room(
+        self, layer_number: int, heads: tuple[int, int], like: torch.Tensor, offsets: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a token of each of these rows is to be written; see `KeyValueCache.room`."""
+        return self.cache.room(layer_number, heads, like, offsets, first_row=self.first_row)

@@ -87,13 +87,7 @@ class QwenCoreAttention(MegatronModule):
             ValueError: if the kernel would ignore something in the context, or two parts of it do not go together.
         """
         context = context_of(packed_seq_params)
-        context.refuse_beyond(self.takes, type(self.kernel).__name__)
-        if context.cache is None and not context.text_lengths:
-            positions = self.positions_of_whole(query.size(0) * self.context_group.size(), query.device)
-        else:
-            self.check_rows(context, query.size(0))
-            context.check(query.size(1), query.size(0))
-            positions = context.once("positions", lambda: self.positions_of_rows(context, query))
+        positions = self.positions(context, query)
         query, key = rotate(query, positions.cos, positions.sin), rotate(key, positions.cos, positions.sin)
         if positions.query_scale is not None:
             query = query * positions.query_scale.to(query.dtype)
@@ -105,6 +99,22 @@ class QwenCoreAttention(MegatronModule):
         if self.window and not self.training:
             others["window"] = self.window
         return self.kernel(query, key, value, attention_mask, **others)
+
+    def positions(self, context: AttentionContext, tokens_sb: torch.Tensor) -> Positions:
+        """Of the micro-batch's tokens on this rank.
+
+        Args:
+            context: Of the micro-batch.
+            tokens_sb: [s, b, ...], anything that comes of them.
+        Raises:
+            ValueError: as `forward`.
+        """
+        context.refuse_beyond(self.takes, type(self.kernel).__name__)
+        if context.cache is None and not context.text_lengths:
+            return self.positions_of_whole(tokens_sb.size(0) * self.context_group.size(), tokens_sb.device)
+        self.check_rows(context, tokens_sb.size(0))
+        context.check(tokens_sb.size(1), tokens_sb.size(0))
+        return context.once("positions", lambda: self.positions_of_rows(context, tokens_sb))
 
     def positions_of_whole(self, length: int, device: torch.device) -> Positions:
         """Of this rank's part of sequences that are run as a whole."""
@@ -118,9 +128,9 @@ class QwenCoreAttention(MegatronModule):
             scale = take_slices(logn_scale(rotary, length, device), 0, self.context_group)
         return Positions(cos=cos, sin=sin, query_scale=scale)
 
-    def positions_of_rows(self, context: AttentionContext, query_sbnd: torch.Tensor) -> Positions:
+    def positions_of_rows(self, context: AttentionContext, tokens_sb: torch.Tensor) -> Positions:
         """Of tokens that follow what is in a cache."""
-        count, rows, device = query_sbnd.size(0), query_sbnd.size(1), query_sbnd.device
+        count, rows, device = tokens_sb.size(0), tokens_sb.size(1), tokens_sb.device
         offsets = context.offsets or (0,) * rows
         lengths = context.text_lengths or tuple(offset + count for offset in offsets)
         # Rows that have the same are computed once.

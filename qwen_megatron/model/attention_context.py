@@ -30,6 +30,20 @@ class KeyValueCache(Protocol):
             shorter row is of no meaning.
         """
 
+    def room(
+        self, layer_number: int, heads: tuple[int, int], like: torch.Tensor, offsets: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where one new token of each row is to be written, at the row's offset.
+
+        Args:
+            layer_number: From 1.
+            heads: g and d.
+            like: A tensor of their device and dtype.
+            offsets: Of each row.
+        Returns:
+            [b, g, c, d] twice, the keys and values that there are.
+        """
+
 
 @dataclass(kw_only=True)
 class AttentionContext(PackedSeqParams):

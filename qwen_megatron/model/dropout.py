@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from qwen_megatron.model.attention_context import AttentionContext
+from qwen_megatron.model.layer import QwenLayer
 from qwen_megatron.parallel.context import positions_of
 from qwen_megatron.parallel.rng import derived_seed
 
@@ -161,8 +161,8 @@ class DropoutAdd:
         return add
 
 
-class DropoutLayer(TransformerLayer):
-    """Megatron-Core's layer with our dropout after attention and feed-forward layer.
+class DropoutLayer(QwenLayer):
+    """The layer with our dropout after attention and feed-forward layer.
 
     Args:
         dropout: Probability.

@@ -15,12 +15,13 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model.attention import QwenCoreAttention
 from qwen_megatron.model.dropout import DropoutLayer
 from qwen_megatron.model.engine_attention import EngineAttention
+from qwen_megatron.model.layer import QwenLayer
 from qwen_megatron.model.linear import ColumnLinear, RowLinear, SwiGlu
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
@@ -123,7 +124,7 @@ def layer_spec(
     )
     # Without dropout nothing of it is there.
     return ModuleSpec(
-        module=DropoutLayer if hidden_dropout else TransformerLayer,
+        module=DropoutLayer if hidden_dropout else QwenLayer,
         params={"dropout": hidden_dropout} if hidden_dropout else {},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,

@@ -10,6 +10,7 @@ from megatron.core.transformer.module import MegatronModule
 
 from qwen_megatron.platforms import activations
 from qwen_megatron.platforms.few_rows import few_rows_linear
+from qwen_megatron.platforms.many_rows import many_rows_linear
 
 
 class InferenceProduct:
@@ -38,7 +39,7 @@ class InferenceProduct:
         output = few_rows_linear(input, weight, bias)
         if output is None and torch.is_inference_mode_enabled():
             # The bias joins the product, where Megatron-Core adds it in a pass of its own.
-            output = torch.nn.functional.linear(input, weight, bias)
+            output = many_rows_linear(input, weight, bias)
         if output is None:
             output = super()._forward_impl(input, weight, bias=bias, **others)  # type: ignore[misc]
         return cast(torch.Tensor, output)

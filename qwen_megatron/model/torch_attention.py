@@ -20,6 +20,7 @@ from qwen_megatron.model.attention_context import AttentionContext, context_of
 from qwen_megatron.model.dropout import ATTENTION, derived_keys, dropout_mask, needed_keys
 from qwen_megatron.model.packed import Documents, packed, unpacked
 from qwen_megatron.parallel.context import GatherSequence, slice_numbers
+from qwen_megatron.platforms.cached_attention import cached_attention, takes_cached
 from qwen_megatron.platforms.packed_attention import has_packed_attention, packed_attention
 
 # Queries whose scores within a window are computed at once.
@@ -223,6 +224,13 @@ class TorchAttention(torch.nn.Module):
             [s, b, n * d].
         """
         queries, keys, groups = query_sbnd.size(0), key_sbgd.size(0), key_sbgd.size(2)
+        keys_bgcd, values_bgcd = key_sbgd.permute(1, 2, 0, 3), value_sbgd.permute(1, 2, 0, 3)
+        if queries == 1 and takes_cached(query_sbnd[0], keys_bgcd, values_bgcd):
+            lengths = [offset + 1 for offset in context.offsets]
+            output_bnd = cached_attention(
+                query_sbnd[0], keys_bgcd, values_bgcd, lengths, window=window, scale=self.softmax_scale
+            )
+            return output_bnd.flatten(start_dim=1)[None]
         # Of the shortest row, the first key that its first query sees.
         first = max(0, min(context.offsets) + 1 - window) if window else 0
         query_bnsd, key_bgsd, value_bgsd = (

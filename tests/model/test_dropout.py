@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from qwen_megatron.config.sections.model import ModelConfig
 from qwen_megatron.model.attention_context import AttentionContext
 from qwen_megatron.model.builder import build_model, unwrapped
 from qwen_megatron.model.dropout import DropoutLayer, HiddenDropout, derived_keys, dropout_mask, row_keys
+from qwen_megatron.model.layer import QwenLayer
 from qwen_megatron.parallel.groups import Groups
 
 MODEL = ModelConfig(
@@ -131,4 +131,4 @@ def test_without_dropout_nothing_of_it_exists(groups: Groups) -> None:
         built = unwrapped(build_model(dataclasses.replace(MODEL, hidden_dropout=rate), groups, precision="fp32"))
         layers[rate] = {type(layer) for layer in built.decoder.layers}
         assert (built.embedding_dropout is None) == (rate == 0.0)
-    assert layers == {0.0: {TransformerLayer}, 0.1: {DropoutLayer}}
+    assert layers == {0.0: {QwenLayer}, 0.1: {DropoutLayer}}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from qwen_megatron.errors import PlatformError
 from qwen_megatron.model import layer_spec as module
 from qwen_megatron.model.dropout import DropoutLayer
+from qwen_megatron.model.layer import QwenLayer
 from qwen_megatron.model.layer_spec import TORCH, Kernels, layer_spec, select_kernels
 from qwen_megatron.model.norm import RmsNorm
 from qwen_megatron.model.rotary import RotarySettings
@@ -70,6 +70,6 @@ def test_attention_knows_what_its_kernel_takes() -> None:
 
 
 def test_dropout_is_only_there_if_it_is_asked_for() -> None:
-    assert layer_spec(TORCH, ROTARY, hidden_dropout=0.0).module is TransformerLayer
+    assert layer_spec(TORCH, ROTARY, hidden_dropout=0.0).module is QwenLayer
     spec = layer_spec(TORCH, ROTARY, hidden_dropout=0.1)
     assert (spec.module, spec.params) == (DropoutLayer, {"dropout": 0.1})
