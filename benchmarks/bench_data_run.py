@@ -1,11 +1,12 @@
 """A whole run of `qwen-data run` on generated text of any size: cost by stage, and everything planted found.
 
     python benchmarks/bench_data_run.py --gigabytes 0.1 1 10 --folder /data/run --write
+    python benchmarks/bench_data_run.py --gigabytes 20 --folder /data/run --keep-documents last
 
 The stages are those of examples/pipeline.yaml but for normalise, quality and sample, which change nothing about size:
-every stage keeps its documents on the disk. Reading, every count and, last, the bytes that the tokens of each corpus
-stand for are compared with what was generated. A size that was measured in FOLDER before is not measured again; its
-text and corpora are removed as soon as it is.
+every stage keeps its documents on the disk, unless told otherwise. Reading, every count and, last, the bytes that the
+tokens of each corpus stand for are compared with what was generated. A size that was measured in FOLDER before is not
+measured again; its text and corpora are removed as soon as it is.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ class RunCost:
     planted: dict[str, dict[str, int]] = field(default_factory=dict)
     tokens: int = 0
     text_disk: int = 0
+    keep_documents: str = "all"
 
 
 def generate(folder: Path, num_bytes: float) -> dict[str, Counter[str]]:
@@ -222,7 +224,7 @@ def generate(folder: Path, num_bytes: float) -> dict[str, Counter[str]]:
     return planted
 
 
-def measured_run(folder: Path) -> tuple[RunSummary, list[StageCost]]:
+def measured_run(folder: Path, keep_documents: str) -> tuple[RunSummary, list[StageCost]]:
     """The pipeline of ``folder``, every stage measured."""
     pipeline = load_pipeline(folder / "pipeline.yaml")
     meter = Meter(pipeline.output)
@@ -230,7 +232,8 @@ def measured_run(folder: Path) -> tuple[RunSummary, list[StageCost]]:
         MeasuredNamedStage(one.name, one.kind, MeasuredStage(one.stage, one.name, meter)) for one in pipeline.stages
     )
     with closing(ProcessExecutor(WORKERS)) as executor:
-        summary = run_pipeline(dataclasses.replace(pipeline, stages=stages), executor)
+        told = dataclasses.replace(pipeline, stages=stages, keep_documents=keep_documents)
+        summary = run_pipeline(told, executor)
     return summary, meter.stages
 
 
@@ -286,15 +289,16 @@ def check_corpora(folder: Path, planted: Mapping[str, Counter[str]]) -> int:
     return num_tokens
 
 
-def measure(gigabytes: float, folder: Path) -> RunCost:
+def measure(gigabytes: float, folder: Path, keep_documents: str) -> RunCost:
     """One size, in a folder of its own that is empty or not there."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     planted = generate(folder, gigabytes * GB)
-    cost = RunCost(gigabytes, sum(one["bytes"] for one in planted.values()), time.monotonic() - started)
+    num_bytes = sum(one["bytes"] for one in planted.values())
+    cost = RunCost(gigabytes, num_bytes, time.monotonic() - started, keep_documents=keep_documents)
     cost.text_disk = disk_bytes(folder)
     print(f"{cost.bytes / GB:.2f} GB generated in {cost.generating:,.0f} s", file=sys.stderr, flush=True)
-    summary, cost.stages = measured_run(folder)
+    summary, cost.stages = measured_run(folder, keep_documents)
     cost.stages[0].text_bytes = cost.bytes
     cost.planted = {name: dict(counts) for name, counts in planted.items()}
     # What was measured is worth keeping whatever the checks say.
@@ -352,6 +356,9 @@ def growth_table(runs: Sequence[RunCost]) -> Iterator[str]:
 def section(runs: Sequence[RunCost], busy: float) -> list[str]:
     """The benchmark's part of docs/benchmarks.md; the largest run last."""
     run = runs[-1]
+    kept = (
+        "All stages keep their documents" if run.keep_documents == "all" else "Only the last stage keeps its documents"
+    )
     planted = sum(map(Counter, run.planted.values()), Counter())
     kinds = ("exact", "near", "contaminated", "repeated", "short", "other_language")
     bad = sum(count for kind, count in planted.items() if kind.startswith("bad "))
@@ -363,6 +370,7 @@ def section(runs: Sequence[RunCost], busy: float) -> list[str]:
         "",
         f"{run.bytes / GB:.1f} GB of generated JSON Lines in English, Chinese and code, {run.text_disk / GB:.1f} GB on",
         f"the disk (a part compressed), {WORKERS} workers. Wall time is that of a machine that did other work beside.",
+        f"{kept} (`keep_documents: {run.keep_documents}`).",
         "Disk: the most that stages and corpora took until the end of the stage, without the text itself.",
         "",
         *whole_table(run),
@@ -380,16 +388,20 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.1, 1.0], help="of text before compression")
     parser.add_argument("--folder", type=Path, required=True, help="where text, corpora and results go")
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
+    parser.add_argument(
+        "--keep-documents", choices=("all", "last"), default="all", help="last: a stage's go when the next is finished"
+    )
     options = parser.parse_args()
     busy = 100 * os.getloadavg()[0] / (os.cpu_count() or 1)
     runs = []
     for gigabytes in sorted(options.gigabytes):
-        result = options.folder / f"{gigabytes:g}.json"
+        keeps = "" if options.keep_documents == "all" else f"-{options.keep_documents}"
+        result = options.folder / f"{gigabytes:g}{keeps}.json"
         run = stored(result)
         if run is None:
             folder = options.folder / f"{gigabytes:g}"
             shutil.rmtree(folder, ignore_errors=True)
-            run = measure(gigabytes, folder)
+            run = measure(gigabytes, folder, options.keep_documents)
             result.write_text(json.dumps(dataclasses.asdict(run)))
             shutil.rmtree(folder)
         runs.append(run)

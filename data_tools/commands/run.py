@@ -1,6 +1,7 @@
 """``qwen-data run``."""
 
 import argparse
+import dataclasses
 import re
 import sys
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   qwen-data run pipeline.yaml --workers 8
   qwen-data run pipeline.yaml --max-bad 0.1%
+  qwen-data run pipeline.yaml --keep-documents last
   qwen-data run pipeline.yaml --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
   qwen-data run pipeline.yaml --ray-address auto
 
@@ -58,6 +60,13 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit with status 1 if more records cannot be read: a number (100) or a share (0.1%%); default: the "
         "pipeline file's max_bad, or none",
     )
+    parser.add_argument(
+        "--keep-documents",
+        choices=("all", "last"),
+        help="last: to save disk, the documents of a stage are removed when the next one is finished, but for the last "
+        "before tokenization; counts, lists and dropped documents stay. all: those removed earlier are made again. "
+        "Default: the pipeline file's keep_documents, or nothing is removed and nothing made again that no stage needs",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,6 +96,8 @@ def execute(options: argparse.Namespace, pipeline: "Pipeline", parts: "Sequence[
         limit = RejectionLimit(text, given_as) if text is not None else None
     except ValueError as error:
         raise RefusedError(f"max_bad={text!r} is not a limit; write a number (100) or a share (0.1%)") from error
+    if options.keep_documents is not None:
+        pipeline = dataclasses.replace(pipeline, keep_documents=options.keep_documents)
     executor = _executor(options)
     try:
         summary = run_pipeline(pipeline, executor, Share(*options.shard) if options.shard else None, parts)
@@ -124,6 +135,8 @@ def _print(summary: "RunSummary", seconds: float) -> None:
             row = f"  {printable(name):<14} {share:>12.2%} of training: "
             print(f"{row}{epochs * tokens:,.0f} tokens, {epochs:.2f} epochs")
     print(f"{summary.tasks_done:,} tasks done, {summary.tasks_skipped:,} skipped, {seconds:,.1f} s")
+    if summary.removed_bytes:
+        print(f"documents of finished stages removed: {summary.removed_bytes / 1e6:,.1f} MB (keep_documents: last)")
 
 
 def _print_places(pipeline: "Pipeline", summary: "RunSummary") -> None:

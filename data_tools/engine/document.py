@@ -14,7 +14,7 @@ import numpy.typing as npt
 import orjson
 import zstandard
 
-from data_tools.engine.task import TaskResult
+from data_tools.engine.task import TaskResult, documents_file
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
@@ -151,7 +151,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, name: str, *, keep_dropped: bool = True) -> None:
-        self.output = f"{name}.jsonl.zst"
+        self.output = documents_file(name)
         self.dropped = f"{name}.dropped.jsonl.zst"
         self._folder = folder
         self._keep_dropped = keep_dropped

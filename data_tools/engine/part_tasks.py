@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.engine.task import Manifest, Task
+from data_tools.engine.task import Manifest, Task, documents_file
 from data_tools.io.file_range import FileRange
 
 
@@ -30,7 +30,7 @@ def part_tasks(
             folder=str(folder),
             name=part.name,
             options=dict(options or {}),
-            inputs=(part.output(f"{part.name}.jsonl.zst"), *shared),
+            inputs=(part.output(documents_file(part.name)), *shared),
             documents=part.records_out,
         )
         for part in parts

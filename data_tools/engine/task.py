@@ -129,6 +129,11 @@ class Manifest:
         return Path(self.folder, name)
 
 
+def documents_file(name: str) -> str:
+    """The output with the documents of the part ``name`` of a stage."""
+    return f"{name}.jsonl.zst"
+
+
 def write_manifest(task: Task, result: TaskResult) -> Manifest:
     """Checks the counts, takes checksums of the outputs, waits until they are on the disk and writes the manifest.
 
@@ -202,17 +207,24 @@ def _check(manifest: Manifest, path: Path) -> None:
         require_plain_name(source, f"{path}: statistics.by_source")
 
 
-def finished(task: Task) -> Manifest | None:
-    """The manifest of ``task`` if it is finished for these inputs and options and its files are still there."""
-    manifest = intact(Path(task.folder), task.name)
+def finished(task: Task, *, may_lack: str | None = None) -> Manifest | None:
+    """The manifest of ``task`` if it is finished for these inputs and options and its files are still there.
+
+    Args:
+        task: the task.
+        may_lack: an output that need not be there.
+    """
+    manifest = intact(Path(task.folder), task.name, may_lack=may_lack)
     return manifest if manifest is not None and manifest.key == task.key() else None
 
 
-def intact(folder: Path, name: str) -> Manifest | None:
+def intact(folder: Path, name: str, *, may_lack: str | None = None) -> Manifest | None:
     """The manifest of a task that was finished for whatever inputs, if its files are still there in their sizes."""
     try:
         manifest = read_manifest(folder, name)
         for output, entry in manifest.outputs.items():
+            if output == may_lack and not manifest.path(output).exists():
+                continue
             if manifest.path(output).stat().st_size != entry["size_bytes"]:
                 return None
     except (OSError, ValueError, SmallFileError, PathError):

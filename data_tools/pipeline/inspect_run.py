@@ -13,6 +13,7 @@ import zstandard
 
 from data_tools.engine.document import Document, read_documents
 from data_tools.engine.failures import failures
+from data_tools.engine.removed_documents import removed_documents
 from data_tools.engine.task import STAGE_FILE
 from data_tools.errors import DataError, RefusedError
 from data_tools.pipeline.summary_file import read_summary
@@ -25,10 +26,12 @@ def format_stages(output: Path) -> str:
     """One line a stage: what came, what went on, seconds."""
     summary = read_summary(output)
     lines = [f"{summary['pipeline']} ({summary['created']}, qwen-data {summary['tool_version']})"]
-    for stage in summary["stages"]:
+    for number, stage in enumerate(summary["stages"], 1):
         seconds = summary["timings"].get(stage["name"], {}).get("seconds", 0.0)
+        removed = _removed_by(_folder(output, number, stage["name"]))
         lines.append(
             f"{stage['name']:<16} {stage['records_in']:>12,} -> {stage['records_out']:>12,} {seconds:>9,.1f} s"
+            + (f"  documents removed ({removed})" if removed else "")
         )
     return "\n".join([*lines, "--stage NAME shows one of them, --sample N documents of it", *_failed(output)])
 
@@ -39,6 +42,8 @@ def format_unfinished(output: Path) -> str:
     for folder in sorted(path for path in (output / "stages").iterdir() if path.is_dir()):
         done = sum(1 for _ in folder.rglob("*.manifest.json"))
         state = "finished" if (folder / STAGE_FILE).is_file() else "under way"
+        if removed := _removed_by(folder):
+            state += f", documents removed ({removed})"
         lines.append(f"{folder.name.partition('-')[2]:<16} {done:>12,} tasks done, {state}")
     return "\n".join([*lines, *_failed(output)])
 
@@ -59,9 +64,11 @@ def format_stage(output: Path, name: str) -> str:
     Raises:
         RefusedError: the run has no such stage.
     """
-    stage, _ = _stage(output, name)
+    stage, folder = _stage(output, name)
     statistics = stage["statistics"]
     lines = [f"{name}: {stage['records_in']:,} documents in, {stage['records_out']:,} out"]
+    if removed := _removed_by(folder):
+        lines.append(f"its documents were removed ({removed}); run again with --keep-documents all to have them")
     for reason, count in sorted(stage["rejected"].items(), key=lambda item: -item[1]):
         by_source = statistics.get("dropped_by_source", {}).get(reason, {})
         sources = ", ".join(f"{source} {number:,}" for source, number in by_source.items())
@@ -87,12 +94,17 @@ def sample(output: Path, name: str, reason: str, count: int) -> Iterator[dict[st
     Returns:
         id, source, language, detail and the beginning of the text of each.
     Raises:
-        RefusedError: the run has no such stage, or dropped nothing for this reason.
+        RefusedError: the run has no such stage, dropped nothing for this reason, or its documents were removed.
         DataError: a file is damaged.
     """
     stage, folder = _stage(output, name)
     if reason != KEPT and reason not in stage["rejected"]:
         raise RefusedError(f"{name}: dropped nothing as {reason}; there are {', '.join([KEPT, *stage['rejected']])}")
+    if reason == KEPT and (removed := _removed_by(folder)):
+        raise RefusedError(
+            f"{name}: its documents were removed ({removed}); --reason shows those that it dropped, which stay; run "
+            "again with --keep-documents all to have all"
+        )
     found = _kept(folder) if reason == KEPT else _dropped(folder, reason)
     chosen = heapq.nsmallest(count, found, key=lambda entry: _number(entry[0].id))
     for document, detail in chosen:
@@ -113,8 +125,18 @@ def _stage(output: Path, name: str) -> tuple[Mapping[str, Any], Path]:
     stages = read_summary(output)["stages"]
     for number, stage in enumerate(stages, 1):
         if stage["name"] == name:
-            return stage, output / "stages" / f"{number:02d}-{name}"
+            return stage, _folder(output, number, name)
     raise RefusedError(f"{output}: has no stage {name}; there are {', '.join(stage['name'] for stage in stages)}")
+
+
+def _folder(output: Path, number: int, name: str) -> Path:
+    return output / "stages" / f"{number:02d}-{name}"
+
+
+def _removed_by(folder: Path) -> str:
+    """The setting because of which documents of a stage are not there; "" if all are."""
+    removed = removed_documents(folder)
+    return removed.by if removed and any(not (folder / name).exists() for name in removed.documents) else ""
 
 
 def _kept(folder: Path) -> Iterator[tuple[Document, str]]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import yaml
 
@@ -21,6 +21,9 @@ from data_tools.stages.read import ReadStage
 from data_tools.stages.registry import NEEDS, STAGES, SampleStage
 
 KINDS = tuple(STAGES)
+# Their parts are corpora, not documents.
+CORPUS_KINDS = ("tokenize", "mixture")
+ALL, LAST = "all", "last"
 
 
 class Stage(Protocol):
@@ -39,6 +42,9 @@ class Head:
     """Folder everything goes to."""
     max_bad: str | None = None
     """Limit of unreadable records, `100` or `0.1%`. Default: no limit."""
+    keep_documents: Literal["all", "last"] | None = None
+    """Which stages keep their documents: `all`, or the `last` before tokenization, others only until the next stage is
+    finished. Default: all of this run, and what an earlier one removed stays away until a stage needs it."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,19 @@ class Pipeline:
         output: the folder everything goes to.
         max_bad: limit of unreadable records, "100" or "0.1%"; None for no limit.
         stages: in order; the first is `read`.
+        keep_documents: `ALL`, `LAST` or None; see `Head`.
     """
 
     name: str
     output: Path
     max_bad: str | None
     stages: tuple[NamedStage, ...]
+    keep_documents: str | None = None
+
+    @property
+    def last_documents(self) -> int:
+        """Number of the last stage that writes documents; -1 for none."""
+        return max((number for number, one in enumerate(self.stages) if one.kind not in CORPUS_KINDS), default=-1)
 
 
 def load_pipeline(path: Path) -> Pipeline:
@@ -91,7 +104,13 @@ def load_pipeline(path: Path) -> Pipeline:
         raise SettingsError(f"{path}: {error}") from error
     if problems.messages:
         raise SettingsError(problems.messages)
-    return Pipeline(name=path.stem, output=Path(head.output), max_bad=head.max_bad, stages=read)
+    return Pipeline(
+        name=path.stem,
+        output=Path(head.output),
+        max_bad=head.max_bad,
+        stages=read,
+        keep_documents=head.keep_documents,
+    )
 
 
 def _stages(entries: Sequence[yaml.Node], path: Path, problems: Problems) -> tuple[NamedStage, ...]:
@@ -135,7 +154,7 @@ def _misplaced(kind: str, before: Sequence[NamedStage]) -> list[str]:
     if kind in NEEDS and all(stage.kind != NEEDS[kind] for stage in before):
         rules.append(f"needs a stage {NEEDS[kind]} before it")
     last = before[-1].kind if before else ""
-    if (last in ("tokenize", "mixture")) != (kind == "mixture"):
+    if (last in CORPUS_KINDS) != (kind == "mixture"):
         rules.append("is out of place; tokenize and, after it, mixture come last")
     return rules
 

@@ -17,14 +17,23 @@ from data_tools.corpus.lock import corpus_lock
 from data_tools.engine.document import DocumentStatistics
 from data_tools.engine.executor import Executor
 from data_tools.engine.own_files import remove_leftovers
+from data_tools.engine.removed_documents import (
+    Removed,
+    RemovedInputsError,
+    forget_removed,
+    remove_documents,
+    removed_documents,
+)
 from data_tools.engine.runner import Runner, Share
-from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest
+from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest, documents_file
+from data_tools.errors import DataError
 from data_tools.filters.histograms import merged
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.owned_paths import require_below
+from data_tools.io.plain_text import printable
 from data_tools.io.progress import shows_progress
 from data_tools.io.small_json import SmallFileError, fits, read_object
-from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
+from data_tools.pipeline.pipeline_file import ALL, LAST, NamedStage, Pipeline
 from data_tools.version import version
 
 SUMMARY = "pipeline.json"
@@ -39,6 +48,7 @@ class RunSummary:
         stages: one JSON object a stage: name, kind, records_in, records_out, rejected, statistics, examples.
         timings: stage -> the seconds that it took; of a stage that was skipped those of an earlier run.
         tasks_done, tasks_skipped: tasks done now, and found finished.
+        removed_bytes: of documents that were removed because `keep_documents` says so.
         quarantine: the list of unreadable records.
     """
 
@@ -46,6 +56,7 @@ class RunSummary:
     timings: dict[str, dict[str, float]]
     tasks_done: int
     tasks_skipped: int
+    removed_bytes: int
     quarantine: Path
 
     @property
@@ -83,43 +94,135 @@ def run_pipeline(
         else:
             remove_leftovers(pipeline.output)
         runner = Runner(executor, share, root=pipeline.output)
-        parts = list(inputs)
-        stages: list[dict[str, Any]] = []
-        timings = _earlier_timings(pipeline.output)
-        for number, named in enumerate(pipeline.stages):
-            runner.title = named.name
-            if sys.stderr.isatty() and shows_progress():
-                print(f"stage {number + 1} of {len(pipeline.stages)}: {named.name}", file=sys.stderr)
-            folder = stage_folder(pipeline, number)
-            require_below(folder, pipeline.output)
-            records_in = sum(part.records_out for part in parts)
-            started, tasks_done = time.monotonic(), runner.tasks_done
-            parts = named.stage.run(runner, folder, parts)
-            if runner.tasks_done > tasks_done or named.name not in timings:
-                timings[named.name] = {"seconds": round(time.monotonic() - started, 3)}
-            stages.append(stage_summary(named, parts))
-            if named.kind != "read" and stages[-1]["records_in"] != records_in:
-                raise RuntimeError(
-                    f"stage {named.name}: read {stages[-1]['records_in']} records, but the stage before it wrote "
-                    f"{records_in}; this is a bug"
-                )
-            write_stage_manifest(folder, stages[-1], parts)
-        timings = {stage["name"]: timings[stage["name"]] for stage in stages}
+        run = _StageRun(pipeline, runner, inputs, _earlier_timings(pipeline.output))
+        run.do_all()
+        timings = {stage["name"]: run.timings[stage["name"]] for stage in run.summaries}
         summary = {
             "tool_version": version(),
             "pipeline": pipeline.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "stages": stages,
+            "stages": run.summaries,
             "timings": timings,
         }
         write_atomically(pipeline.output / SUMMARY, orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
     return RunSummary(
-        stages=stages,
+        stages=run.summaries,
         timings=timings,
         tasks_done=runner.tasks_done,
         tasks_skipped=runner.tasks_skipped,
+        removed_bytes=run.removed_bytes,
         quarantine=stage_folder(pipeline, 0) / QUARANTINE_FILE,
     )
+
+
+class _StageRun:
+    """The stages one after the other; of some the documents are removed when the next one has read them.
+
+    When a stage needs documents that are gone, the one that made them is run once more, and so, if its own are gone,
+    the one before that.
+
+    Attributes:
+        summaries: of the stages, in order.
+        timings: stage -> seconds.
+        removed_bytes: of the documents that were removed.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, runner: Runner, inputs: Sequence[Manifest], timings: dict[str, dict[str, float]]
+    ) -> None:
+        self._pipeline = pipeline
+        self._runner = runner
+        self._parts: list[Sequence[Manifest]] = [inputs]  # what each stage begins with
+        self._skipped = [0]  # tasks found finished before each stage
+        self._told: set[int] = set()  # stages that were said to be done once more
+        self.summaries: list[dict[str, Any]] = []
+        self.timings = timings
+        self.removed_bytes = 0
+
+    def do_all(self) -> None:
+        """See `run_pipeline`."""
+        while (number := len(self.summaries)) < len(self._pipeline.stages):
+            try:
+                parts = self._do(number)
+            except RemovedInputsError as error:
+                self._go_back(number, error)
+                continue
+            self._parts.append(parts)
+            self._skipped.append(self._runner.tasks_skipped)
+            self._remove_documents(number)
+
+    def _do(self, number: int) -> list[Manifest]:
+        named, runner = self._pipeline.stages[number], self._runner
+        runner.title = named.name
+        if sys.stderr.isatty() and shows_progress():
+            print(f"stage {number + 1} of {len(self._pipeline.stages)}: {named.name}", file=sys.stderr)
+        folder = stage_folder(self._pipeline, number)
+        require_below(folder, self._pipeline.output)
+        runner.removed = self._not_missed(number)
+        records_in = sum(part.records_out for part in self._parts[number])
+        started, tasks_done = time.monotonic(), runner.tasks_done
+        parts: list[Manifest] = named.stage.run(runner, folder, self._parts[number])
+        if runner.tasks_done > tasks_done or named.name not in self.timings:
+            self.timings[named.name] = {"seconds": round(time.monotonic() - started, 3)}
+        summary = stage_summary(named, parts)
+        if named.kind != "read" and summary["records_in"] != records_in:
+            raise RuntimeError(
+                f"stage {named.name}: read {summary['records_in']} records, but the stage before it wrote "
+                f"{records_in}; this is a bug"
+            )
+        write_stage_manifest(folder, summary, parts)
+        self.summaries.append(summary)
+        return parts
+
+    def _not_missed(self, number: int) -> Removed | None:
+        """What was removed from a stage and need not be there, unless a later stage asks for it."""
+        folder = stage_folder(self._pipeline, number)
+        removed = removed_documents(folder)
+        if removed is None or number > self._pipeline.last_documents:
+            return None
+        if number < self._pipeline.last_documents and self._pipeline.keep_documents != ALL:
+            return removed
+        if number not in self._told and any(not (folder / name).exists() for name in removed.documents):
+            self._told.add(number)
+            name = self._pipeline.stages[number].name
+            _say(f"stage {name}: its documents were removed ({removed.by}), and this run keeps them: made again")
+        return None
+
+    def _go_back(self, number: int, error: RemovedInputsError) -> None:
+        """Lets the stage before ``number`` be run once more, and says what follows from it."""
+        stages = [stage.name for stage in self._pipeline.stages]
+        removed = removed_documents(stage_folder(self._pipeline, number - 1))
+        why = f"stage {stages[number]}: is not finished for these inputs and options, and the documents of "
+        why += f"{stages[number - 1]} that it reads were removed ({removed.by if removed else 'keep_documents'})"
+        if not self._runner.is_alone:
+            raise DataError(f"{why}; array jobs do not make them again: run once without --shard") from error
+        if number - 1 not in self._told:
+            first = number - 1
+            while first > 0 and any(not part.path(documents_file(part.name)).exists() for part in self._parts[first]):
+                first -= 1
+            self._told.update(range(first, number))
+            _say(f"{why}; made again: {', '.join(stages[first:number])}")
+        del self._parts[number:], self._skipped[number:], self.summaries[number - 1 :]
+        self._runner.tasks_skipped = self._skipped[-1]
+
+    def _remove_documents(self, number: int) -> None:
+        """Removes the documents that stage ``number``, which is finished, has read, if they are not to be kept."""
+        pipeline, runner = self._pipeline, self._runner
+        last = pipeline.last_documents
+        if not runner.is_alone:
+            return  # Another array job may not have come as far.
+        if number == last or pipeline.keep_documents == ALL:
+            forget_removed(stage_folder(pipeline, number))
+        if pipeline.keep_documents != LAST or not 0 < number <= last:
+            return
+        folder = stage_folder(pipeline, number - 1)
+        paths, num_bytes = remove_documents(folder, self._parts[number], f"keep_documents: {LAST}")
+        runner.note_removed(paths)
+        self.removed_bytes += num_bytes
+
+
+def _say(line: str) -> None:
+    print(printable(f"qwen-data: {line}"), file=sys.stderr, flush=True)
 
 
 def _earlier_timings(output: Path) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from data_tools.engine.task import STAGE_FILE, Manifest, read_manifest
 from data_tools.errors import DataError, RefusedError
 from data_tools.io.owned_paths import require_below, require_plain_name
 from data_tools.io.small_json import SmallFileError, fits, read_object
-from data_tools.pipeline.pipeline_file import NamedStage, Pipeline
+from data_tools.pipeline.pipeline_file import CORPUS_KINDS, NamedStage, Pipeline
 from data_tools.pipeline.run import SUMMARY
 from data_tools.pipeline.summary_file import check_statistics, read_summary
 from data_tools.settings.nodes import list_node, mapping_node, read_record, text_node, written
@@ -28,8 +28,6 @@ from data_tools.stages.registry import NEEDS, STAGES
 READ = "read"
 # Of documents whose source is not named.
 _SOURCE = "data"
-# Their parts are corpora, not documents.
-_CORPUS_KINDS = ("tokenize", "mixture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +127,7 @@ def finished_parts(output: Path, *, corpora: bool = False) -> list[Manifest]:
     numbers = [
         number
         for number, stage in enumerate(stages, 1)
-        if (stage["kind"] in _CORPUS_KINDS) == corpora and stage["kind"] != "mixture"
+        if (stage["kind"] in CORPUS_KINDS) == corpora and stage["kind"] != "mixture"
     ]
     if not numbers:
         wanted = "corpora; tokenize its documents first" if corpora else "documents"

@@ -16,7 +16,7 @@ from data_tools.engine.document import CLUSTER_SIZE, Drop, ShardWriter, batches,
 from data_tools.engine.input_list import read_input_list, write_input_list
 from data_tools.engine.part_tasks import part_tasks
 from data_tools.engine.runner import Runner
-from data_tools.engine.task import Manifest, Task, TaskResult
+from data_tools.engine.task import Manifest, Task, TaskResult, documents_file
 from data_tools.io.atomic_file import atomic_output
 from data_tools.settings.records import Count, record
 from data_tools.text.normalized import normalized_hashes
@@ -65,7 +65,7 @@ class ExactDedupStage:
                 folder=str(folder),
                 name=part.name,
                 options={"part": number},
-                inputs=(part.output(f"{part.name}.jsonl.zst"), *found),
+                inputs=(part.output(documents_file(part.name)), *found),
                 documents=part.records_out,
             )
             for number, part in enumerate(inputs)

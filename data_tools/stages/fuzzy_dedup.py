@@ -30,7 +30,7 @@ from data_tools.engine.input_list import read_input_list, write_input_list
 from data_tools.engine.part_tasks import part_tasks
 from data_tools.engine.planning import group_neighbours
 from data_tools.engine.runner import Runner
-from data_tools.engine.task import Manifest, Task, TaskResult
+from data_tools.engine.task import Manifest, Task, TaskResult, documents_file
 from data_tools.io.file_range import FileRange
 from data_tools.settings.records import Count, Seed64, Share, record
 from data_tools.stages.cluster_tasks import REMOVED, SIZES, join_pairs
@@ -70,7 +70,7 @@ class FuzzyDedupStage:
             "seed": self.seed,
             "num_parts": 1 << max(0, needed - 1).bit_length(),
         }
-        shards = [part.output(f"{part.name}.jsonl.zst") for part in inputs]
+        shards = [part.output(documents_file(part.name)) for part in inputs]
         buckets = folder / "buckets"
         counts = [part.records_out for part in inputs]
         sign = [

@@ -21,7 +21,7 @@ from data_tools.engine.document import LONGEST_LINE_BYTES
 from data_tools.engine.input_list import read_input_list, write_input_list
 from data_tools.engine.quarantine import write_quarantine
 from data_tools.engine.runner import Runner, SupersededError
-from data_tools.engine.task import QUARANTINE_FILE, Manifest, Task, TaskResult, finished, read_manifest
+from data_tools.engine.task import QUARANTINE_FILE, Manifest, Task, TaskResult, documents_file, finished, read_manifest
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import write_atomically
 from data_tools.io.file_range import FileRange
@@ -71,7 +71,7 @@ class TokenizeStage:
         return [self._corpus(runner, folder / name, corpora, name, parts) for name, parts in sorted(groups.items())]
 
     def _corpus(self, runner: Runner, folder: Path, corpora: Path, name: str, parts: Sequence[Manifest]) -> Manifest:
-        shards = [part.output(f"{part.name}.jsonl.zst") for part in parts]
+        shards = [part.output(documents_file(part.name)) for part in parts]
         task = Task(
             operation="tokenize_seal",
             folder=str(corpora),
@@ -81,6 +81,7 @@ class TokenizeStage:
             documents=sum(part.records_out for part in parts),
         )
         if (manifest := finished(task)) is None:
+            runner.require(shards)  # Their sizes are noted in the end, when all have been encoded.
             runner.superseded_by = task
             try:
                 self._prepare(runner, folder, parts, shards)

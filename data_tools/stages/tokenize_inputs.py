@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_tools.engine.document import LONGEST_LINE_BYTES
 from data_tools.engine.planning import plan_parts
-from data_tools.engine.task import Manifest, Task
+from data_tools.engine.task import Manifest, Task, documents_file
 from data_tools.io.file_range import FileRange
 from data_tools.io.streams import BrokenStreamError, decompressed_pieces
 from data_tools.readers.files import find_files, is_url, open_input
@@ -123,5 +123,5 @@ def encode_inputs(
     """What is encoded of a segment: its own files, or what the tasks of `read_tasks` left of them."""
     if segment.is_read_first:
         # What is too long has been found already, by the text and not by its line here.
-        return [EncodeInput(part.output(f"{part.name}.jsonl.zst"), _TEXT_KEY, LONGEST_LINE_BYTES) for part in read]
+        return [EncodeInput(part.output(documents_file(part.name)), _TEXT_KEY, LONGEST_LINE_BYTES) for part in read]
     return [EncodeInput(file, text_key, max_document_bytes) for file in segment.files]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_tools.engine.document import Document, read_documents
 from data_tools.engine.quarantine import BadRow, bad_rows
-from data_tools.engine.task import Manifest
+from data_tools.engine.task import Manifest, documents_file
 from data_tools.errors import DataError
 from data_tools.readers.record import LINE
 
@@ -20,7 +20,7 @@ class RejectionPlaces:
     """
 
     def __init__(self, read: Sequence[Manifest], encoded: Sequence[Manifest]) -> None:
-        shards = {str(part.path(f"{part.name}.jsonl.zst")) for part in read}
+        shards = {str(part.path(documents_file(part.name))) for part in read}
         # Shard -> the task that encoded it, and the number of the shard among its inputs.
         self._encoded = {
             one["path"]: (part, number)
@@ -33,7 +33,7 @@ class RejectionPlaces:
         """See `quarantine.write_quarantine`."""
         if any(one["path"] in self._encoded for one in manifest.inputs):
             return iter(())  # They come with the task that read.
-        shard = manifest.path(f"{manifest.name}.jsonl.zst")
+        shard = manifest.path(documents_file(manifest.name))
         if str(shard) not in self._encoded:
             return bad_rows(manifest)
         return heapq.merge(bad_rows(manifest), self._refused(manifest, shard), key=lambda row: row[:2])

@@ -15,7 +15,7 @@ import pytest
 from data_tools.corpus.index import CorpusIndex
 from data_tools.corpus.reader import Corpus
 from data_tools.engine import input_list, quarantine, task
-from data_tools.pipeline import report, single_stage
+from data_tools.pipeline import inspect_run, report, single_stage
 from data_tools.pipeline.pipeline_file import load_pipeline
 from data_tools.quality.calibration import Calibration
 from data_tools.quality.features import FEWEST_BITS, FeatureConfig
@@ -72,6 +72,7 @@ TASK = {
 PIPELINE = {
     "output": "out",
     "max_bad": "1%",
+    "keep_documents": "last",
     "stages": [
         {"kind": "read", "inputs": [{"path": "a.jsonl", "source": "web", "keep": ["quality"]}]},
         {"kind": "exact_dedup"},
@@ -160,6 +161,11 @@ TARGETS = {
     ),
     "finished part": Target(
         make=finished("", TASK)[0], name="stages/01-read/part.manifest.json", read=single_stage.finished_parts
+    ),
+    "removed documents": Target(
+        make=finished("", {"by": "keep_documents: last", "documents": {"part-000000.jsonl.zst": "0"}})[0],
+        name="stages/01-read/removal.json",
+        read=inspect_run.format_stages,
     ),
     "input list": Target(
         make=make_list,
