@@ -23,7 +23,7 @@ class TaskBar:
         return None if isinstance(self._progress, SilentProgress) else self._told
 
     def _told(self, name: str, share: float) -> None:
-        amount = int(self._sizes[name] * min(share, 1.0))
+        amount = int(self._sizes.get(name, 0) * min(share, 1.0))
         if amount > (before := self._counted.get(name, 0)):
             self._counted[name] = amount
             self._progress.advance(amount - before)

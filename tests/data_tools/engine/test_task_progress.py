@@ -98,6 +98,7 @@ def test_a_bar_counts_every_task_once() -> None:
         bar.finished(name)
         told(name, 0.9)  # Comes late.
     bar.finished("c")
+    told("of another phase", 0.5)
     assert sum(progress.steps) == 150
     assert min(progress.steps) >= 0
     assert TaskBar(SilentProgress(), {}).under_way is None
