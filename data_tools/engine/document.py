@@ -17,6 +17,7 @@ import zstandard
 from data_tools.engine.task import TaskResult, documents_file
 from data_tools.errors import DataError
 from data_tools.io.atomic_file import atomic_output
+from data_tools.io.work_done import count_documents, counted
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES
 
 # A line of a shard holds the text with JSON's escapes and the document's other fields.
@@ -230,7 +231,7 @@ def read_documents(path: Path) -> Iterator[Document]:
         DataError: the shard is missing or damaged; it was written by an earlier stage, so its checksum is known.
     """
     try:
-        with path.open("rb") as stream, zstandard.ZstdDecompressor().stream_reader(stream) as reader:
+        with counted(path.open("rb")) as stream, zstandard.ZstdDecompressor().stream_reader(stream) as reader:
             for line in _lines(reader):
                 fields = orjson.loads(line)
                 del line  # A long line is not held beside its document.
@@ -243,6 +244,7 @@ def _lines(reader: Any) -> Iterator[bytes]:
     parts: list[bytes] = []
     while piece := reader.read(1024 * 1024):
         first, *others = piece.split(b"\n")
+        count_documents(len(others))
         parts.append(first)
         for other in others:
             complete = [b"".join(parts)]

@@ -23,13 +23,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from data_tools.engine.failures import record_failure
 from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
 
 _T = TypeVar("_T")
+UnderWay = Callable[[str, float], None]
+"""Is told the name of a task, and the share of it that is done."""
 
 # What a fork server imports for its workers.
 _PRELOAD = ["data_tools.engine.preload"]
@@ -38,9 +40,12 @@ _PRELOAD = ["data_tools.engine.preload"]
 class Executor(Protocol):
     """Runs tasks that do not depend on each other."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
         """Does every task; manifests in the order in which the tasks end.
 
+        Args:
+            tasks: with different names.
+            under_way: is told between two manifests which share of a task is done, by the caller's thread.
         Raises:
             DataError: a task failed, or its process was killed; the others are abandoned.
         """
@@ -54,11 +59,12 @@ class Executor(Protocol):
 class InProcessExecutor:
     """One task after the other, here."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
         """See `Executor.run`."""
         from data_tools.engine.operations import perform
 
-        yield from map(perform, tasks)
+        for task in tasks:
+            yield perform(task, under_way and partial(under_way, task.name))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -71,10 +77,12 @@ class ProcessExecutor:
         self._num_workers = workers
         self._workers: list[_Worker] = []
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
         """See `Executor.run`."""
         if len(tasks) == 1 and not self._workers:
-            yield from InProcessExecutor().run(tasks)  # Starting a process would take longer than most single tasks.
+            yield from InProcessExecutor().run(
+                tasks, under_way
+            )  # Starting a process would take longer than most single tasks.
             return
         waiting = deque(tasks)
         while len(self._workers) < min(self._num_workers, len(tasks)):
@@ -82,16 +90,19 @@ class ProcessExecutor:
         workers = {worker.connection: worker for worker in self._workers}
         for worker in workers.values():
             if waiting:
-                worker.send(waiting.popleft())
+                worker.send(waiting.popleft(), tells=under_way is not None)
         while busy := [connection for connection, worker in workers.items() if worker.num_tasks]:
             for connection in wait(busy):
                 assert isinstance(connection, Connection)
                 worker = workers[connection]
-                manifest = worker.receive()
-                if manifest is not None:
-                    yield manifest
+                received = worker.receive()
+                if isinstance(received, Manifest):
+                    yield received
+                elif isinstance(received, _Share):
+                    if under_way is not None:
+                        under_way(*received)
                 elif waiting:
-                    worker.send(waiting.popleft())
+                    worker.send(waiting.popleft(), tells=under_way is not None)
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -117,22 +128,22 @@ class _Worker:
         self._task: Task | None = None
         self.num_tasks = 0  # whose manifests are to come
 
-    def send(self, task: Task) -> None:
+    def send(self, task: Task, *, tells: bool) -> None:
         self.num_tasks += 1
         self._task = task
         try:
-            self.connection.send(task)
+            self.connection.send((task, tells))
         except OSError as error:
             raise self._died() from error
 
-    def receive(self) -> Manifest | None:
-        """The manifest of a task, or None: ready for the next."""
+    def receive(self) -> "Manifest | _Share | None":
+        """The manifest of a task, the share of one that is done, or None: ready for the next."""
         try:
             result = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        if result is None:
-            return None
+        if result is None or isinstance(result, _Share):
+            return result
         self.num_tasks -= 1
         if isinstance(result, DataError | OSError):
             raise result
@@ -164,6 +175,28 @@ class _Worker:
         )
 
 
+class _Share(NamedTuple):
+    """Which share of a task is done."""
+
+    task: str
+    share: float
+
+
+class _Sender:
+    """The pipe of a worker, in which several threads say something."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, what: object) -> None:
+        with self._lock:
+            self._connection.send(what)
+
+    def told(self, task: str, share: float) -> None:
+        self.send(_Share(task, share))
+
+
 def _work(connection: Connection) -> None:
     from data_tools.engine.operations import begin
 
@@ -171,27 +204,28 @@ def _work(connection: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     finisher = ThreadPoolExecutor(1)
+    sender = _Sender(connection)
     before: Future[None] | None = None
     try:
         while True:
-            task = connection.recv()
+            task, tells = connection.recv()
             assert isinstance(task, Task)
-            finish = _tried(partial(begin, task))
+            finish = _tried(partial(begin, task, partial(sender.told, task.name) if tells else None))
             if before is not None:
                 before.result()  # One task waits for the disk, no more.
             if callable(finish):
-                connection.send(None)
-                before = finisher.submit(_send_result, connection, finish)
+                sender.send(None)
+                before = finisher.submit(_send_result, sender, finish)
             else:
-                connection.send(finish)
+                sender.send(finish)
     except (EOFError, OSError):
         return  # The parent has gone.
 
 
-def _send_result(connection: Connection, finish: Callable[[], Manifest]) -> None:
+def _send_result(sender: _Sender, finish: Callable[[], Manifest]) -> None:
     sent = False
     try:
-        connection.send(_tried(finish))
+        sender.send(_tried(finish))
         sent = True
     finally:
         if not sent:

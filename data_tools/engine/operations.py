@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_tools.engine.failures import forget_failure, recorded
 from data_tools.engine.task import Manifest, Task, TaskResult, finished, write_manifest
+from data_tools.io.work_done import Told, WorkDone, counting
 
 # Module and function of each; imported when one is done, because a worker that encodes need not wait for the kernels
 # and libraries of all the others. The function takes a `Task` and gives a `TaskResult`.
@@ -36,21 +37,24 @@ OPERATIONS = {
 }
 
 
-def perform(task: Task) -> Manifest:
+def perform(task: Task, told: Told | None = None) -> Manifest:
     """Does ``task`` and writes its manifest.
 
+    Args:
+        task: what is done.
+        told: is told now and then which share of it is done.
     Raises:
         DataError: an input cannot be used.
         OSError: the disk is full or fails.
     """
-    return begin(task)()
+    return begin(task, told)()
 
 
-def begin(task: Task) -> Callable[[], Manifest]:
-    """Does ``task`` but for a last check and what waits for the disk.
+def begin(task: Task, told: Told | None = None) -> Callable[[], Manifest]:
+    """Does ``task`` but for a last check and what waits for the disk; see `perform`.
 
     Returns:
-        what does the rest; see `perform`.
+        what does the rest.
     """
     if (done := finished(task)) is not None:
         return lambda: done
@@ -59,8 +63,13 @@ def begin(task: Task) -> Callable[[], Manifest]:
     task.manifest_path.unlink(missing_ok=True)
     module, function = OPERATIONS[task.operation]
     operation = getattr(importlib.import_module(f"data_tools.stages.{module}"), function)
-    with recorded(task):
+    with recorded(task), counting(None if told is None else _work_of(task, told)):
         return partial(_finish, task, operation(task))
+
+
+def _work_of(task: Task, told: Told) -> WorkDone:
+    input_bytes = sum(one.num_bytes for one in task.inputs)
+    return WorkDone(told, documents=task.documents, input_bytes=input_bytes, num_bytes=task.num_bytes)
 
 
 def _finish(task: Task, result: TaskResult) -> Manifest:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from data_tools.engine.executor import UnderWay
 from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
 
@@ -47,8 +48,12 @@ class RayExecutor:
         self._perform = ray.remote(num_cpus=1, max_retries=3)(_perform)
         self._seen_nodes: set[str] = set()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
-        """See `Executor.run`. A task whose node is lost is done again elsewhere, three times at most."""
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
+        """See `Executor.run`; of a task that is under way nothing is known.
+
+        A task whose node is lost is done again elsewhere, three times at most.
+        """
+        del under_way
         limit = max(2, int(self._ray.cluster_resources().get("CPU", 1)) * _IN_FLIGHT_PER_CPU)
         waiting = list(reversed(tasks))
         pending: list[Any] = []

@@ -9,10 +9,10 @@ from data_tools.engine.executor import Executor
 from data_tools.engine.own_files import sweep as sweep_folder
 from data_tools.engine.removed_documents import Removed, RemovedInputsError, finished_without
 from data_tools.engine.task import QUARANTINE_FILE, STAGE_FILE, Manifest, Task, documents_file, finished
+from data_tools.engine.task_bar import task_bar
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import require_below
-from data_tools.io.progress import BYTES, progress_bar
 
 _POLL_SECONDS = 0.1
 
@@ -92,14 +92,14 @@ class Runner:
         self.tasks_skipped += sum(str(manifest.path(name)) not in self._done_now for name, manifest in done.items())
         open_tasks = [(number, task) for number, task in enumerate(tasks) if task.name not in done]
         self.require(one for _, task in open_tasks for one in task.inputs)
-        ours = [task for number, task in open_tasks if self._share is None or self._is_ours(number)]
-        unit, sizes = _sizes(ours)
-        with progress_bar(self.title, sum(sizes.values()), unit=unit) as progress:
-            for manifest in self._executor.run(ours):
+        ours = [task for number, task in open_tasks if self._is_ours(number)]
+        earlier = [task for number, task in enumerate(tasks) if task.name in done and self._is_ours(number)]
+        with task_bar(self.title, ours, earlier) as bar:
+            for manifest in self._executor.run(ours, bar.under_way):
                 done[manifest.name] = manifest
                 self.tasks_done += 1
                 self._done_now.add(str(manifest.path(manifest.name)))
-                progress.advance(sizes[manifest.name])
+                bar.finished(manifest.name)
         if self._share is None and sweep:
             _sweep(folder, done.values())
         if self._share is not None:
@@ -141,8 +141,7 @@ class Runner:
         return manifest
 
     def _is_ours(self, number: int) -> bool:
-        assert self._share is not None
-        return number % self._share.count == self._share.index
+        return self._share is None or number % self._share.count == self._share.index
 
     def _wait_for_others(self, tasks: Sequence[Task], done: dict[str, Manifest]) -> None:
         deadline = time.monotonic() + self._wait_seconds
@@ -157,14 +156,6 @@ class Runner:
                     )
                 time.sleep(_POLL_SECONDS)
             done[task.name] = manifest
-
-
-def _sizes(tasks: Sequence[Task]) -> tuple[str, dict[str, int]]:
-    """What progress is counted in, and how much of it each task is, by its name."""
-    documents = {task.name: task.documents for task in tasks if task.documents is not None}
-    if len(documents) == len(tasks):
-        return "documents", documents
-    return BYTES, {task.name: task.num_bytes for task in tasks}
 
 
 def _sweep(folder: Path, manifests: Iterable[Manifest]) -> None:

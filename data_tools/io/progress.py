@@ -32,7 +32,7 @@ def shows_progress() -> bool:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, unit: str = BYTES) -> Iterator[Progress]:
+def progress_bar(title: str, total: int, *, unit: str = BYTES, begun: int = 0) -> Iterator[Progress]:
     """A bar with percentage, rate and estimated end while the block runs, if stderr is a terminal.
 
     It ends at 100 % when the block ends without an error: what is told meanwhile may be rough, more or less than the
@@ -42,11 +42,12 @@ def progress_bar(title: str, total: int, *, unit: str = BYTES) -> Iterator[Progr
         title: what is being done.
         total: bytes to do, or whatever `unit` says; where there is nothing to do there is no bar.
         unit: what is counted.
+        begun: of the total, was done before the block: the bar begins there, and its rate counts the rest.
     """
-    if total <= 0 or not shows_progress() or not sys.stderr.isatty():
+    if total <= begun or not shows_progress() or not sys.stderr.isatty():
         yield SilentProgress()
         return
     from data_tools.io.progress_columns import shown
 
-    with shown(title, total, unit) as progress:
+    with shown(title, total, unit, begun) as progress:
         yield progress

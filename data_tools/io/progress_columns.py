@@ -21,7 +21,7 @@ from data_tools.io.progress import BYTES, Progress
 
 
 class RateColumn(ProgressColumn):
-    """What is counted, a second, over the last pieces, or over the whole time where nothing else is known."""
+    """What is counted, a second, over the last half minute; at the end, over the whole time."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -29,9 +29,13 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Empty before the first piece."""
-        speed = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
+        done = task.completed - task.fields["begun"]
+        seconds = task.finished_time if task.finished else task.elapsed
+        speed = done / seconds if seconds else 0.0
+        if not task.finished:
+            speed = task.speed or speed
         amount = decimal(int(speed)) if self._unit == BYTES else f"{speed:,.0f}"
-        return Text(f"{amount}/s" if task.completed and speed else "", style="progress.data.speed")
+        return Text(f"{amount}/s" if done and speed else "", style="progress.data.speed")
 
 
 class LeftColumn(ProgressColumn):
@@ -49,13 +53,14 @@ class LeftColumn(ProgressColumn):
 
 
 @contextmanager
-def shown(title: str, total: int, unit: str = BYTES) -> Iterator[Progress]:
+def shown(title: str, total: int, unit: str = BYTES, begun: int = 0) -> Iterator[Progress]:
     """A bar on stderr while the block runs; full at its end unless it raises.
 
     Args:
         title: what is being done.
         total: how much there is to do, at least 1.
         unit: what is counted.
+        begun: where the bar begins.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -66,12 +71,13 @@ def shown(title: str, total: int, unit: str = BYTES) -> Iterator[Progress]:
         LeftColumn(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as rich:
-        task = rich.add_task(title, total=total)
+        task = rich.add_task(title, total=total, completed=begun, begun=begun)
 
         class _Bar:
             def advance(self, amount: int) -> None:
                 # The last hundredth is filled by the block's end.
-                rich.update(task, completed=min(rich.tasks[0].completed + amount, total * 99 // 100))
+                done = rich.tasks[0].completed
+                rich.update(task, completed=max(done, min(done + amount, total * 99 // 100)))
 
         yield _Bar()
         rich.update(task, completed=total)

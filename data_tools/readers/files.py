@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
+from data_tools.io.work_done import counted
 
 
 def is_url(path: str) -> bool:
@@ -66,11 +67,16 @@ def _remote_file(file_system: Any, path: str) -> FileRange:
 
 
 def open_input(path: str) -> BinaryIO:
-    """A seekable stream of the bytes of a file as they are stored.
+    """A seekable stream of the bytes of a file as they are stored; what a task reads of it counts as progress.
 
     Raises:
         DataError: it cannot be opened.
     """
+    return counted(open_uncounted(path))
+
+
+def open_uncounted(path: str) -> BinaryIO:
+    """Opens a file as `open_input` does, for whoever counts in another way what a task has read."""
     try:
         if is_url(path):
             stream: BinaryIO = _fsspec().open(path, "rb").open()

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 from data_tools.errors import DataError
 from data_tools.io.file_range import FileRange
 from data_tools.io.streams import CORRUPT
-from data_tools.readers.files import open_input
+from data_tools.io.work_done import count_input
+from data_tools.readers.files import open_uncounted
 from data_tools.readers.record import BadRecord, RangeCount, ReadOptions, Record
 
 _BATCH_ROWS = 1024
@@ -22,7 +23,7 @@ _DICTIONARY_BYTES = 64 * 1024 * 1024
 def read_parquet(part: FileRange, options: ReadOptions, count: RangeCount) -> Iterator[Record | BadRecord]:
     """The rows of a file; see `record.Reader`. A damaged file or row group is one bad record."""
     pyarrow, parquet = _pyarrow()
-    with open_input(part.path) as stream:
+    with open_uncounted(part.path) as stream:
         row = 0
         try:
             file = _opened(parquet, stream, options.text_key)
@@ -37,6 +38,8 @@ def read_parquet(part: FileRange, options: ReadOptions, count: RangeCount) -> It
                     for values in _rows(batch):
                         yield _record(row, values, options)
                         row += 1
+                    # By rows: of the bytes only those of some columns are read.
+                    count_input(part.num_bytes * batch.num_rows // file.metadata.num_rows)
         except (pyarrow.ArrowException, OSError) as error:
             yield BadRecord(row, CORRUPT, f"{error}; every row after it is lost")
         count.lines = row

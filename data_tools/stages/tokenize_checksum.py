@@ -14,6 +14,7 @@ from data_tools.io.atomic_file import atomic_output, open_unfollowed
 from data_tools.io.checksums import BLOCK_BYTES, SEGMENT_BYTES, StreamChecksums, read_pieces
 from data_tools.io.file_range import FileRange
 from data_tools.io.system_errors import naming
+from data_tools.io.work_done import count_bytes
 
 CHECKSUMS = "checksums"
 # So many tasks at most, each of whole segments.
@@ -64,6 +65,7 @@ def checksum_segments(task: Task) -> TaskResult:
     checksums = StreamChecksums(BLOCK_BYTES, task.options["segment_bytes"])
     for piece in read_pieces(path, content.start, content.stop):
         checksums.update(piece)
+        count_bytes(len(piece))
     name = f"{task.name}.crc"
     with atomic_output(Path(task.folder, name), sync=False) as stream:
         stream.write(checksums.crc_bytes())

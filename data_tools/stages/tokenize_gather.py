@@ -23,6 +23,7 @@ from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult
 from data_tools.io.atomic_file import atomic_output, open_unfollowed
 from data_tools.io.system_errors import naming
+from data_tools.io.work_done import count_bytes
 from data_tools.stages.tokenize_checksum import CHECKSUMS
 from data_tools.stages.tokenize_runs import ENTRY, Runs, RunSizes
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
@@ -177,7 +178,9 @@ def _pieces(runs: Runs, options: Mapping[str, Any], lengths: list[npt.NDArray[np
     """The bytes of a task's buckets, one bucket in memory at a time; ``lengths`` gets those of their documents."""
     for bucket in _buckets(runs, options["borders"], shuffle=options["shuffle"]):
         lengths.append(bucket.lengths())
-        yield from bucket.pieces()
+        for piece in bucket.pieces():
+            count_bytes(len(piece))
+            yield piece
 
 
 def _buckets(runs: Runs, borders: Sequence[int], *, shuffle: bool) -> Iterator["_Bucket"]:

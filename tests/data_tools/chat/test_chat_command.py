@@ -22,7 +22,7 @@ from data_tools.chat.samples import Sampler
 from data_tools.cli import main
 from data_tools.corpus.sidecar import Sidecar
 from data_tools.engine import operations
-from data_tools.engine.executor import InProcessExecutor
+from data_tools.engine.executor import InProcessExecutor, UnderWay
 from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
 from data_tools.readers.jsonl import RejectedRecordError
@@ -110,8 +110,8 @@ class Reversed(InProcessExecutor):
     def __init__(self, workers: int) -> None:
         assert workers == 2
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
-        return super().run(tasks[::-1])
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
+        return super().run(tasks[::-1], under_way)
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
@@ -284,18 +284,18 @@ def test_a_run_that_was_stopped_goes_on(
     prefix = tmp_path / "chat"
     perform, done = operations.perform, []
 
-    def stopping(task: Any) -> Any:
+    def stopping(task: Any, *others: Any) -> Any:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(task.name)
-        return perform(task)
+        return perform(task, *others)
 
     monkeypatch.setattr(operations, "perform", stopping)
     assert chat(source, "--output", str(prefix)) == 130
     assert not prefix.with_suffix(".json").exists()
     assert (tmp_path / ".chat.chat-work").is_dir()
     again: list[str] = []
-    monkeypatch.setattr(operations, "perform", lambda task: again.append(task.name) or perform(task))
+    monkeypatch.setattr(operations, "perform", lambda task, *others: again.append(task.name) or perform(task, *others))
     monkeypatch.setattr(chat_files, "write_locked", _full_disk)
     assert chat(source, "--output", str(prefix)) == 1
     assert again

@@ -14,7 +14,7 @@ from data_tools.dedup import components
 from data_tools.dedup.buckets import write_edges
 from data_tools.dedup.sliced_file import SliceWriter, batched, read_slice, slice_numbers
 from data_tools.dedup.stars import EDGE, LargeStar, SmallStar, edge_records
-from data_tools.engine.executor import InProcessExecutor
+from data_tools.engine.executor import InProcessExecutor, UnderWay
 from data_tools.engine.runner import Runner, Share
 from data_tools.engine.task import Manifest, Task, TaskResult, write_manifest
 from data_tools.errors import DataError
@@ -169,12 +169,12 @@ class FewTasks(InProcessExecutor):
     def __init__(self, count: int) -> None:
         self.left = count
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
         for task in tasks:
             if not self.left:
                 raise Interrupted
             self.left -= 1
-            yield from super().run([task])
+            yield from super().run([task], under_way)
 
 
 class Rounds:

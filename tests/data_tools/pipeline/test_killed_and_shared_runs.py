@@ -134,8 +134,8 @@ def test_a_shard_that_comes_late_takes_the_corpus_as_it_is(
 def test_a_bug_while_a_part_is_finished_ends_its_worker() -> None:
     code = (
         "import multiprocessing\n"
-        "from data_tools.engine.executor import _send_result\n"
-        "_send_result(multiprocessing.Pipe()[0], lambda: 1 / 0)\n"
+        "from data_tools.engine.executor import _send_result, _Sender\n"
+        "_send_result(_Sender(multiprocessing.Pipe()[0]), lambda: 1 / 0)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1

@@ -19,7 +19,7 @@ import pytest
 from data_tools.cli import main
 from data_tools.corpus.verify import verify
 from data_tools.engine import removed_documents
-from data_tools.engine.executor import InProcessExecutor
+from data_tools.engine.executor import InProcessExecutor, UnderWay
 from data_tools.engine.runner import Share
 from data_tools.engine.task import Manifest, Task
 from data_tools.errors import DataError
@@ -129,7 +129,7 @@ class Watch(InProcessExecutor):
         self.operations: list[tuple[str, str]] = []
         self.most_disk = 0
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Manifest]:
+    def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
         tasks = list(tasks)
         if tasks:
             stages = sorted((self._output / "stages").iterdir())
@@ -137,7 +137,7 @@ class Watch(InProcessExecutor):
             stage = next((one for one in stages if Path(tasks[0].folder).is_relative_to(one)), stages[-1])
             self.seen.append((int(stage.name[:2]), having))
             self.operations += [(task.operation, task.name) for task in tasks]
-        yield from super().run(tasks)
+        yield from super().run(tasks, under_way)
         self.most_disk = max(self.most_disk, disk(self._output))
 
 
