@@ -21,7 +21,7 @@ def verify(prefix: str | Path, *, workers: int | None = None) -> Sidecar:
 
     Args:
         prefix: path of the corpus without suffix.
-        workers: threads; None: one for each core that there is. Each takes segments of 256 MiB; a larger corpus of an
+        workers: threads; None: one for each core that there is. Each takes segments of 32 MiB; a larger corpus of an
             earlier version is one segment.
     Returns:
         the sidecar, all of whose statements hold.

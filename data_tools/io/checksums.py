@@ -1,7 +1,7 @@
 """The two checksums of a token file: SHA-256 of the whole, CRC-32 of every block.
 
 The SHA-256 is the identity of the content and what ``qwen-data verify`` compares. Of a file of more than one segment
-(256 MiB) it is the SHA-256 of the SHA-256s of its segments, 32 bytes each, which many processes can take at once. The
+(32 MiB) it is the SHA-256 of the SHA-256s of its segments, 32 bytes each, which many processes can take at once. The
 CRC-32 (zlib's polynomial) of each block, kept in the .crc file, lets training verify what it reads, and read little
 more than that: a block is a page, of which a sample of 2048 tokens fills two.
 """
@@ -19,7 +19,7 @@ from data_tools.io.system_errors import naming
 BLOCK_BYTES = 4096
 # Of corpora whose sidecar does not say: those of earlier versions.
 UNSTATED_BLOCK_BYTES = 65536
-SEGMENT_BYTES = 65536 * BLOCK_BYTES
+SEGMENT_BYTES = 8192 * BLOCK_BYTES
 CRC_DTYPE = np.dtype("<u4")
 READ_BYTES = 2048 * BLOCK_BYTES
 # From this size on the SHA-256 of a piece is taken in a thread beside its CRCs.
