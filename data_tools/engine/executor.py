@@ -80,9 +80,8 @@ class ProcessExecutor:
     def run(self, tasks: Sequence[Task], under_way: UnderWay | None = None) -> Iterator[Manifest]:
         """See `Executor.run`."""
         if len(tasks) == 1 and not self._workers:
-            yield from InProcessExecutor().run(
-                tasks, under_way
-            )  # Starting a process would take longer than most single tasks.
+            # Starting a process would take longer than most single tasks.
+            yield from InProcessExecutor().run(tasks, under_way)
             return
         waiting = deque(tasks)
         while len(self._workers) < min(self._num_workers, len(tasks)):
