@@ -334,6 +334,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=10_000_000, help="documents of the index")
     parser.add_argument("--merge-tokens", type=int, default=100_000_000, help="tokens of the merged corpus")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=("tokenization", "compressed", "index", "merge", "verify"))
+    parser.add_argument("--folder", type=Path, help="where all files go; default: a temporary folder")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     parser.add_argument("--contestant", nargs=3, metavar=("NAME", "INPUT", "PREFIX"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -341,6 +343,8 @@ def main() -> None:
         name, source, prefix = arguments.contestant
         contestant(name, Path(source), Path(prefix))
         return
+    if arguments.write and arguments.only:
+        parser.error("--write takes the whole section; leave out --only")
     load = Path("/proc/loadavg").read_text().split()[0]
     lines = [
         "## Tokenization, index, merge, verification (`make bench-data`)",
@@ -349,20 +353,26 @@ def main() -> None:
         f"{WORKERS} workers or threads, {arguments.rounds} rounds, wall clock, caches of words empty.",
         "",
     ]
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        for section in (
-            lambda: tokenization(folder, arguments.megabytes, arguments.rounds),
-            lambda: compressed(folder, arguments.rounds),
-            lambda: index_build(folder, arguments.documents, arguments.rounds),
-            lambda: merging(folder, arguments.merge_tokens, 50, arguments.rounds),
-            lambda: merging(folder, arguments.merge_tokens, 1000, arguments.rounds),
-            lambda: verifying(folder, 400, arguments.rounds),
-            lambda: verifying(folder, 2000, arguments.rounds),
-        ):
-            rows = [*section(), ""]
-            print("\n".join(rows), flush=True)
-            lines += rows
+        sections = {
+            "tokenization": [lambda: tokenization(folder, arguments.megabytes, arguments.rounds)],
+            "compressed": [lambda: compressed(folder, arguments.rounds)],
+            "index": [lambda: index_build(folder, arguments.documents, arguments.rounds)],
+            "merge": [
+                lambda: merging(folder, arguments.merge_tokens, 50, arguments.rounds),
+                lambda: merging(folder, arguments.merge_tokens, 1000, arguments.rounds),
+            ],
+            "verify": [
+                lambda: verifying(folder, 400, arguments.rounds),
+                lambda: verifying(folder, 2000, arguments.rounds),
+            ],
+        }
+        for kind in arguments.only or sections:
+            for section in sections[kind]:
+                rows = [*section(), ""]
+                print("\n".join(rows), flush=True)
+                lines += rows
     if arguments.write:
         write_section("bench-tokenize", lines)
 
