@@ -71,15 +71,8 @@ class KeyValueCache:
         count: int = 1,
         first_row: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values of rows, with room for so many more tokens of each from its offset on.
+        """Makes the room that `attention_context.KeyValueCache` names, for ``count`` tokens of rows from ``first_row``.
 
-        Args:
-            layer_number: From 1.
-            heads: g and d.
-            like: A tensor of their device and dtype.
-            offsets: Of each row.
-            count: New tokens of each row.
-            first_row: Place of the first of the rows; the others follow it.
         Returns:
             [b, g, c, d] twice, views of the cache.
         Raises:
