@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "utf8.h"
+#include "word_cache.h"
 
 namespace qwen_data {
 
@@ -144,7 +145,7 @@ std::uint32_t* PieceMerger::merge_parts(const RankTable& ranks, const char* p, P
         }
         parts.unions[best] = ranks.finish(right);
     }
-    return std::copy(parts.ids, parts.ids + parts.count, out);
+    return copy_tokens(parts.ids, parts.count, out);
 }
 
 std::uint32_t* PieceMerger::merge_long(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out) {

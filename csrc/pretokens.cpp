@@ -28,6 +28,46 @@ const char* contraction_end(const char* p, const char* end) {
 
 }  // namespace
 
+#if defined(__SSE2__)
+// `bits << 1` are the bytes behind those of `bits`, and bits + seeds carries past the runs of bits that begin with a seed.
+PretokenPattern::Starts PretokenPattern::starts_in_block(const char* p, const char* end) {
+    const AsciiBlock is(p);
+    const std::uint64_t symbols = ~(is.letters | is.numbers | is.spaces);
+    const std::uint64_t inner_spaces = is.spaces & ~is.line_ends;
+
+    // A run of symbols begins with the blank before it; a symbol or white space, but no line end, goes with the letters
+    // behind it, if it is not taken by what is before it.
+    const std::uint64_t first_symbols = symbols & ~((symbols | is.blanks) << 1);
+    const std::uint64_t first_letters = is.letters & ~((is.letters | first_symbols | inner_spaces) << 1);
+
+    // Line ends behind symbols belong to them. Other white space is one up to its last line end, one from there to the last
+    // space before something else, which is one or the beginning of one.
+    const std::uint64_t taken = is.line_ends & ~(is.line_ends + (is.line_ends & symbols << 1));
+    const std::uint64_t free_spaces = is.spaces & ~taken;
+    const std::uint64_t first_spaces = free_spaces & ~(free_spaces << 1);
+    const std::uint64_t last_spaces = inner_spaces & ~(is.spaces >> 1);
+    const std::uint64_t behind_line_ends = inner_spaces & (is.line_ends & ~taken) << 1;
+    const std::uint64_t later_line_ends = (inner_spaces + behind_line_ends) & ~inner_spaces & is.line_ends;
+
+    std::uint64_t starts = 1 | is.numbers | is.numbers << 1 | first_symbols | first_letters | first_spaces | last_spaces |
+                           behind_line_ends;
+    for (std::uint64_t left = is.apostrophes & first_symbols; left != 0; left &= left - 1) {
+        const char* const stop = contraction_end(p + __builtin_ctzll(left) + 1, end);
+        if (stop != nullptr && stop - p < AsciiBlock::kBytes) {
+            starts |= std::uint64_t{1} << (stop - p);
+        }
+    }
+
+    // White space before what is not told is known only to begin.
+    const std::uint64_t untold = is.wide | later_line_ends;
+    const std::uint64_t told = untold == 0 ? ~std::uint64_t{0} : (untold & ~(untold - 1)) - 1;
+    const std::uint64_t solid = told & ~is.spaces;
+    const int behind_solid = solid == 0 ? 0 : 64 - __builtin_clzll(solid);
+    const std::uint64_t known = behind_solid >= 63 ? ~std::uint64_t{0} : (std::uint64_t{2} << behind_solid) - 1;
+    return {starts & told & known, untold == 0};
+}
+#endif
+
 // [^\s\p{L}\p{N}]*[\r\n]*
 const char* PretokenPattern::behind_symbols(const char* p, const char* end) const {
     while (p != end) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "ascii_block.h"
 #include "byte_runs.h"
 #include "pattern_kinds.h"
 #include "utf8.h"
@@ -43,6 +44,17 @@ class PretokenPattern {
         }
         return any_end(p, end);
     }
+
+#if defined(__SSE2__)
+    // Where pre-tokens begin in the AsciiBlock::kBytes bytes at `p`, a bit for each: one begins at `p`, another one where its
+    // bit is set. They are found up to the first character that is not told from its bits alone; `is_whole` if there is
+    // none. What begins at the last bit may end anywhere.
+    struct Starts {
+        std::uint64_t bits;
+        bool is_whole;
+    };
+    static Starts starts_in_block(const char* p, const char* end);
+#endif
 
   private:
     // What the first 128 code points are to the pattern; `none` is not one of them.
@@ -98,10 +110,26 @@ template <typename Visit>
 void for_each_pretoken(const PretokenPattern& pattern, std::string_view text, Visit&& visit) {
     const char* p = text.data();
     const char* const end = p + text.size();
-    while (p != end) {
-        const char* const stop = pattern.end_of(p, end);
+    const auto visit_up_to = [&](const char* stop) {
         visit(std::string_view(p, static_cast<std::size_t>(stop - p)));
         p = stop;
+    };
+    while (p != end) {
+#if defined(__SSE2__)
+        // Where one ends is asked of the bits of many, because branches on single bytes would be gambles. Text that is not
+        // ASCII shows in its first two bytes, of which one may be a space.
+        while (end - p >= AsciiBlock::kBytes && static_cast<unsigned char>(p[0] | p[1]) < 0x80) {
+            const char* const block = p;
+            const PretokenPattern::Starts starts = pattern.starts_in_block(p, end);
+            for (std::uint64_t left = starts.bits & ~std::uint64_t{1}; left != 0; left &= left - 1) {
+                visit_up_to(block + __builtin_ctzll(left));
+            }
+            if (!starts.is_whole || p == block) {
+                break;
+            }
+        }
+#endif
+        visit_up_to(pattern.end_of(p, end));
     }
 }
 

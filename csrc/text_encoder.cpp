@@ -13,6 +13,9 @@ constexpr std::size_t kLongestKept = 128;
 // Six bytes are the shortest pre-token that has two characters of three.
 constexpr std::size_t kShortestCut = 6;
 
+// Of words that are too long; no other word has it.
+constexpr WordKey kNeverKept{0, ~std::uint64_t{0}};
+
 // The first code point of three bytes.
 constexpr std::uint32_t kFirstWide = 0x800;
 
@@ -42,52 +45,60 @@ class TextEncoder::Units {
         } else if (size <= kLongestKept) {
             unit.hash = hash_bytes(p, size) ^ (is_part ? kIsPart : 0);
             unit.key = long_word_key(unit.hash, size);
+        } else {
+            unit.hash = 0;
+            unit.key = kNeverKept;
         }
         scratch_.words.expect(unit.hash);
     }
 
     // Encodes what there is; returns the end of what was written so far.
     std::uint32_t* encode() {
+        WordCache& words = scratch_.words;
+        std::uint64_t unknown = 0;
         for (std::size_t i = 0; i < count_; ++i) {
-            const Unit& unit = units_[i];
-            if (unit.size <= kKeyBytes && !unit.is_part && !scratch_.words.has(unit.key, unit.hash)) {
+            unknown |= static_cast<std::uint64_t>(!words.has(units_[i].key, units_[i].hash)) << i;
+        }
+        for (; unknown != 0; unknown &= unknown - 1) {
+            const Unit& unit = units_[static_cast<std::size_t>(__builtin_ctzll(unknown))];
+            if (unit.size <= kKeyBytes && !unit.is_part) {
                 encoder_.ranks_.expect(unit.hash);
             }
         }
+        std::uint32_t* out = out_;
         for (std::size_t i = 0; i < count_; ++i) {
             const Unit& unit = units_[i];
-            const bool is_known =
-                unit.size <= kKeyBytes ? scratch_.words.copy(unit.key, unit.hash, out_)
-                                       : unit.size <= kLongestKept &&
-                                             scratch_.words.copy_long({unit.p, unit.size}, unit.key, unit.hash, out_);
-            if (!is_known) {
-                out_ = encoder_.encode_unit(unit, out_, scratch_);
+            const bool is_known = __builtin_expect(unit.size <= kKeyBytes, 1)
+                                      ? words.copy(unit.key, unit.hash, out)
+                                      : words.copy_long({unit.p, unit.size}, unit.key, unit.hash, out);
+            if (__builtin_expect(!is_known, 0)) {
+                out = encoder_.encode_unit(unit, out, scratch_);
             }
         }
+        out_ = out;
         count_ = 0;
-        return out_;
+        return out;
     }
 
   private:
     const TextEncoder& encoder_;
     std::uint32_t* out_;
     Scratch& scratch_;
-    std::array<Unit, 64> units_;
+    std::array<Unit, 64> units_;  // as many as a number has bits
     std::size_t count_ = 0;
 };
 
 std::uint32_t* TextEncoder::encode(const char* p, const char* end, std::uint32_t* out, Scratch& scratch) const {
     Units units(*this, out, scratch);
-    while (p != end) {
-        const char* const stop = pattern_.end_of(p, end);
-        const auto size = static_cast<std::size_t>(stop - p);
-        if (size >= kShortestCut && (size > kKeyBytes || begins_wide_character(p[0]) || begins_wide_character(p[1]))) {
-            cut(p, size, units);
+    for_each_pretoken(pattern_, {p, static_cast<std::size_t>(end - p)}, [&](std::string_view word) {
+        // In this order, because nobody can foresee whether a word is short.
+        if ((word.size() > kKeyBytes || begins_wide_character(word[0]) || begins_wide_character(word.data()[1])) &&
+            word.size() >= kShortestCut) {
+            cut(word.data(), word.size(), units);
         } else {
-            units.add(p, size, false, false);
+            units.add(word.data(), word.size(), false, false);
         }
-        p = stop;
-    }
+    });
     return units.encode();
 }
 

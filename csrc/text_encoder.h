@@ -34,7 +34,7 @@ class TextEncoder {
     // more of them than the text has bytes; returns the end of what it wrote.
     std::uint32_t* encode(const char* p, const char* end, std::uint32_t* out, Scratch& scratch) const;
 
-    static constexpr std::size_t kSlack = 4;
+    static constexpr std::size_t kSlack = kSlackTokens;
 
   private:
     // A pre-token, or a part of one that is encoded by itself.

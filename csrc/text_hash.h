@@ -25,23 +25,31 @@ inline std::uint64_t fold_multiply(std::uint64_t a, std::uint64_t b) {
     return static_cast<std::uint64_t>(product >> 64) ^ static_cast<std::uint64_t>(product);
 }
 
+// The number that kBytes bytes are, the first one lowest.
+template <std::size_t kBytes>
+inline std::uint64_t load_bytes(const char* p) {
+    std::uint64_t value = 0;
+    std::memcpy(&value, p, kBytes);
+    return value;
+}
+
 // 64-bit hash of `size` bytes: h starts as size * C1; each group of eight bytes w (little-endian, the last one padded with
 // zeros) makes h = fold_multiply(h ^ w ^ C1, C2); the result is mix64(h). C1, C2 are odd fractional bits of the golden
 // ratio and of sqrt(2).
 inline std::uint64_t hash_bytes(const char* data, std::size_t size) {
     constexpr std::uint64_t c1 = 0x9E3779B97F4A7C15ULL;
     constexpr std::uint64_t c2 = 0x6A09E667F3BCC909ULL;
+    const char* const end = data + size;
     std::uint64_t h = size * c1;
-    while (size >= 8) {
-        std::uint64_t word;
-        std::memcpy(&word, data, 8);
-        h = fold_multiply(h ^ word ^ c1, c2);
-        data += 8;
-        size -= 8;
+    for (; end - data >= 8; data += 8) {
+        h = fold_multiply(h ^ load_bytes<8>(data) ^ c1, c2);
     }
-    if (size > 0) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, data, size);
+    if (const std::size_t left = size % 8; left != 0) {
+        // Loads of fixed sizes that overlap: a copy of any size is a call.
+        const std::uint64_t word = size >= 8   ? load_bytes<8>(end - 8) >> (64 - 8 * left)
+                                   : size >= 4 ? load_bytes<4>(data) | load_bytes<4>(end - 4) << (8 * left - 32)
+                                               : load_bytes<1>(data) | load_bytes<1>(data + left / 2) << (left / 2 * 8) |
+                                                     load_bytes<1>(end - 1) << (8 * left - 8);
         h = fold_multiply(h ^ word ^ c1, c2);
     }
     return mix64(h);

@@ -12,13 +12,22 @@
 
 namespace qwen_data {
 
+// Copies `count` tokens to `out`, of which up to kSlackTokens more are written and read: a copy of any size would be a call.
+constexpr std::size_t kSlackTokens = 3;
+inline std::uint32_t* copy_tokens(const std::uint32_t* tokens, std::size_t count, std::uint32_t* out) {
+    for (std::size_t i = 0; i < count; i += 4) {
+        std::memcpy(out + i, tokens + i, 4 * sizeof(std::uint32_t));
+    }
+    return out + count;
+}
+
 // Sets of two words, each set a cache line of the processor; a new word takes the place of the older of its set.
 class WordCache {
   public:
     // Words of more tokens have them in a store beside the sets, whose oldest content is overwritten by the newest.
     static constexpr std::size_t kTokens = 3;
 
-    WordCache() : sets_(kSets), store_(kStore) {}
+    WordCache() : sets_(kSets), store_(kStore + kSlackTokens) {}
 
     // Tells the processor that this word will be asked for.
     void expect(std::uint64_t hash) const { __builtin_prefetch(&sets_[hash & (kSets - 1)]); }
@@ -26,27 +35,22 @@ class WordCache {
     // Whether the tokens of a short word are known.
     bool has(const WordKey& key, std::uint64_t hash) const {
         const Set& set = sets_[hash & (kSets - 1)];
-        return set.entries[0].key == key || set.entries[1].key == key;
+        return set.entries[0].is(key) | set.entries[1].is(key);
     }
 
-    // Writes the tokens of `key` to `out` and advances it behind them, if they are known. Up to four tokens are written
-    // whatever their number.
+    // Writes the tokens of `key` to `out` and advances it behind them, if they are known. Up to kSlackTokens more are
+    // written.
     bool copy(const WordKey& key, std::uint64_t hash, std::uint32_t*& out) const {
         const Entry* const entry = find(key, hash);
         if (entry == nullptr) {
             return false;
         }
-        if (entry->count <= kTokens) {
-            std::copy(entry->tokens, entry->tokens + kTokens, out);
+        std::memcpy(out, entry->tokens, sizeof(entry->tokens));
+        if (__builtin_expect(entry->count <= kTokens, 1)) {
             out += entry->count;
             return true;
         }
-        const std::uint32_t* const tokens = stored(*entry);
-        if (tokens == nullptr) {
-            return false;
-        }
-        out = std::copy_n(tokens, entry->count, out);
-        return true;
+        return copy_stored(*entry, out);
     }
 
     // The same of a longer word, whose key is made of a hash: its bytes are compared.
@@ -59,14 +63,15 @@ class WordCache {
         if (tokens == nullptr || std::memcmp(tokens + entry->count, word.data(), word.size()) != 0) {
             return false;
         }
-        out = std::copy_n(tokens, entry->count, out);
+        out = copy_tokens(tokens, entry->count, out);
         return true;
     }
 
+    // Keeps the tokens of `key`, behind which kSlackTokens more are readable.
     void insert(const WordKey& key, std::uint64_t hash, const std::uint32_t* tokens, std::size_t count) {
         Entry entry{key, {0, 0, 0}, static_cast<std::uint32_t>(count)};
         if (count <= kTokens) {
-            std::copy_n(tokens, count, entry.tokens);
+            std::memcpy(entry.tokens, tokens, sizeof(entry.tokens));
         } else {
             store(entry, tokens, {});
         }
@@ -88,6 +93,9 @@ class WordCache {
         WordKey key;  // all zero: none
         std::uint32_t tokens[kTokens] = {0, 0, 0};
         std::uint32_t count = 0;
+
+        // Without a branch: which of a set's two it is cannot be foreseen.
+        bool is(const WordKey& other) const { return ((key.low ^ other.low) | (key.high ^ other.high)) == 0; }
     };
     struct alignas(64) Set {
         Entry entries[2];
@@ -95,7 +103,18 @@ class WordCache {
 
     const Entry* find(const WordKey& key, std::uint64_t hash) const {
         const Set& set = sets_[hash & (kSets - 1)];
-        return set.entries[0].key == key ? &set.entries[0] : set.entries[1].key == key ? &set.entries[1] : nullptr;
+        const Entry& entry = set.entries[set.entries[1].is(key)];
+        return entry.is(key) ? &entry : nullptr;
+    }
+
+    // Apart from what is done for nearly every word, so that this stays small.
+    __attribute__((noinline)) bool copy_stored(const Entry& entry, std::uint32_t*& out) const {
+        const std::uint32_t* const tokens = stored(entry);
+        if (tokens == nullptr) {
+            return false;
+        }
+        out = copy_tokens(tokens, entry.count, out);
+        return true;
     }
 
     void put(const Entry& entry, std::uint64_t hash) {
@@ -112,12 +131,12 @@ class WordCache {
 
     // Puts tokens, and bytes behind them, into the store.
     void store(Entry& entry, const std::uint32_t* tokens, std::string_view bytes) {
-        const std::size_t size = entry.count + (bytes.size() + 3) / 4;
+        const std::size_t size = entry.count + std::max((bytes.size() + 3) / 4, kSlackTokens);
         if (kStore - written_ % kStore < size) {
             written_ += kStore - written_ % kStore;
         }
         std::uint32_t* const place = store_.data() + written_ % kStore;
-        std::copy_n(tokens, entry.count, place);
+        copy_tokens(tokens, entry.count, place);
         std::memcpy(place + entry.count, bytes.data(), bytes.size());
         entry.tokens[0] = static_cast<std::uint32_t>(written_);
         entry.tokens[1] = static_cast<std::uint32_t>(written_ >> 32);

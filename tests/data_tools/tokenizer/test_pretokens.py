@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import numpy as np
 import pytest
 import regex
@@ -27,6 +30,27 @@ def test_pretokens_are_those_of_the_pattern(text: str) -> None:
     found = _native.pretokens(text)
     assert found == regex.findall(PATTERN, text)
     assert "".join(found) == text
+
+
+@pytest.mark.parametrize("others", ["", "\v\f", "é", "ſ\u3000"])
+def test_all_neighbours_wherever_they_stand(others: str) -> None:
+    # Bytes are looked at in blocks, which begin where a pre-token does: five characters in all orders, in a row.
+    chooser = random.Random(1)
+    pieces = ["".join(piece) for piece in itertools.product("al'1 \t\n\r!", repeat=5)]
+    for _ in range(2):
+        chooser.shuffle(pieces)
+        text = "".join(
+            piece + chooser.choice(others) if others and chooser.random() < 0.05 else piece for piece in pieces
+        )
+        assert _native.pretokens(text) == regex.findall(PATTERN, text)
+
+
+@pytest.mark.parametrize("run", ["a", "1", " ", "\n", " \n", "!", "a!", "'s", "'l", "\t"])
+def test_runs_over_several_blocks(run: str) -> None:
+    for size in range(50, 140):
+        for left, right in itertools.product(("", "a", "!", "1\n", "x "), ("", "a", "!", "\n", " x", "é", "\u3000")):
+            text = left + (run * size)[:size] + right + "." * 70
+            assert _native.pretokens(text) == regex.findall(PATTERN, text), text
 
 
 def test_kinds_are_those_of_tiktoken() -> None:
