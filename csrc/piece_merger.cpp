@@ -1,6 +1,7 @@
 #include "piece_merger.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <stdexcept>
@@ -75,6 +76,14 @@ class UnionQueue {
     Places* last_ = nullptr;
 };
 
+// Moves p[1] to p[4] to p[0] to p[3].
+template <typename T>
+void move_four(T* p) {
+    T four[4];
+    std::memcpy(four, p + 1, sizeof(four));
+    std::memcpy(p, four, sizeof(four));
+}
+
 }  // namespace
 
 std::uint32_t* PieceMerger::merge(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out) {
@@ -117,27 +126,29 @@ RankTable::Sought PieceMerger::begin_union(const RankTable& ranks, const char* p
     return ranks.begin(p + start, parts.starts[part + 2] - start);
 }
 
+void PieceMerger::Parts::join(std::size_t i, std::uint32_t rank) {
+    ids[i] = rank;
+    for (++i; i < count; i += 4) {
+        move_four(ids + i);
+        move_four(unions + i);
+        move_four(starts + i);
+    }
+    --count;
+}
+
 std::uint32_t* PieceMerger::merge_parts(const RankTable& ranks, const char* p, Parts& parts, std::uint32_t* out) {
     while (parts.count > 1) {
-        std::size_t best = 0;
-        std::uint32_t lowest = parts.unions[0];
-        for (std::size_t i = 1; i + 1 < parts.count; ++i) {
-            if (parts.unions[i] < lowest) {
-                lowest = parts.unions[i];
-                best = i;
-            }
+        // The lowest rank, and of its places the first, as one number: a branch would be taken for random reasons.
+        std::uint64_t lowest = ~std::uint64_t{0};
+        for (std::size_t i = 0; i + 1 < parts.count; ++i) {
+            lowest = std::min(lowest, std::uint64_t{parts.unions[i]} << 8 | i);
         }
-        if (lowest == kNone) {
+        const auto rank = static_cast<std::uint32_t>(lowest >> 8);
+        if (rank == kNone) {
             break;
         }
-        parts.ids[best] = lowest;
-        --parts.count;
-        for (std::size_t i = best + 1; i < parts.count; ++i) {
-            parts.ids[i] = parts.ids[i + 1];
-            parts.unions[i] = parts.unions[i + 1];
-            parts.starts[i] = parts.starts[i + 1];
-        }
-        parts.starts[parts.count] = parts.starts[parts.count + 1];
+        const std::size_t best = lowest & 0xFF;
+        parts.join(best, rank);
         const bool has_next = best + 1 < parts.count;
         const RankTable::Sought right = has_next ? begin_union(ranks, p, parts, best) : RankTable::Sought();
         if (best > 0) {

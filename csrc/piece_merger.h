@@ -28,12 +28,15 @@ class PieceMerger {
     static constexpr std::size_t kShortBytes = 64;
 
     // Neighbouring parts of a short piece: part i is the bytes from starts[i] to starts[i + 1], unions[i] the rank of its
-    // union with the next part.
+    // union with the next part. Up to four behind the last one are moved with it, whatever they are.
     struct Parts {
-        std::uint32_t ids[kShortBytes];
-        std::uint32_t unions[kShortBytes];
-        std::uint8_t starts[kShortBytes + 1];
+        std::uint32_t ids[kShortBytes + 4];
+        std::uint32_t unions[kShortBytes + 4];
+        std::uint8_t starts[kShortBytes + 5];
         std::size_t count;
+
+        // Joins part i, which becomes `rank`, with the next one.
+        void join(std::size_t i, std::uint32_t rank);
     };
 
     RankTable::Sought begin_union(const RankTable& ranks, const char* p, const Parts& parts, std::size_t part);
