@@ -31,7 +31,6 @@ OPERATIONS = {
     "decontaminate": ("decontaminate", "decontaminate_part"),
     "tokenize_encode": ("tokenize_encode", "encode_part"),
     "tokenize_bucket": ("tokenize_gather", "gather_bucket"),
-    "tokenize_checksum": ("tokenize_checksum", "checksum_segments"),
     "tokenize_seal": ("tokenize", "seal_corpus"),
     "chat_encode": ("chat_encode", "encode_part"),
 }

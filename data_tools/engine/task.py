@@ -17,7 +17,7 @@ from data_tools.io.small_json import SmallFileError, build, fits, is_count, read
 from data_tools.version import version
 
 # Part of every key: raise it when an operation's output changes for the same input and options.
-ENGINE_VERSION = 6
+ENGINE_VERSION = 7
 # Files in a stage's folder that belong to the stage, not to one of its tasks.
 STAGE_FILE = "stage.json"
 QUARANTINE_FILE = "rejected.jsonl"

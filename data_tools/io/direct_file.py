@@ -15,11 +15,13 @@ import numpy as np
 
 from data_tools.io.background_sync import BackgroundSync
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 # One is filled, one is on its way to the disk, others wait or are looked at.
-_NUM_BLOCKS = 4
+NUM_BLOCKS = 4
+# Of files that are closed, kept for the next ones: a system that must find pages anew takes longer than the disk.
+_MOST_SPARE = 8
 # Place in the file, number of bytes and place in memory must be multiples of it; no disk wants more.
-_ALIGNMENT = 4096
+ALIGNMENT = 4096
 
 
 class _Block:
@@ -36,7 +38,7 @@ class _Block:
     def begin(self, start: int) -> None:
         """Empties it, to be filled with what belongs to byte ``start`` of the file."""
         self.start = start
-        self.first = self.stop = start % _ALIGNMENT
+        self.first = self.stop = start % ALIGNMENT
 
     def take(self, view: memoryview) -> int:
         """Fills it; how many bytes had room."""
@@ -60,27 +62,40 @@ class _Block:
             self.work.pop().result()
 
 
+_spare: list[_Block] = []
+
+
 class DirectFile:
     """Takes what is written into blocks, which a thread writes to the disk; where the system cannot do that, as usual.
 
     Args:
-        path: the file, created or cut to nothing.
+        path: the file.
         look: is called in another thread with what was written, block by block in the order of writing.
+        flags: of os.open; as they are, the file is created or cut to nothing.
+        num_blocks: as many blocks of memory as there are to be.
     Raises:
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], look: Callable[[memoryview], None] | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        look: Callable[[memoryview], None] | None = None,
+        *,
+        flags: int = os.O_CREAT | os.O_TRUNC,
+        num_blocks: int = NUM_BLOCKS,
+    ):
         # What lies between the multiples is written through this one.
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._direct = _open_direct(path)
+        self._descriptor = os.open(path, flags | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        self._direct = open_direct(path, os.O_WRONLY | flags & os.O_NOFOLLOW)
         self._sync = BackgroundSync(self._descriptor, keep_cached=False)
         self._disk, self._looker = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._look = look
         self._busy: deque[_Block] = deque()
-        self._num_blocks = 0
+        self._num_blocks, self._most_blocks = 0, num_blocks
         self._filled: _Block | None = None
         self._end = 0
+        self._is_closed = False
 
     def write(self, view: memoryview, start: int | None = None) -> None:
         """Takes bytes, which may be changed afterwards.
@@ -103,9 +118,12 @@ class DirectFile:
                 self._hand_over()
 
     def _free_block(self) -> _Block:
-        if self._num_blocks < _NUM_BLOCKS:
+        if self._num_blocks < self._most_blocks:
             self._num_blocks += 1
-            block = _Block()
+            try:
+                block = _spare.pop()
+            except IndexError:
+                block = _Block()
         else:
             self._busy[0].wait()
             block = self._busy.popleft()
@@ -124,8 +142,8 @@ class DirectFile:
     def _put(self, block: _Block) -> None:
         place, content = block.start, block.content
         while content:
-            ahead = -place % _ALIGNMENT
-            whole = (len(content) - ahead) // _ALIGNMENT * _ALIGNMENT
+            ahead = -place % ALIGNMENT
+            whole = (len(content) - ahead) // ALIGNMENT * ALIGNMENT
             if self._direct is not None and not ahead and whole:
                 count = self._put_direct(self._direct, content[:whole], place)
             else:
@@ -152,12 +170,21 @@ class DirectFile:
         """
         self._hand_over()
         while self._busy:
-            self._busy.popleft().wait()
+            self._rest(self._busy.popleft())
         self._sync.wait()
         os.fsync(self._descriptor)
 
+    @staticmethod
+    def _rest(block: _Block) -> None:
+        block.wait()
+        if len(_spare) < _MOST_SPARE:
+            _spare.append(block)
+
     def close(self) -> None:
-        """Ends the threads and closes the file as it is; what was not finished is not waited for."""
+        """Ends the threads and closes the file as it is, once; what was not finished is not waited for."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for pool in (self._disk, self._looker):
             pool.shutdown(cancel_futures=True)
         self._sync.end()
@@ -166,11 +193,16 @@ class DirectFile:
                 os.close(descriptor)
 
 
-def _open_direct(path: str | os.PathLike[str]) -> int | None:
+def open_direct(path: str | os.PathLike[str], flags: int) -> int | None:
+    """A descriptor that passes the page cache by; None where the system has no such thing.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
     if not hasattr(os, "O_DIRECT"):
         return None
     try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+        return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             return None

@@ -29,7 +29,6 @@ from data_tools.io.owned_paths import remove_tree, require_plain_name
 from data_tools.io.small_json import build, read_json
 from data_tools.io.streams import BROKEN
 from data_tools.settings.records import Count, Seed64, record
-from data_tools.stages.tokenize_checksum import CHECKSUMS, take_checksums
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED
 from data_tools.stages.tokenize_gather import gather_runs
 from data_tools.stages.tokenize_rejections import rows_with_ids
@@ -93,7 +92,7 @@ class TokenizeStage:
         else:
             runner.tasks_skipped += 1
         if runner.is_alone:
-            for work in ("runs", "buckets", CHECKSUMS):
+            for work in ("runs", "buckets"):
                 remove_tree(folder / work, folder)
         return manifest
 
@@ -133,14 +132,12 @@ class TokenizeStage:
             raise DataError(f"{folder.name}: the encoder refuses all documents; {folder / 'runs'} lists why")
         write_quarantine(folder / QUARANTINE_FILE, encoded, rows_with_ids)
         target, gathered = gather_runs(runner, folder, encoded, sizes, shuffle=self.shuffle)
-        segments = take_checksums(runner, folder, target, gathered)
         rejected: Counter[str] = Counter()
         for manifest in encoded:
             rejected.update(manifest.rejected)
         plan = {
             "target": target.name,
             "buckets": [one.name for one in gathered],
-            "segments": [one.name for one in segments],
             "rejected": rejected,
         }
         write_atomically(folder / _SEAL_PLAN, orjson.dumps(plan))
@@ -148,21 +145,19 @@ class TokenizeStage:
 
 @dataclass(frozen=True, kw_only=True)
 class _SealPlan:
-    """The ranges, the file they were gathered in, the tasks that took its checksums, and what was rejected before."""
+    """The token file, the tasks that wrote its stretches, and what was rejected before."""
 
     target: str
     buckets: list[str]
-    segments: list[str]
     rejected: dict[str, int]
 
 
 def seal_corpus(task: Task) -> TaskResult:
-    """The operation `tokenize_seal`: the ranges to a corpus."""
+    """The operation `tokenize_seal`: a token file to a corpus."""
     work, prefix = Path(task.options["work"]), Path(task.folder, task.name)
     plan = build(_SealPlan, read_json(work / _SEAL_PLAN), str(work / _SEAL_PLAN))
     target = work / require_plain_name(plan.target, f"{work / _SEAL_PLAN}: target")
     gathered = [read_manifest(work / "buckets", name) for name in plan.buckets]
-    segments = [read_manifest(work / CHECKSUMS, name) for name in plan.segments]
     inputs = []
     for shard in read_input_list(task.inputs[0]):
         status = Path(shard.path).stat()
@@ -171,7 +166,7 @@ def seal_corpus(task: Task) -> TaskResult:
         publish_list(work / QUARANTINE_FILE, rejected_path(prefix))
         seed = task.options["seed"] if task.options["shuffle"] else None
         rejected = Counter(plan.rejected)
-        sidecar = seal(prefix, target, gathered, segments, rejected, inputs, seed)
+        sidecar = seal(prefix, target, gathered, rejected, inputs, seed)
     digests = {"bin": sidecar.bin, "idx": sidecar.idx, "crc": sidecar.crc}
     return TaskResult(
         outputs=[f"{task.name}.{suffix}" for suffix in (*digests, "json")],

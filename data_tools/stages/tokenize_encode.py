@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_tools.corpus.shuffle import document_keys
 from data_tools.engine.task import Task, TaskResult
 from data_tools.engine.work_sharing import work_sharing
 from data_tools.io.atomic_file import atomic_output
+from data_tools.io.direct_output import DirectOutput
 from data_tools.io.file_range import FileRange
 from data_tools.readers.files import check_unchanged, open_input
 from data_tools.readers.jsonl import Line, RejectedRecordError
@@ -61,7 +63,7 @@ def encode_part(task: Task) -> TaskResult:
     rejected: Counter[str] = Counter()
     num_lines: list[int] = []
     bad_name = f"{task.name}.bad.jsonl"
-    with atomic_output(Path(task.folder, bad_name), sync=False) as stream:
+    with runs, atomic_output(Path(task.folder, bad_name), sync=False) as stream:
         for number, (part, file_number) in enumerate(zip(task.inputs, options["files"], strict=True)):
             with open_input(part.path) as source:
                 lines = LineRange(source, part)
@@ -80,8 +82,13 @@ def encode_part(task: Task) -> TaskResult:
         rejected=rejected,
         values={"runs": runs.names, "tokens": runs.num_tokens, "lines": num_lines},
         digests=runs.digests,
-        check=samples.check,
+        check=lambda: _last_look(runs, samples),
     )
+
+
+def _last_look(runs: "RunWriter", samples: "Samples") -> None:
+    runs.publish()
+    samples.check()
 
 
 def _encode_lines(
@@ -163,6 +170,8 @@ def _encoded(encoder: BatchEncoder, one: _Placed) -> EncodedBatch | None:
 class RunWriter:
     """Collects documents and writes them, sorted, before more than `run_tokens` have come together.
 
+    A context; if it ends by an exception, what has no name yet is gone.
+
     Attributes:
         names: the runs, in order.
         digests: file -> size and SHA-256.
@@ -183,6 +192,31 @@ class RunWriter:
         self.digests: dict[str, tuple[int, str]] = {}
         self.num_documents = 0
         self.num_tokens = 0
+        self._written: DirectOutput | None = None  # of which the disk may not have all yet
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._written is not None:
+            self._written.discard()
+
+    def publish(self) -> None:
+        """Waits until the disk has what was written; before that the last run has no name.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        written, self._written = self._written, None
+        if written is not None:
+            written.publish()
+
+    def _new_file(self, name: str, num_blocks: int) -> DirectOutput:
+        self.publish()
+        self._written = DirectOutput(self._folder / f"{name}.tokens", num_blocks=num_blocks)
+        return self._written
 
     def add(self, file_number: int, batch: EncodedBatch) -> None:
         """Takes a batch of documents of one file."""
@@ -205,14 +239,20 @@ class RunWriter:
         name = self._next_name()
         length = 0
         digest = hashlib.sha256()
-        with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
+        # Memory counts more than time where the line alone takes much of it.
+        file = self._new_file(name, num_blocks=1)
+        try:
             for piece in pieces:
                 length += len(piece)
+                file.write(piece.data.cast("B"))
                 digest.update(piece.data)
-                stream.write(piece.data)
-            end = np.array([END_OF_DOCUMENT], dtype=np.int32)
-            digest.update(end.data)
-            stream.write(end.data)
+        except RejectedRecordError:
+            file.discard()
+            self._written = None
+            raise
+        end = np.array([END_OF_DOCUMENT], dtype=np.int32)
+        digest.update(end.data)
+        file.write(end.data.cast("B"))
         self.digests[f"{name}.tokens"] = (4 * (length + 1), digest.hexdigest())
         self._write_index(name, self._entries(file_number, np.array([offset], np.uint64), np.array([length], np.int32)))
         self.num_tokens += length + 1
@@ -229,11 +269,11 @@ class RunWriter:
         lengths = np.ascontiguousarray(entries["length"])
         name = self._next_name()
         digest = hashlib.sha256()
-        with atomic_output(self._folder / f"{name}.tokens", sync=False) as stream:
-            tokens = [batch.tokens for _, batch in self._held]
-            for piece in ordered_pieces(tokens, starts, lengths, order, END_OF_DOCUMENT):
-                digest.update(piece.data)
-                stream.write(piece.data)
+        file = self._new_file(name, num_blocks=2)
+        tokens = [batch.tokens for _, batch in self._held]
+        for piece in ordered_pieces(tokens, starts, lengths, order, END_OF_DOCUMENT):
+            file.write(piece.data.cast("B"))
+            digest.update(piece.data)
         num_tokens = self._held_tokens + self._held_documents
         self.digests[f"{name}.tokens"] = (4 * num_tokens, digest.hexdigest())
         self._write_index(name, entries[order])

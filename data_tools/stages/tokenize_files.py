@@ -30,7 +30,6 @@ from data_tools.io.file_range import FileRange
 from data_tools.io.owned_paths import remove_tree
 from data_tools.readers.files import check_unchanged
 from data_tools.readers.jsonl import LARGEST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
-from data_tools.stages.tokenize_checksum import take_checksums
 from data_tools.stages.tokenize_encode import NUM_FIRST_CHECKED
 from data_tools.stages.tokenize_gather import gather_runs
 from data_tools.stages.tokenize_inputs import (
@@ -225,12 +224,10 @@ def _run(
         raise DataError(_no_documents(plan.files, rejected, list_path))
     runner.title = "shuffling"
     target, gathered = gather_runs(runner, work, encoded, plan.sizes, shuffle=options.shuffle)
-    runner.title = "sealing"
-    segments = take_checksums(runner, work, target, gathered)
     seed = options.seed if options.shuffle else None
     write_atomically(work / _PUBLISHING, plan.key)
     input_files = [InputFile(path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns) for file in plan.files]
-    return seal(prefix, target, gathered, segments, rejected, input_files, seed)
+    return seal(prefix, target, gathered, rejected, input_files, seed)
 
 
 def _read(work: Path, plan: _Plan, workers: int) -> list[list[Manifest]]:

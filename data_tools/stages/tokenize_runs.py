@@ -16,11 +16,15 @@ import numpy.typing as npt
 from data_tools.corpus.writer import TOKEN_DTYPE
 from data_tools.engine.planning import group_neighbours
 from data_tools.errors import DataError
+from data_tools.io.direct_file import ALIGNMENT, open_direct
 from data_tools.io.file_range import FileRange
 from data_tools.io.open_files import files_to_keep_open
 
 ENTRY = np.dtype([("key", "<u8"), ("file", "<u4"), ("offset", "<u8"), ("length", "<i4")])
 PLACE = np.dtype([("entry", "<u8"), ("token", "<u8")])
+
+# What is read past the page cache begins and ends between so many tokens.
+PAGE_TOKENS = ALIGNMENT // TOKEN_DTYPE.itemsize
 
 # Most tokens of a run and of a bucket unless told otherwise; 2 GiB.
 TOKENS_IN_MEMORY = 512 * 1024 * 1024
@@ -101,6 +105,18 @@ def index_content(entries: npt.NDArray[np.void], num_ranges: int) -> bytes:
     return places.tobytes() + entries.tobytes()
 
 
+def tokens_around(first: int, count: int) -> int:
+    """Tokens of the pages that tokens ``first`` to ``first + count`` are in."""
+    return -(-(first % PAGE_TOKENS + count) // PAGE_TOKENS) * PAGE_TOKENS
+
+
+def room_for(num_tokens: int) -> npt.NDArray[np.int32]:
+    """[num_tokens] whatever is in memory that begins with a page."""
+    memory = np.empty(num_tokens + PAGE_TOKENS, dtype=TOKEN_DTYPE)
+    skipped = -memory.ctypes.data // TOKEN_DTYPE.itemsize % PAGE_TOKENS
+    return memory[skipped : skipped + num_tokens]
+
+
 class Runs:
     """The files of all runs, each opened once for as long as the block lasts, if the limit of open files allows it."""
 
@@ -129,30 +145,39 @@ class Runs:
         self._read(2 * run, PLACE.itemsize * first, places.data.cast("B"))
         return places
 
-    def entries(self, run: int, first: int, count: int) -> npt.NDArray[np.void]:
-        """[count] ENTRY of a run from entry ``first`` on."""
-        entries = np.empty(count, dtype=ENTRY)
+    def entries(self, run: int, first: int, stop: int) -> npt.NDArray[np.void]:
+        """[stop - first] ENTRY of a run from entry ``first`` on."""
+        entries = np.empty(stop - first, dtype=ENTRY)
         header = PLACE.itemsize * (self._num_ranges + 1)
         self._read(2 * run, header + ENTRY.itemsize * first, entries.data.cast("B"))
         return entries
 
-    def read_tokens(self, run: int, first: int, tokens: npt.NDArray[np.int32]) -> None:
-        """Fills ``tokens`` with those of a run from token ``first`` on."""
-        self._read(2 * run + 1, TOKEN_DTYPE.itemsize * first, tokens.data.cast("B"))
+    def read_tokens(self, run: int, first: int, count: int, room: npt.NDArray[np.int32]) -> None:
+        """Reads tokens ``first`` to ``first + count`` of a run past the page cache, where the system can do that.
 
-    def _read(self, number: int, position: int, room: memoryview) -> None:
+        Args:
+            room: [tokens_around(first, count)] of `room_for`, or a whole number of pages behind its beginning. What is
+                wanted comes to place ``first % PAGE_TOKENS``, the tokens beside it, if there are any, around it.
+        """
+        lead = first % PAGE_TOKENS
+        itemsize = TOKEN_DTYPE.itemsize
+        self._read(2 * run + 1, itemsize * (first - lead), room.data.cast("B"), needed=itemsize * (lead + count))
+
+    def _read(self, number: int, position: int, room: memoryview, needed: int | None = None) -> None:
+        """Fills ``room``; behind the first ``needed`` bytes the file may end."""
+        end = position + (len(room) if needed is None else needed)
         path = self._paths[number]
         descriptor = self._kept.get(number)
         is_kept = descriptor is not None
         if descriptor is None:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open(number)
             if is_kept := len(self._kept) < self._most_kept:
                 self._kept[number] = descriptor
         try:
-            while room:
+            while position < end:
                 size = os.preadv(descriptor, [room], position)
                 if not size:
-                    raise DataError(f"{path}: {len(room)} bytes are missing; delete it and run again")
+                    raise DataError(f"{path}: {end - position} bytes are missing; delete it and run again")
                 room, position = room[size:], position + size
         except OSError as error:
             error.filename = path
@@ -160,3 +185,8 @@ class Runs:
         finally:
             if not is_kept:
                 os.close(descriptor)
+
+    def _open(self, number: int) -> int:
+        is_tokens = number % 2 == 1
+        direct = open_direct(self._paths[number], os.O_RDONLY) if is_tokens else None
+        return os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC) if direct is None else direct

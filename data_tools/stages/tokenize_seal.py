@@ -24,7 +24,6 @@ def seal(
     prefix: Path,
     target: Path,
     gathered: Sequence[Manifest],
-    segments: Sequence[Manifest],
     rejected: Counter[str],
     inputs: Sequence[InputFile],
     shuffle_seed: int | None,
@@ -34,8 +33,7 @@ def seal(
     Args:
         prefix: the corpus.
         target: the token file of `tokenize_gather.gather_runs`; it is renamed into the corpus.
-        gathered: the manifests of the ranges.
-        segments: those of `tokenize_checksum.take_checksums`.
+        gathered: the manifests of its stretches.
         rejected: reason -> records.
         inputs: for the sidecar.
         shuffle_seed: for the sidecar.
@@ -44,11 +42,11 @@ def seal(
     """
     num_documents = sum(manifest.records_out for manifest in gathered)
     num_tokens = sum(manifest.values["tokens"] for manifest in gathered)
-    sha256s = [bytes.fromhex(digest) for manifest in segments for digest in manifest.values["digests"]]
+    sha256s = [bytes.fromhex(digest) for manifest in gathered for digest in manifest.values["digests"]]
     with scratch_folder(prefix) as folder:
         corpus = folder / "corpus"
         with atomic_output(corpus_path(corpus, "crc")) as stream:
-            for manifest in segments:
+            for manifest in gathered:
                 stream.write(manifest.path(f"{manifest.name}.crc").read_bytes())
         with naming(folder / "lengths"), (folder / "lengths").open("wb") as stream:
             for manifest in gathered:
@@ -57,7 +55,7 @@ def seal(
         index_path = corpus_path(corpus, "idx")
         _native.write_index(os.fsencode(index_path), lengths, DTYPE_CODES[TOKEN_DTYPE.name], TOKEN_DTYPE.itemsize)
         size_bytes = TOKEN_DTYPE.itemsize * num_tokens
-        segment_bytes = segments[0].values["segment_bytes"] if len(sha256s) > 1 else None
+        segment_bytes = gathered[0].values["segment_bytes"] if len(sha256s) > 1 else None
         digests = {
             "bin": FileDigest(size_bytes=size_bytes, sha256=root_of_segments(sha256s), segment_bytes=segment_bytes)
         }

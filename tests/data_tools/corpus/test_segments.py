@@ -13,7 +13,7 @@ from data_tools.corpus.verify import verify
 from data_tools.errors import DataError
 from data_tools.io import checksums
 from data_tools.io.checksums import BLOCK_BYTES, StreamChecksums, read_pieces
-from data_tools.stages import tokenize_checksum, tokenize_gather
+from data_tools.stages import tokenize_gather
 
 SEGMENT = 2 * BLOCK_BYTES
 TEXTS = [f"document {number} " + "lorem ipsum " * (number % 70) for number in range(250)]
@@ -21,11 +21,9 @@ TEXTS = [f"document {number} " + "lorem ipsum " * (number % 70) for number in ra
 
 @pytest.fixture
 def segmented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments of two blocks, tasks of three segments, ranges that end anywhere in them."""
-    monkeypatch.setattr(tokenize_checksum, "SEGMENT_BYTES", SEGMENT)
-    monkeypatch.setattr(tokenize_checksum, "_MOST_TASKS", 2)
-    monkeypatch.setattr(tokenize_gather, "_SMALLEST_BUCKET_TOKENS", 1000)
-    monkeypatch.setattr(tokenize_gather, "_BLOCK_BYTES", BLOCK_BYTES)
+    """Segments of two blocks, tasks of three segments, which end anywhere in ranges and documents."""
+    monkeypatch.setattr(tokenize_gather, "SEGMENT_BYTES", SEGMENT)
+    monkeypatch.setattr(tokenize_gather, "_MOST_TASKS", 2)
     monkeypatch.setattr(StreamChecksums.__init__, "__defaults__", (BLOCK_BYTES, SEGMENT))
 
 

@@ -29,10 +29,10 @@ def write(path: Path, content: bytes, cuts: list[int]) -> bytes:
 def refuse_direct_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some file systems open a file so, and then do not write it so."""
     descriptors: list[int] = []
-    opened, written = direct_file._open_direct, os.pwrite
+    opened, written = direct_file.open_direct, os.pwrite
 
-    def opening(path: str) -> int | None:
-        descriptor = opened(path)
+    def opening(path: str, flags: int) -> int | None:
+        descriptor = opened(path, flags)
         descriptors.extend([descriptor] if descriptor is not None else [])
         return descriptor
 
@@ -42,7 +42,7 @@ def refuse_direct_writes(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(22, "Invalid argument")
         return written(descriptor, content, place)
 
-    monkeypatch.setattr(direct_file, "_open_direct", opening)
+    monkeypatch.setattr(direct_file, "open_direct", opening)
     monkeypatch.setattr(os, "pwrite", writing)
 
 
@@ -50,7 +50,7 @@ def refuse_direct_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the file system does."""
     if request.param == "refused when it is opened":
-        monkeypatch.setattr(direct_file, "_open_direct", lambda path: None)
+        monkeypatch.setattr(direct_file, "open_direct", lambda path, flags: None)
     elif request.param == "refused when it is written":
         refuse_direct_writes(monkeypatch)
     return request.param

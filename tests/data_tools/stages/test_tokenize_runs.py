@@ -1,7 +1,9 @@
 """Runs and buckets: their sizes, the places in an index, how often files are opened, the same bytes for all of it."""
 
+import hashlib
 import os
 import random
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from data_tools.engine.executor import InProcessExecutor
 from data_tools.engine.runner import Runner
 from data_tools.engine.task import Manifest, Task, TaskResult, write_manifest
 from data_tools.io import open_files
+from data_tools.io.checksums import BLOCK_BYTES
 from data_tools.io.open_files import files_to_keep_open
-from data_tools.stages import tokenize_gather, tokenize_runs
+from data_tools.stages import tokenize_bucket, tokenize_gather, tokenize_runs
 from data_tools.stages.tokenize_encode import RunWriter
 from data_tools.stages.tokenize_gather import gather_runs
 from data_tools.stages.tokenize_runs import ENTRY, PLACE, TOKENS_IN_MEMORY, RunSizes, index_content
@@ -23,6 +26,7 @@ from data_tools.tokenizer.batch_encoder import EncodedBatch
 from data_tools.tokenizer.qwen import END_OF_DOCUMENT
 
 SIZES = RunSizes(run_tokens=600, num_ranges=64, part_bytes=1)
+SEGMENT = BLOCK_BYTES
 
 
 def test_slices_do_not_become_small() -> None:
@@ -89,6 +93,7 @@ def write_runs(folder: Path, *, shuffle: bool) -> list[Manifest]:
                 lengths, offsets = np.array([len(ids)], dtype=np.int32), np.array([offset], dtype=np.uint64)
                 runs.add(file, EncodedBatch(np.array(ids, dtype=np.int32), lengths, offsets, [], 1, []))
         runs.flush()
+        runs.publish()
         task = Task(
             operation="tokenize_encode", folder=str(folder / "runs"), name=f"part-{file:06d}", options={}, inputs=()
         )
@@ -102,17 +107,17 @@ def write_runs(folder: Path, *, shuffle: bool) -> list[Manifest]:
 
 
 def gathered(folder: Path, encoded: list[Manifest], *, shuffle: bool) -> tuple[bytes, bytes]:
-    """The tokens with the edges put in, as sealing does, and the lengths."""
-    target, ranges = gather_runs(Runner(InProcessExecutor()), folder, encoded, SIZES, shuffle=shuffle)
-    content = bytearray(target.read_bytes())
-    lengths = b""
-    for one in ranges:
-        edges, values = one.path(f"{one.name}.edges").read_bytes(), one.values
-        tail = edges[values["head"] :]
-        content[values["start"] : values["start"] + values["head"]] = edges[: values["head"]]
-        content[values["stop"] - len(tail) : values["stop"]] = tail
-        lengths += one.path(f"{one.name}.lengths").read_bytes()
-    return bytes(content), lengths
+    """The tokens and the lengths; what the tasks say of the tokens is right."""
+    target, stretches = gather_runs(Runner(InProcessExecutor()), folder, encoded, SIZES, shuffle=shuffle)
+    content = target.read_bytes()
+    blocks = [content[first : first + BLOCK_BYTES] for first in range(0, len(content), BLOCK_BYTES)]
+    segments = [content[first : first + SEGMENT] for first in range(0, len(content), SEGMENT)]
+    assert sum(one.values["tokens"] for one in stretches) * 4 == len(content)
+    crcs = b"".join(one.path(f"{one.name}.crc").read_bytes() for one in stretches)
+    assert crcs == np.array([zlib.crc32(block) for block in blocks], dtype="<u4").tobytes()
+    digests = [digest for one in stretches for digest in one.values["digests"]]
+    assert digests == [hashlib.sha256(segment).hexdigest() for segment in segments]
+    return content, b"".join(one.path(f"{one.name}.lengths").read_bytes() for one in stretches)
 
 
 def expected(*, shuffle: bool) -> tuple[bytes, bytes]:
@@ -129,14 +134,14 @@ def expected(*, shuffle: bool) -> tuple[bytes, bytes]:
 def test_same_bytes_for_any_number_of_tasks_and_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle: bool
 ) -> None:
-    monkeypatch.setattr(tokenize_gather, "_BLOCK_BYTES", 256)
-    monkeypatch.setattr(tokenize_gather, "_PIECE_TOKENS", 70)
+    monkeypatch.setattr(tokenize_gather, "SEGMENT_BYTES", SEGMENT)
+    monkeypatch.setattr(tokenize_bucket, "_PIECE_TOKENS", 70)
     encoded = write_runs(tmp_path, shuffle=shuffle)
     num_runs = sum(len(one.values["runs"]) for one in encoded)
     assert num_runs > 10
     for number, (tasks, kept, large) in enumerate([(30, 99, 10**6), (3, 99, 200), (1, 0, 10**6), (7, 5, 100)]):
         monkeypatch.setattr(tokenize_gather, "_MOST_TASKS", tasks)
-        monkeypatch.setattr(tokenize_gather, "_LARGE_TOKENS", large)
+        monkeypatch.setattr(tokenize_bucket, "_LARGE_TOKENS", large)
         monkeypatch.setattr(tokenize_runs, "files_to_keep_open", lambda wanted, most=kept: min(wanted, most))
         work = tmp_path / str(number)
         work.mkdir()
@@ -150,7 +155,7 @@ def test_a_task_opens_each_run_once_and_reads_of_an_index_what_its_buckets_need(
     encoded = write_runs(tmp_path, shuffle=True)
     files = {name for one in encoded for name in one.outputs}
     monkeypatch.setattr(tokenize_gather, "_MOST_TASKS", 4)
-    monkeypatch.setattr(tokenize_gather, "_SMALLEST_BUCKET_TOKENS", 1)
+    monkeypatch.setattr(tokenize_gather, "SEGMENT_BYTES", SEGMENT)
     opened: Counter[str] = Counter()
     of_index = 0
     plain_open, plain_read = os.open, os.preadv
