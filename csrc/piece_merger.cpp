@@ -76,6 +76,25 @@ class UnionQueue {
     Places* last_ = nullptr;
 };
 
+// Writes the rank of each two bytes to `pairs`, and gives the bits of those that may be joined before anything else: no
+// union that takes one of the two bytes, with whatever is on its other side by then, is of a lower rank, nor is any union
+// that has both in it. Then they are joined before either of them is joined to something else, and what is joined
+// meanwhile is of lower ranks than all that becomes possible through them. No two such pairs share a byte.
+std::uint64_t find_early_pairs(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* pairs) {
+    std::uint64_t early = 0;
+    std::uint32_t before = kNone;  // the lowest rank of what ends with the first byte of a pair and the one before it
+    RankTable::Pair here = ranks.pair(p[0], p[1]);
+    for (std::size_t i = 0; i + 2 < size; ++i) {
+        const RankTable::Pair& next = ranks.pair(p[i + 1], p[i + 2]);
+        pairs[i] = here.rank;
+        early |= static_cast<std::uint64_t>((here.early < before) & (here.early < next.begins)) << i;
+        before = here.ends;
+        here = next;
+    }
+    pairs[size - 2] = here.rank;
+    return early | static_cast<std::uint64_t>(here.early < before) << (size - 2);
+}
+
 // Moves p[1] to p[4] to p[0] to p[3].
 template <typename T>
 void move_four(T* p) {
@@ -90,14 +109,27 @@ std::uint32_t* PieceMerger::merge(const RankTable& ranks, const char* p, std::si
     if (size > kShortBytes) {
         return merge_long(ranks, p, size, out);
     }
-    Parts parts;
-    parts.count = size;
-    for (std::size_t i = 0; i < size; ++i) {
-        parts.ids[i] = ranks.of_byte(p[i]);
-        parts.starts[i] = static_cast<std::uint8_t>(i);
-        parts.unions[i] = i + 1 < size ? ranks.of_two(p[i], p[i + 1]) : kNone;
+    if (size == 1) {
+        *out = ranks.of_byte(*p);
+        return out + 1;
     }
-    parts.starts[size] = static_cast<std::uint8_t>(size);
+    std::uint32_t pairs[kShortBytes];
+    const std::uint64_t early = find_early_pairs(ranks, p, size, pairs);
+    Parts parts;
+    parts.count = 0;
+    for (std::size_t i = 0; i < size; ++parts.count) {
+        const bool is_pair = (early >> i & 1) != 0;
+        parts.starts[parts.count] = static_cast<std::uint8_t>(i);
+        parts.ids[parts.count] = is_pair ? pairs[i] : ranks.of_byte(p[i]);
+        i += is_pair ? 2 : 1;
+    }
+    parts.starts[parts.count] = static_cast<std::uint8_t>(size);
+    for (std::size_t i = 0; i + 1 < parts.count; ++i) {
+        const std::size_t start = parts.starts[i];
+        const std::size_t length = parts.starts[i + 2] - start;
+        parts.unions[i] = length == 2 ? pairs[start] : find_union(ranks, p + start, length);
+    }
+    parts.unions[parts.count - 1] = kNone;
     return merge_parts(ranks, p, parts, out);
 }
 
@@ -114,7 +146,11 @@ std::uint32_t* PieceMerger::merge_characters(const RankTable& ranks, const char*
     }
     parts.starts[parts.count] = static_cast<std::uint8_t>(size);
     for (std::size_t i = 0; i < parts.count; ++i) {
-        parts.unions[i] = i + 1 < parts.count ? ranks.finish(begin_union(ranks, p, parts, i)) : kNone;
+        parts.unions[i] = kNone;
+        if (i + 1 < parts.count) {
+            const std::size_t start = parts.starts[i];
+            parts.unions[i] = find_union(ranks, p + start, parts.starts[i + 2] - start);
+        }
     }
     return merge_parts(ranks, p, parts, out);
 }
@@ -171,15 +207,14 @@ std::uint32_t* PieceMerger::merge_long(const RankTable& ranks, const char* p, st
     const auto last = static_cast<std::uint32_t>(size);
     for (std::uint32_t i = 0; i < last; ++i) {
         out[i] = ranks.of_byte(p[i]);
-        parts[i] = {i + 1, i - 1, i + 1 < last ? ranks.of_two(p[i], p[i + 1]) : kNone};
+        parts[i] = {i + 1, i - 1, i + 1 < last ? ranks.pair(p[i], p[i + 1]).rank : kNone};
         queue.add(parts[i].union_rank, i);
     }
     const auto renew = [&](std::uint32_t place) {
         LongPart& part = parts[place];
         part.union_rank = kNone;
         if (part.next != last) {
-            ++num_lookups_;
-            part.union_rank = ranks.find(p + place, parts[part.next].next - place);
+            part.union_rank = find_union(ranks, p + place, parts[part.next].next - place);
             queue.add(part.union_rank, place);
         }
     };

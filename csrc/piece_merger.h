@@ -10,8 +10,8 @@
 namespace qwen_data {
 
 // Joins neighbours whose union is the token of lowest rank, the leftmost first, until no union of two neighbours is a
-// token: tiktoken's rule, for any vocabulary. Short pieces are searched anew for each union, of long ones the
-// unions are kept in order.
+// token: tiktoken's rule, for any vocabulary. Short pieces begin with the pairs of bytes that are joined whatever else is,
+// and are searched anew for each union; of long ones the unions are kept in order.
 class PieceMerger {
   public:
     // Writes the ranks of the `size` bytes at `p`, at least one, to `out`, which has room for `size` of them and kSlackTokens
@@ -39,6 +39,10 @@ class PieceMerger {
         void join(std::size_t i, std::uint32_t rank);
     };
 
+    std::uint32_t find_union(const RankTable& ranks, const char* p, std::size_t size) {
+        ++num_lookups_;
+        return ranks.find(p, size);
+    }
     RankTable::Sought begin_union(const RankTable& ranks, const char* p, const Parts& parts, std::size_t part);
     std::uint32_t* merge_parts(const RankTable& ranks, const char* p, Parts& parts, std::uint32_t* out);
     std::uint32_t* merge_long(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);

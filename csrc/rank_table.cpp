@@ -21,7 +21,7 @@ std::size_t sequence_size(char lead) {
 }  // namespace
 
 RankTable::RankTable(View<const std::string_view> tokens)
-    : pairs_(std::size_t{256} * 256, kNone),
+    : pairs_(std::size_t{256} * 256),
       known_((std::size_t{1} << kFilterBits) / 64),
       starts_(1, 0),
       joins_((std::size_t{1} << kJoinBits) / 64),
@@ -76,15 +76,17 @@ RankTable::RankTable(View<const std::string_view> tokens)
         slots_[slot] = filled;
         if (token.size() == 1) {
             bytes_[static_cast<unsigned char>(token[0])] = rank;
-        } else if (token.size() == 2) {
-            pairs_[cut_join(token[0], token[1])] = rank;
         }
+        note_pairs(token, rank);
         note_joins(token);
     }
     const auto missing = std::find(bytes_.begin(), bytes_.end(), kNone);
     if (missing != bytes_.end()) {
         throw std::invalid_argument("no token is the byte " + std::to_string(missing - bytes_.begin()) +
                                     "; all 256 must be there");
+    }
+    for (Pair& pair : pairs_) {
+        pair.early = pair.rank < pair.early ? pair.rank : kNone;
     }
     find_characters();
 }
@@ -100,6 +102,24 @@ std::uint32_t RankTable::find_long(std::string_view word) const {
         if (slot.rank == kNone || (slot.low == hash && slot.check == kLong && token(slot.rank) == word)) {
             return slot.rank;
         }
+    }
+}
+
+// Until all tokens are known, `early` is the lowest rank of those that are longer.
+void RankTable::note_pairs(std::string_view token, std::uint32_t rank) {
+    if (token.size() < 2) {
+        return;
+    }
+    const auto pair = [&](std::size_t at) -> Pair& { return pairs_[pair_place(token[at], token[at + 1])]; };
+    const std::size_t last = token.size() - 2;
+    pair(0).begins = std::min(pair(0).begins, rank);
+    pair(last).ends = std::min(pair(last).ends, rank);
+    if (last == 0) {
+        pair(0).rank = rank;
+        return;
+    }
+    for (std::size_t at = 0; at <= last; ++at) {
+        pair(at).early = std::min(pair(at).early, rank);
     }
 }
 
@@ -123,7 +143,7 @@ void RankTable::note_joins(std::string_view token) {
             const std::uint32_t left_code = next_code_point(characters);
             set(joins_, join(left_code, next_code_point(characters)));
         } else {
-            set(cut_joins_, cut_join(token[at - 1], token[at]));
+            set(cut_joins_, pair_place(token[at - 1], token[at]));
         }
     }
 }
@@ -138,8 +158,8 @@ void RankTable::find_characters() {
         const std::string_view token = this->token(rank);
         if (token.size() == 3 && sequence_size(token[0]) == 3 && first_invalid_utf8(token.data(), 3) == 3) {
             const char* p = token.data();
-            const std::uint32_t first = of_two(p[0], p[1]);
-            const std::uint32_t second = of_two(p[1], p[2]);
+            const std::uint32_t first = pair(p[0], p[1]).rank;
+            const std::uint32_t second = pair(p[1], p[2]).rank;
             // The lower of the two is joined; what is left over with it is the character.
             if (first != kNone || second != kNone) {
                 const std::uint32_t c = next_code_point(p);

@@ -29,11 +29,14 @@ class RankTable {
     // The rank of one byte, which is always there.
     std::uint32_t of_byte(char byte) const { return bytes_[static_cast<unsigned char>(byte)]; }
 
-    // The rank of two bytes, kNone if they are no token.
-    std::uint32_t of_two(char first, char second) const {
-        return pairs_[static_cast<std::size_t>(static_cast<unsigned char>(first)) << 8 |
-                      static_cast<unsigned char>(second)];
-    }
+    // What is known of two bytes; kNone where there is no such token.
+    struct Pair {
+        std::uint32_t rank = kNone;
+        std::uint32_t early = kNone;   // its rank, if all longer tokens that have it in them are of higher ranks
+        std::uint32_t begins = kNone;  // the lowest rank of the tokens that begin with it
+        std::uint32_t ends = kNone;    // and of those that end with it
+    };
+    const Pair& pair(char first, char second) const { return pairs_[pair_place(first, second)]; }
 
     // The rank of the `size` bytes at `p`, at least one, behind which kPadding bytes are readable; kNone if there is none.
     std::uint32_t find(const char* p, std::size_t size) const {
@@ -88,7 +91,7 @@ class RankTable {
 
     // Whether some token has only a part of the character that ends before `p`, or of the one that begins there, and reaches
     // across. May say yes where the answer is no.
-    bool is_cut(const char* p) const { return is_set(cut_joins_, cut_join(p[-1], p[0])); }
+    bool is_cut(const char* p) const { return is_set(cut_joins_, pair_place(p[-1], p[0])); }
 
     // The rank of a character of three bytes to begin with where no token is_cut at its sides, instead of its bytes; kNone
     // if they must be joined in their order.
@@ -139,7 +142,7 @@ class RankTable {
         return (bits[bit / 64] >> (bit % 64) & 1) != 0;
     }
     static std::size_t filter_bit(std::uint64_t hash) { return hash >> (64 - kFilterBits); }
-    static std::size_t cut_join(char left, char right) {
+    static std::size_t pair_place(char left, char right) {
         return static_cast<std::size_t>(static_cast<unsigned char>(left)) << 8 | static_cast<unsigned char>(right);
     }
     static std::size_t join(std::uint32_t left, std::uint32_t right) {
@@ -150,11 +153,12 @@ class RankTable {
         return std::string_view(text_).substr(starts_[rank], starts_[rank + 1] - starts_[rank]);
     }
     std::uint32_t find_long(std::string_view word) const;
+    void note_pairs(std::string_view token, std::uint32_t rank);
     void note_joins(std::string_view token);
     void find_characters();
 
     std::array<std::uint32_t, 256> bytes_{};
-    LargeArray<std::uint32_t> pairs_;  // [256 * 256]
+    LargeArray<Pair> pairs_;           // [256 * 256]
     LargeArray<std::uint64_t> known_;  // bits by hash of a token: most strings that are none are found out here
     LargeArray<Slot> slots_;           // open addressing, a power of two, at most two thirds full
     std::vector<std::size_t> starts_;  // by rank, where the token begins in text_; one more for the end
