@@ -79,7 +79,7 @@ def ours(source: Path, prefix: Path) -> Callable[[], None]:
     from data_tools.stages.tokenize_files import TokenizeOptions, tokenize
 
     def run() -> None:
-        keep_freed_blocks(KEPT_BYTES)  # As the command does.
+        keep_freed_blocks(KEPT_BYTES, few_heaps=True)  # As the command does.
         tokenize([source], prefix, TokenizeOptions(workers=WORKERS))
 
     return run

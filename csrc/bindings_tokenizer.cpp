@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <thread>
 #include <tuple>
@@ -18,6 +19,7 @@
 #include "pattern_kinds.h"
 #include "pretoken_counts.h"
 #include "pretokens.h"
+#include "rank_file.h"
 #include "views.h"
 
 namespace qwen_data::bindings {
@@ -34,6 +36,21 @@ py::list pretokens(const py::str& text) {
     qwen_data::for_each_pretoken(qwen_data::PretokenPattern(), texts[0], [&](std::string_view pretoken) {
         out.append(py::str(pretoken.data(), pretoken.size()));
     });
+    return out;
+}
+
+py::list rank_tokens(const py::bytes& content) {
+    const std::string_view view(content);
+    std::vector<std::string_view> tokens;
+    std::optional<qwen_data::RankFile> file;
+    {
+        py::gil_scoped_release release;
+        tokens = file.emplace(view).tokens();
+    }
+    py::list out(tokens.size());
+    for (std::size_t rank = 0; rank < tokens.size(); ++rank) {
+        out[rank] = py::bytes(tokens[rank].data(), tokens[rank].size());
+    }
     return out;
 }
 
@@ -106,6 +123,8 @@ std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>> merges(cons
 }  // namespace
 
 void bind_tokenizer(py::module_& module) {
+    module.def("rank_tokens", &rank_tokens, py::arg("content"),
+               "The tokens of a rank file in the order of their ranks. ValueError names a wrong line.");
     module.def("pretokens", &pretokens, py::arg("text"), "The pre-tokens of a text by Qwen's pattern.");
     module.def("pattern_kinds", &pattern_kinds,
                "For each code point 1 if it is white space to the pattern, 2 a letter, 3 a number, 0 none of them.");

@@ -9,6 +9,8 @@ namespace qwen_data {
 
 namespace {
 
+// Of text: fewer than most texts have.
+constexpr std::size_t kBytesPerToken = 3;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 // As bytes.isspace() of Python.
@@ -78,6 +80,8 @@ void TokenBuffer::resize(std::size_t capacity) {
 EncodedLines LineEncoder::encode(std::string_view block, bool begins_file, std::size_t max_line_bytes,
                                  Scratch& scratch) const {
     EncodedLines out;
+    // Before there are any, so that few are moved to larger memory.
+    out.tokens.room(block.size() / kBytesPerToken);
     std::int64_t record = 0;
     out.num_records = for_each_record(
         block, begins_file, max_line_bytes, out.num_lines,

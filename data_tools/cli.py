@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parse(with_current_name(arguments, _RENAMED))
-    keep_freed_blocks(KEPT_BYTES)
+    keep_freed_blocks(KEPT_BYTES, few_heaps=True)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         status: int = options.run(options)

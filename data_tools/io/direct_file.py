@@ -24,13 +24,20 @@ _MOST_SPARE = 8
 ALIGNMENT = 4096
 
 
+def large_pages(num_bytes: int) -> mmap.mmap:
+    """Memory that begins with a page, of large pages where the system has them, which are there sooner."""
+    # Shared memory, which this would be otherwise, has no large pages.
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 class _Block:
     """Memory that is written at once. Its place in the file and in memory are alike in what alignment is about."""
 
     def __init__(self) -> None:
-        memory = mmap.mmap(-1, BLOCK_BYTES)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = large_pages(BLOCK_BYTES)
         self.view, self.memory = memoryview(memory), np.frombuffer(memory, dtype=np.uint8)
         self.work: list[Future[None]] = []
         self.begin(0)

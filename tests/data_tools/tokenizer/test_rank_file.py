@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiktoken.load
 
+from data_tools import _native
 from data_tools.errors import DataError
 from data_tools.tokenizer.qwen import read_vocabulary, vocab_path
 from data_tools.tokenizer.rank_file import byte_pairs, cl100k_base, format_ranks, read_ranks, without_digit_runs
@@ -24,10 +25,15 @@ def test_what_is_written_is_what_tiktoken_reads(tmp_path: Path) -> None:
     tokens = [*BYTES, b"ab", b" \xe4\xbd", b"abab"]
     path = tmp_path / "v.tiktoken"
     path.write_bytes(format_ranks(tokens))
-    assert read_ranks(path) == tokens
+    assert read_ranks(path) == tokens == _native.rank_tokens(path.read_bytes())
     assert tiktoken.load.load_tiktoken_bpe(str(path)) == {token: rank for rank, token in enumerate(tokens)}
     # The released file comes out byte for byte.
     assert format_ranks(read_ranks(vocab_path())) == vocab_path().read_bytes()
+
+
+def test_a_wrong_line_is_numbered() -> None:
+    with pytest.raises(ValueError, match="line 2 is not a token in base64 and the rank 1"):
+        _native.rank_tokens(b"AA== 0\nAQ== 2\n")
 
 
 def test_runs_of_digits() -> None:
