@@ -81,7 +81,7 @@ class TaskResult:
         statistics: JSON object for the report.
         examples: reason -> a few dropped documents.
         values: JSON object for the tasks of the next phase.
-        digests: output -> size and SHA-256, where the operation knows them already.
+        digests: output -> size and SHA-256, of its content or of what stands for that, where the operation knows them.
         written: files elsewhere that it wrote into.
         check: a last look at the result, without which no manifest is written; it may run beside the next task.
     """

@@ -5,6 +5,7 @@ process that the disk reads by itself cost a tenth of that: 0.1 s of processor t
 """
 
 import errno
+import fcntl
 import mmap
 import os
 from collections import deque
@@ -214,3 +215,11 @@ def open_direct(path: str | os.PathLike[str], flags: int) -> int | None:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             return None
         raise
+
+
+def no_longer_direct(descriptor: int) -> bool:
+    """Lets the page cache have its part in what is read and written from now on; False if it has already."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    direct = getattr(os, "O_DIRECT", 0)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~direct)
+    return bool(flags & direct)

@@ -17,6 +17,7 @@ from data_tools.corpus.shuffle import document_keys
 from data_tools.engine.task import Task, TaskResult
 from data_tools.engine.work_sharing import work_sharing
 from data_tools.io.atomic_file import atomic_output
+from data_tools.io.checksums import BlockCrcs
 from data_tools.io.direct_output import DirectOutput
 from data_tools.io.file_range import FileRange
 from data_tools.readers.files import check_unchanged, open_input
@@ -167,6 +168,10 @@ def _encoded(encoder: BatchEncoder, one: _Placed) -> EncodedBatch | None:
     return encoder.encode_lines([one.found], one.place) if one.found.reason else None
 
 
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 class RunWriter:
     """Collects documents and writes them, sorted, before more than `run_tokens` have come together.
 
@@ -174,7 +179,8 @@ class RunWriter:
 
     Attributes:
         names: the runs, in order.
-        digests: file -> size and SHA-256.
+        digests: file -> size and a name of its content: SHA-256, of runs that of the CRCs of its blocks, which take a
+            tenth of the time. Nobody asks more of a run than whether it is the same.
         num_documents, num_tokens: written so far, end-of-document tokens included.
     """
 
@@ -238,22 +244,22 @@ class RunWriter:
             self.flush()  # What came before it in the input comes before it in the corpus.
         name = self._next_name()
         length = 0
-        digest = hashlib.sha256()
+        checksums = BlockCrcs()
         # Memory counts more than time where the line alone takes much of it.
         file = self._new_file(name, num_blocks=1)
         try:
             for piece in pieces:
                 length += len(piece)
                 file.write(piece.data.cast("B"))
-                digest.update(piece.data)
+                checksums.update(piece.data.cast("B"))
         except RejectedRecordError:
             file.discard()
             self._written = None
             raise
         end = np.array([END_OF_DOCUMENT], dtype=np.int32)
-        digest.update(end.data)
+        checksums.update(end.data.cast("B"))
         file.write(end.data.cast("B"))
-        self.digests[f"{name}.tokens"] = (4 * (length + 1), digest.hexdigest())
+        self.digests[f"{name}.tokens"] = (4 * (length + 1), _sha256(checksums.crc_bytes()))
         self._write_index(name, self._entries(file_number, np.array([offset], np.uint64), np.array([length], np.int32)))
         self.num_tokens += length + 1
 
@@ -268,14 +274,14 @@ class RunWriter:
         order = np.lexsort((entries["offset"], entries["file"], entries["key"]))
         lengths = np.ascontiguousarray(entries["length"])
         name = self._next_name()
-        digest = hashlib.sha256()
+        checksums = BlockCrcs()
         file = self._new_file(name, num_blocks=2)
         tokens = [batch.tokens for _, batch in self._held]
         for piece in ordered_pieces(tokens, starts, lengths, order, END_OF_DOCUMENT):
             file.write(piece.data.cast("B"))
-            digest.update(piece.data)
+            checksums.update(piece.data.cast("B"))
         num_tokens = self._held_tokens + self._held_documents
-        self.digests[f"{name}.tokens"] = (4 * num_tokens, digest.hexdigest())
+        self.digests[f"{name}.tokens"] = (4 * num_tokens, _sha256(checksums.crc_bytes()))
         self._write_index(name, entries[order])
         self.num_tokens += num_tokens
         self._held, self._held_tokens, self._held_documents = [], 0, 0
@@ -296,6 +302,6 @@ class RunWriter:
         content = index_content(entries, self._num_ranges)
         with atomic_output(self._folder / f"{name}.index", sync=False) as stream:
             stream.write(content)
-        self.digests[f"{name}.index"] = (len(content), hashlib.sha256(content).hexdigest())
+        self.digests[f"{name}.index"] = (len(content), _sha256(content))
         self.names.append(name)
         self.num_documents += len(entries)

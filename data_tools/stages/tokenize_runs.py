@@ -4,6 +4,7 @@ The 2^64 keys are cut into equal ranges, as many for every run of a corpus. The 
 range, so that a reader of some of them finds entries and tokens without looking at any other entry.
 """
 
+import errno
 import math
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from data_tools.corpus.writer import TOKEN_DTYPE
 from data_tools.engine.planning import group_neighbours
 from data_tools.errors import DataError
-from data_tools.io.direct_file import ALIGNMENT, large_pages, open_direct
+from data_tools.io.direct_file import ALIGNMENT, large_pages, no_longer_direct, open_direct
 from data_tools.io.file_range import FileRange
 from data_tools.io.open_files import files_to_keep_open
 
@@ -165,15 +166,18 @@ class Runs:
         """Fills ``room``; behind the first ``needed`` bytes the file may end."""
         end = position + (len(room) if needed is None else needed)
         path = self._paths[number]
-        descriptor = self._kept.get(number)
-        is_kept = descriptor is not None
+        descriptor = self._kept.pop(number, None)
         if descriptor is None:
             descriptor = self._open(number)
-            if is_kept := len(self._kept) < self._most_kept:
-                self._kept[number] = descriptor
         try:
             while position < end:
-                size = os.preadv(descriptor, [room], position)
+                try:
+                    size = os.preadv(descriptor, [room], position)
+                except OSError as error:
+                    # Some file systems open a file so and do not read it so.
+                    if error.errno == errno.EINVAL and no_longer_direct(descriptor):
+                        continue
+                    raise
                 if not size:
                     raise DataError(f"{path}: {end - position} bytes are missing; delete it and run again")
                 room, position = room[size:], position + size
@@ -181,7 +185,9 @@ class Runs:
             error.filename = path
             raise
         finally:
-            if not is_kept:
+            if len(self._kept) < self._most_kept:
+                self._kept[number] = descriptor
+            else:
                 os.close(descriptor)
 
     def _open(self, number: int) -> int:

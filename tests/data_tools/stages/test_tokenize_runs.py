@@ -1,5 +1,7 @@
 """Runs and buckets: their sizes, the places in an index, how often files are opened, the same bytes for all of it."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import random
@@ -147,6 +149,27 @@ def test_same_bytes_for_any_number_of_tasks_and_open_files(
         work.mkdir()
         assert gathered(work, encoded, shuffle=shuffle) == expected(shuffle=shuffle)
         assert len(list((work / "buckets").glob("*.manifest.json"))) <= tasks
+
+
+@pytest.mark.parametrize("refused", ["opened", "read"])
+def test_a_file_system_without_direct_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    plain_read = os.preadv
+    num_refused = 0
+
+    def reading(descriptor: int, rooms: list[Any], position: int) -> int:
+        nonlocal num_refused
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            num_refused += 1
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return plain_read(descriptor, rooms, position)
+
+    if refused == "opened":
+        monkeypatch.setattr(tokenize_runs, "open_direct", lambda path, flags: None)
+    monkeypatch.setattr(os, "preadv", reading)
+    monkeypatch.setattr(tokenize_gather, "SEGMENT_BYTES", SEGMENT)
+    encoded = write_runs(tmp_path, shuffle=True)
+    assert gathered(tmp_path, encoded, shuffle=True) == expected(shuffle=True)
+    assert (num_refused == 0) == (refused == "opened")
 
 
 def test_a_task_opens_each_run_once_and_reads_of_an_index_what_its_buckets_need(
