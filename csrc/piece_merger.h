@@ -14,8 +14,8 @@ namespace qwen_data {
 // and are searched anew for each union; of long ones the unions are kept in order.
 class PieceMerger {
   public:
-    // Writes the ranks of the `size` bytes at `p`, at least one, to `out`, which has room for `size` of them and kSlackTokens
-    // more; returns the end of what it wrote. kPadding bytes behind the piece are readable.
+    // Writes the ranks of the `size` bytes at `p`, at least one, to `out`, with room for size + kSlackTokens of them;
+    // returns the end of what it wrote. kPadding bytes behind the piece are readable.
     std::uint32_t* merge(const RankTable& ranks, const char* p, std::size_t size, std::uint32_t* out);
 
     // The same of a piece of characters that may be begun with (RankTable::of_character), where no token is cut.

@@ -46,9 +46,9 @@ class PretokenPattern {
     }
 
 #if defined(__SSE2__)
-    // Where pre-tokens begin in the AsciiBlock::kBytes bytes at `p`, a bit for each: one begins at `p`, another one where its
-    // bit is set. They are found up to the first character that is not told from its bits alone; `is_whole` if there is
-    // none. What begins at the last bit may end anywhere.
+    // Where pre-tokens begin in the AsciiBlock::kBytes bytes at `p`, at which one does, a bit for each. They are found up to
+    // the first character that is not told from its bits alone; `is_whole` if there is none. What begins at the last bit
+    // may end anywhere.
     struct Starts {
         std::uint64_t bits;
         bool is_whole;

@@ -56,6 +56,7 @@ class TextEncoder::Units {
     std::uint32_t* encode() {
         WordCache& words = scratch_.words;
         std::uint64_t unknown = 0;
+        static_assert(std::tuple_size<decltype(units_)>::value <= 64, "a bit for each");
         for (std::size_t i = 0; i < count_; ++i) {
             unknown |= static_cast<std::uint64_t>(!words.has(units_[i].key, units_[i].hash)) << i;
         }
@@ -84,7 +85,7 @@ class TextEncoder::Units {
     const TextEncoder& encoder_;
     std::uint32_t* out_;
     Scratch& scratch_;
-    std::array<Unit, 64> units_;  // as many as a number has bits
+    std::array<Unit, 64> units_;
     std::size_t count_ = 0;
 };
 

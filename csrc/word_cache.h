@@ -12,7 +12,7 @@
 
 namespace qwen_data {
 
-// Copies `count` tokens to `out`, of which up to kSlackTokens more are written and read: a copy of any size would be a call.
+// Copies `count` tokens to `out`; up to kSlackTokens more are read and written, for a copy of any size would be a call.
 constexpr std::size_t kSlackTokens = 3;
 inline std::uint32_t* copy_tokens(const std::uint32_t* tokens, std::size_t count, std::uint32_t* out) {
     for (std::size_t i = 0; i < count; i += 4) {
@@ -27,12 +27,12 @@ class WordCache {
     // Words of more tokens have them in a store beside the sets, whose oldest content is overwritten by the newest.
     static constexpr std::size_t kTokens = 3;
 
-    WordCache() : sets_(kSets), store_(kStore + kSlackTokens) {}
+    WordCache() : sets_(kSets), store_(kStore) {}
 
     // Tells the processor that this word will be asked for.
     void expect(std::uint64_t hash) const { __builtin_prefetch(&sets_[hash & (kSets - 1)]); }
 
-    // Whether the tokens of a short word are known.
+    // Whether there is an entry of this key.
     bool has(const WordKey& key, std::uint64_t hash) const {
         const Set& set = sets_[hash & (kSets - 1)];
         return set.entries[0].is(key) | set.entries[1].is(key);

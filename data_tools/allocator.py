@@ -3,8 +3,8 @@
 import ctypes
 import os
 
-# glibc's numbers for the smallest block that gets pages of its own, and for what stays free at the end of the heap, and
-# the variables that set them.
+# glibc's numbers for the smallest block that gets pages of its own, for what stays free at the end of the heap, and for
+# how many heaps there are; the variables that set the first two, which stand or fall together.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX = -3, -1, -8
 MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 LARGEST_KEPT_BYTES = 1 << 30

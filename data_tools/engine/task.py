@@ -82,7 +82,6 @@ class TaskResult:
         examples: reason -> a few dropped documents.
         values: JSON object for the tasks of the next phase.
         digests: output -> size and SHA-256, of its content or of what stands for that, where the operation knows them.
-        written: files elsewhere that it wrote into.
         check: a last look at the result, without which no manifest is written; it may run beside the next task.
     """
 
@@ -95,7 +94,6 @@ class TaskResult:
     examples: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    written: list[Path] = field(default_factory=list)
     check: Callable[[], None] | None = None
 
 
@@ -112,7 +110,7 @@ class Manifest:
     records_in: int
     records_out: int
     rejected: dict[str, int]
-    outputs: dict[str, dict[str, Any]]  # file name -> size_bytes, sha256
+    outputs: dict[str, dict[str, Any]]  # file name -> size_bytes, sha256: see TaskResult.digests
     statistics: dict[str, Any]
     examples: dict[str, Any]
     values: dict[str, Any]
@@ -152,7 +150,7 @@ def write_manifest(task: Task, result: TaskResult) -> Manifest:
         path = Path(task.folder, name)
         size_bytes, sha256 = result.digests.get(name) or (path.stat().st_size, sha256_of_file(path))
         outputs[name] = {"size_bytes": size_bytes, "sha256": sha256}
-    sync_files([*(Path(task.folder, name) for name in result.outputs), *result.written])
+    sync_files([Path(task.folder, name) for name in result.outputs])
     content: dict[str, Any] = {
         "key": task.key(),
         "name": task.name,

@@ -4,6 +4,7 @@ The kernel copies what is written into pages that it must find first, keep accou
 process that the disk reads by itself cost a tenth of that: 0.1 s of processor time for 2 GiB instead of 0.7 to 6.
 """
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -19,6 +20,8 @@ from data_tools.io.background_sync import BackgroundSync
 BLOCK_BYTES = 4 << 20
 # One is filled, one is on its way to the disk, others wait or are looked at.
 NUM_BLOCKS = 4
+# What file systems answer that cannot pass the page cache by, when a file is opened or only when it is read or written.
+NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 # Of files that are closed, kept for the next ones: a system that must find pages anew takes longer than the disk.
 _MOST_SPARE = 8
 # Place in the file, number of bytes and place in memory must be multiples of it; no disk wants more.
@@ -30,7 +33,9 @@ def large_pages(num_bytes: int) -> mmap.mmap:
     # Shared memory, which this would be otherwise, has no large pages.
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        # Advice: a kernel without large pages refuses it, and nothing but speed is lost.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
@@ -66,11 +71,18 @@ class _Block:
         Raises:
             OSError: the disk could not take it.
         """
-        while self.work:
-            self.work.pop().result()
+        for work in self.work:
+            work.result()  # An error stays, for whoever waits again.
+        self.work.clear()
 
 
+# Of this process: files come and go, and the next one, of whatever thread, finds the memory of the last one warm.
 _spare: list[_Block] = []
+
+
+def _keep(block: _Block) -> None:
+    if len(_spare) < _MOST_SPARE:
+        _spare.append(block)
 
 
 class DirectFile:
@@ -95,7 +107,11 @@ class DirectFile:
     ):
         # What lies between the multiples is written through this one.
         self._descriptor = os.open(path, flags | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        self._direct = open_direct(path, os.O_WRONLY | flags & os.O_NOFOLLOW)
+        try:
+            self._direct = open_direct(path, os.O_WRONLY | flags & os.O_NOFOLLOW)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._sync = BackgroundSync(self._descriptor, keep_cached=False)
         self._disk, self._looker = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._look = look
@@ -163,7 +179,7 @@ class DirectFile:
         try:
             return os.pwrite(descriptor, content, place)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in NOT_DIRECT:
                 raise
         # The file system has opened the file so, but does not write so.
         os.close(descriptor)
@@ -178,15 +194,10 @@ class DirectFile:
         """
         self._hand_over()
         while self._busy:
-            self._rest(self._busy.popleft())
+            self._busy[0].wait()
+            _keep(self._busy.popleft())
         self._sync.wait()
         os.fsync(self._descriptor)
-
-    @staticmethod
-    def _rest(block: _Block) -> None:
-        block.wait()
-        if len(_spare) < _MOST_SPARE:
-            _spare.append(block)
 
     def close(self) -> None:
         """Ends the threads and closes the file as it is, once; what was not finished is not waited for."""
@@ -212,7 +223,7 @@ def open_direct(path: str | os.PathLike[str], flags: int) -> int | None:
     try:
         return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+        if error.errno in NOT_DIRECT:
             return None
         raise
 

@@ -1,8 +1,8 @@
 """Shards to shuffled corpora in two passes, memory bounded by the size of a run and of a bucket.
 
-First pass: each shard is encoded to runs of documents sorted by shuffle key. Second pass: the keys are cut into equal
-ranges, one bucket each; a bucket takes its range from every run, sorts it and writes it where it belongs in the token
-file. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize`` for the same
+First pass: each shard is encoded to runs of documents sorted by shuffle key. Second pass: tasks, each of which writes a
+stretch of the token file, take the ranges of keys that lie in it from every run and sort them, one bucket of ranges
+after the other. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize`` for the same
 shards, which does the same tasks.
 """
 
@@ -92,7 +92,7 @@ class TokenizeStage:
         else:
             runner.tasks_skipped += 1
         if runner.is_alone:
-            for work in ("runs", "buckets"):
+            for work in ("runs", "buckets", "checksums"):  # The last one of earlier versions.
                 remove_tree(folder / work, folder)
         return manifest
 

@@ -48,7 +48,7 @@ from data_tools.tokenizer.encoder import ENCODERS
 
 _PUBLISHING = "publishing"
 FORMATS = ("auto", "jsonl", "parquet", "warc", "text")
-# What a folder .NAME.work holds.
+# What a folder .NAME.work holds; checksums are of earlier versions.
 _OWN_WORK = re.compile(
     r"read|runs|buckets|checksums|(?:runs\.json|publishing|rejected\.jsonl)|\.(?:runs\.json|publishing|rejected\.jsonl)\..{8}\.tmp"
     r"|tokens-[0-9a-f]{64}\.bin"

@@ -4,7 +4,6 @@ The 2^64 keys are cut into equal ranges, as many for every run of a corpus. The 
 range, so that a reader of some of them finds entries and tokens without looking at any other entry.
 """
 
-import errno
 import math
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from data_tools.corpus.writer import TOKEN_DTYPE
 from data_tools.engine.planning import group_neighbours
 from data_tools.errors import DataError
-from data_tools.io.direct_file import ALIGNMENT, large_pages, no_longer_direct, open_direct
+from data_tools.io.direct_file import ALIGNMENT, NOT_DIRECT, large_pages, no_longer_direct, open_direct
 from data_tools.io.file_range import FileRange
 from data_tools.io.open_files import files_to_keep_open
 
@@ -175,7 +174,7 @@ class Runs:
                     size = os.preadv(descriptor, [room], position)
                 except OSError as error:
                     # Some file systems open a file so and do not read it so.
-                    if error.errno == errno.EINVAL and no_longer_direct(descriptor):
+                    if error.errno in NOT_DIRECT and no_longer_direct(descriptor):
                         continue
                     raise
                 if not size:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from data_tools.io.direct_file import large_pages
+
 BLOCK_BYTES = 64 << 20
 
 
@@ -35,8 +37,7 @@ class Arena:
         while taken < len(view):
             block, start = divmod(self.size, BLOCK_BYTES)
             if block == len(self.blocks):
-                self.blocks.append(mmap.mmap(-1, BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-                self.blocks[-1].madvise(mmap.MADV_HUGEPAGE)
+                self.blocks.append(large_pages(BLOCK_BYTES))
             count = min(len(view) - taken, BLOCK_BYTES - start)
             self.blocks[block][start : start + count] = view[taken : taken + count]
             taken += count

@@ -21,7 +21,7 @@ TEXTS = [f"document {number} " + "lorem ipsum " * (number % 70) for number in ra
 
 @pytest.fixture
 def segmented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments of two blocks, tasks of three segments, which end anywhere in ranges and documents."""
+    """Segments of two blocks, two tasks, which end anywhere in ranges and documents."""
     monkeypatch.setattr(tokenize_gather, "SEGMENT_BYTES", SEGMENT)
     monkeypatch.setattr(tokenize_gather, "_MOST_TASKS", 2)
     monkeypatch.setattr(StreamChecksums.__init__, "__defaults__", (BLOCK_BYTES, SEGMENT))

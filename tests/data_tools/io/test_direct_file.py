@@ -1,5 +1,6 @@
 """Files written past the page cache: the bytes of a usual file, whatever the places, the file system and the memory."""
 
+import mmap
 import os
 import random
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 from data_tools.io import direct_file
 from data_tools.io.direct_file import BLOCK_BYTES, DirectFile
+from data_tools.io.direct_output import DirectOutput
 
 
 def write(path: Path, content: bytes, cuts: list[int]) -> bytes:
@@ -104,6 +106,54 @@ def test_the_disk_is_asked_for_whole_blocks_only(tmp_path: Path, monkeypatch: py
     file.finish()
     file.close()
     assert 0 < cached[0] < 2 * 4096
+
+
+def test_memory_without_large_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Memory)
+    monkeypatch.setattr(direct_file, "_spare", [])
+    assert write(tmp_path / "file", b"content", []) == b"content"
+
+
+def test_an_error_is_told_to_all_who_wait(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    file = DirectFile(tmp_path / "full")
+    file.write(memoryview(b"x"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            file.finish()
+    file.close()
+
+
+def test_an_output_is_there_when_it_is_published_and_gone_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = threading.active_count()
+    path = tmp_path / "output"
+    output = DirectOutput(path)
+    output.write(memoryview(b"content"))
+    assert not path.exists()
+    output.publish()
+    assert path.read_bytes() == b"content"
+    discarded = DirectOutput(path)
+    discarded.write(memoryview(bytes(3 * BLOCK_BYTES)))
+    discarded.discard()
+    failing = DirectOutput(path)
+    failing.write(memoryview(b"other"))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        failing.publish()
+    assert raised.value.filename == str(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["output"]
+    assert path.read_bytes() == b"content"
+    assert threading.active_count() == before
 
 
 def test_a_full_disk_is_told_by_what_comes_next(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from data_tools.engine.task import Manifest, Task, TaskResult, write_manifest
 from data_tools.io import open_files
 from data_tools.io.checksums import BLOCK_BYTES
 from data_tools.io.open_files import files_to_keep_open
+from data_tools.readers.jsonl import RejectedRecordError
 from data_tools.stages import tokenize_bucket, tokenize_gather, tokenize_runs
 from data_tools.stages.tokenize_encode import RunWriter
 from data_tools.stages.tokenize_gather import gather_runs
@@ -75,10 +77,11 @@ def test_places_of_ranges_are_those_that_a_search_finds() -> None:
 
 def documents() -> list[tuple[int, int, list[int]]]:
     chooser = random.Random(5)
+    # One is longer than some stretches of the file together.
+    lengths = [12000 if number == 21 else chooser.choice([0, 1, 7, 30, 300]) for number in range(60)]
     return [
-        (file, 100 * number, [chooser.randrange(1000) for _ in range(chooser.choice([0, 1, 7, 30, 300]))])
-        for file in range(4)
-        for number in range(15)
+        (number // 15, 100 * (number % 15), [chooser.randrange(1000) for _ in range(length)])
+        for number, length in enumerate(lengths)
     ]
 
 
@@ -89,7 +92,7 @@ def write_runs(folder: Path, *, shuffle: bool) -> list[Manifest]:
         options = {"seed": 3, "shuffle": shuffle, "run_tokens": SIZES.run_tokens, "num_ranges": SIZES.num_ranges}
         runs = RunWriter(folder / "runs", f"part-{file:06d}", options)
         for number, offset, ids in documents():
-            if number == file and len(ids) == 300 and offset % 300 == 0:
+            if number == file and len(ids) >= 300 and offset % 300 == 0:
                 runs.add_long(file, offset, iter([np.array(ids, dtype=np.int32)]))
             elif number == file:
                 lengths, offsets = np.array([len(ids)], dtype=np.int32), np.array([offset], dtype=np.uint64)
@@ -149,6 +152,30 @@ def test_same_bytes_for_any_number_of_tasks_and_open_files(
         work.mkdir()
         assert gathered(work, encoded, shuffle=shuffle) == expected(shuffle=shuffle)
         assert len(list((work / "buckets").glob("*.manifest.json"))) <= tasks
+
+
+def test_a_rejected_long_document_leaves_nothing(tmp_path: Path) -> None:
+    def pieces() -> Iterator[np.ndarray[Any, np.dtype[np.int32]]]:
+        yield np.zeros(5000, dtype=np.int32)
+        raise RejectedRecordError("not_nfc", "in the middle")
+
+    options = {"seed": 3, "shuffle": True, "run_tokens": 600, "num_ranges": 64}
+    with RunWriter(tmp_path, "part", options) as runs:
+        with pytest.raises(RejectedRecordError):
+            runs.add_long(0, 0, pieces())
+        assert not [*tmp_path.iterdir()]
+        runs.add_long(0, 0, iter([np.zeros(3, dtype=np.int32)]))
+        runs.publish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.run-0000.index", "part.run-0000.tokens"]
+
+    def fail() -> None:
+        with RunWriter(tmp_path, "other", options) as runs:
+            runs.add_long(0, 0, iter([np.zeros(3, dtype=np.int32)]))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not [*tmp_path.glob("other*.tokens"), *tmp_path.glob(".*")]
 
 
 @pytest.mark.parametrize("refused", ["opened", "read"])
