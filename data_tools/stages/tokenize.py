@@ -2,8 +2,8 @@
 
 First pass: each shard is encoded to runs of documents sorted by shuffle key. Second pass: tasks, each of which writes a
 stretch of the token file, take the ranges of keys that lie in it from every run and sort them, one bucket of ranges
-after the other. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize`` for the same
-shards, which does the same tasks.
+after the other. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize`` for
+the same shards, which does the same tasks.
 """
 
 from collections import Counter
