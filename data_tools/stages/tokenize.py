@@ -1,9 +1,9 @@
 """Shards to shuffled corpora in two passes, memory bounded by the size of a run and of a bucket.
 
-First pass: each shard is encoded to runs of documents sorted by shuffle key. Second pass: tasks, each of which writes a
-stretch of the token file, take the ranges of keys that lie in it from every run and sort them, one bucket of ranges
-after the other. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize`` for
-the same shards, which does the same tasks.
+First pass: each shard is encoded to runs of documents sorted by shuffle key. Second pass: tasks, each of which writes
+a stretch of the token file, take the ranges of keys that lie in it from every run and sort them, one bucket of ranges
+after the other. The order is the one that docs/data-format.md defines: the bytes are those of ``qwen-data tokenize``
+for the same shards, which does the same tasks.
 """
 
 from collections import Counter
