@@ -5,7 +5,6 @@ the other. A segment is a multiple of any page, so no two processes, or machines
 same one, and its SHA-256 and CRCs are taken from memory as it is written: the file is not read again. Where a stretch
 ends within a range of keys, two tasks look at the entries of that range, and each reads the tokens that are its own.
 
-
 A task opens each run once, however many buckets it has, and reads of an index what its buckets need.
 """
 
