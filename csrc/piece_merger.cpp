@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "copy_tokens.h"
 #include "utf8.h"
-#include "word_cache.h"
 
 namespace qwen_data {
 

@@ -7,19 +7,11 @@
 #include <cstring>
 #include <string_view>
 
+#include "copy_tokens.h"
 #include "large_array.h"
 #include "word_key.h"
 
 namespace qwen_data {
-
-// Copies `count` tokens to `out`; up to kSlackTokens more are read and written, for a copy of any size would be a call.
-constexpr std::size_t kSlackTokens = 3;
-inline std::uint32_t* copy_tokens(const std::uint32_t* tokens, std::size_t count, std::uint32_t* out) {
-    for (std::size_t i = 0; i < count; i += 4) {
-        std::memcpy(out + i, tokens + i, 4 * sizeof(std::uint32_t));
-    }
-    return out + count;
-}
 
 // Sets of two words, each set a cache line of the processor; a new word takes the place of the older of its set.
 class WordCache {

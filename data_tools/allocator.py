@@ -21,9 +21,9 @@ def keep_freed_blocks(kept_bytes: int, *, few_heaps: bool = False) -> None:
     zeros. Other C libraries have no such setting.
 
     Args:
-        kept_bytes: What is free beyond these at the end of a heap is given back; threads have heaps of their own.
-        few_heaps: Whether threads share heaps, so that what one has freed is there for the others, which wait for each
-            other instead.
+        kept_bytes: What is free beyond these at the end of a heap is given back.
+        few_heaps: Whether threads share heaps instead of having their own: what one has freed is there for the others,
+            which wait for each other to allocate.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not any(name in os.environ for name in MALLOC_VARIABLES):
