@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -81,12 +82,24 @@ class NamedClassesUnpickler(pickle.Unpickler):
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return self._memory_format
         if (module, name) not in ALLOWED:
             raise CheckpointError(
                 f"{self.path}: its pickle asks for {module}.{name}, which checkpoint metadata never needs; "
                 "the file is refused, nothing in it was run"
             )
         return super().find_class(module, name)
+
+    def _memory_format(self, kind: object, name: object) -> _MEM_FORMAT_ENCODING:
+        """Stands for getattr, by which the first releases of Python 3.11 pickle a member of an enumeration."""
+        members = _MEM_FORMAT_ENCODING.__members__
+        if kind is _MEM_FORMAT_ENCODING and isinstance(name, str) and name in members:
+            return members[name]
+        raise CheckpointError(
+            f"{self.path}: its pickle asks for an attribute that checkpoint metadata never needs; the file is refused, "
+            "nothing in it was run"
+        )
 
 
 def read_metadata(path: Path) -> Metadata:

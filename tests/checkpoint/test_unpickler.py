@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -106,6 +107,16 @@ def test_limits_of_amounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_metadata(path)
 
 
+class Attribute:
+    """Is pickled as the call of getattr with these arguments."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.arguments
+
+
 def good_metadata(**changed: Any) -> Metadata:
     """One tensor of two shards."""
     size = torch.Size([4, 8])
@@ -129,6 +140,36 @@ def test_metadata_is_read(protocol: int, tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(good_metadata(), protocol))
     assert read_metadata(path) == good_metadata()
     assert len({name for name, _, _ in pickletools.genops(path.read_bytes())}) > 15
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_metadata_that_early_releases_of_python_3_11_wrote(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They name the members of enumerations by getattr."""
+    path = tmp_path / ".metadata"
+    with monkeypatch.context() as patched:
+        patched.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda one, _: (getattr, (type(one), one.name)))
+        path.write_bytes(pickle.dumps(good_metadata(), protocol))
+    assert b"getattr" in path.read_bytes()
+    assert read_metadata(path) == good_metadata()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (_MEM_FORMAT_ENCODING, "__class__"),
+        (_MEM_FORMAT_ENCODING, "_member_map_"),
+        (_MEM_FORMAT_ENCODING, 5),
+        (Metadata, "__init__"),
+        ("text", "TORCH_CONTIGUOUS_FORMAT"),
+    ],
+)
+def test_other_attributes_are_refused(kind: object, name: object, tmp_path: Path) -> None:
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(good_metadata(storage_meta=Attribute(kind, name)), 4))
+    with pytest.raises(CheckpointError, match="asks for an attribute that checkpoint metadata never needs"):
+        read_metadata(path)
 
 
 @pytest.mark.parametrize(
