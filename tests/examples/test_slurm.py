@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def job(tmp_path: Path) -> Path:
 def start(job: Path, step: str) -> subprocess.Popen[str]:
     """Runs the script as Slurm would, with `step` as what srun runs."""
     variables = {
-        "PATH": f"{job / 'bin'}:{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(job / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "VENV": str(job / "venv"),
         "RUN": str(job / "run"),
         "LOG": str(job / "log"),
